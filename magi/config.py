@@ -1,0 +1,231 @@
+"""The configuration: one frozen section a room, YAML in and out.
+
+Every default is written here once, as the paper's (arXiv 2501.12389) value where it gives one; fields marked
+"the paper leaves this open" are decisions of this project. This module knows no torch and no room.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Which videos, and how a clip is cut from one."""
+
+    root: str = Field("", description="folder of videos; sub-folders become class labels")
+    frames: int = Field(16, ge=1, description="frames of a clip (paper: 16 with a 2-D VAE, 17 with a 3-D one)")
+    height: int = Field(256, ge=1, description="height of a clip in pixels, after resize and centre crop")
+    width: int = Field(256, ge=1, description="width of a clip in pixels, after resize and centre crop")
+    interval_min: int = Field(1, ge=1, description="smallest interval between the frames of a clip")
+    interval_max: int = Field(25, ge=1, description="largest interval (paper: dynamic interval, uniform in 1..25)")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable videos that is tolerated")
+    workers: int = Field(2, ge=0, description="loader processes; the order of clips does not depend on it")
+
+    @model_validator(mode="after")
+    def _interval_range(self) -> Self:
+        if self.interval_max < self.interval_min:
+            raise ValueError(f"interval_max {self.interval_max} is below interval_min {self.interval_min}")
+        return self
+
+
+class VaeConfig(Section):
+    """Which autoencoder turns pixels into latents."""
+
+    name: Literal["pixel", "small"] = Field("pixel", description="adapter")
+    weights: str = Field("", description="folder that train-vae or export wrote; 'demo' is the shipped one")
+    pixel_stride: int = Field(8, ge=1, description="stride of the pixel adapter (space to depth)")
+    frames_per_batch: int = Field(64, ge=1, description="frames encoded or decoded at a time")
+
+
+class ModelConfig(Section):
+    """Shape of the transformer and of its diffusion head; defaults are the paper's large model (section 3)."""
+
+    width: int = Field(1280, ge=8, description="hidden size")
+    blocks: int = Field(20, ge=1, description="spatial-temporal blocks")
+    heads: int = Field(16, ge=1, description="attention heads")
+    mlp_ratio: float = Field(4.0, gt=0, description="MLP width over hidden size (paper: 5120 over 1280)")
+    patch_size: int = Field(2, ge=1, description="latent patch size; a token is patch_size^2 latent pixels")
+    frames: int = Field(16, ge=1, description="latent frames that the time embedding is trained on")
+    head_width: int = Field(1024, ge=8, description="width of the diffusion head")
+    head_blocks: int = Field(3, ge=1, description="residual blocks of the diffusion head")
+    classes: int = Field(0, ge=0, description="number of class labels; 0 is an unconditional model")
+    class_tokens: int = Field(
+        64, ge=1, description="condition tokens that carry the class (the paper leaves this open)"
+    )
+    interval_vocabulary: int = Field(25, ge=1, description="size of the interval embedding, intervals 1..25")
+    noise_levels: int = Field(5, ge=1, description="noise levels of the observation frames, 1..5")
+    noise_max: float = Field(0.7, ge=0, description="largest amplitude of the noise on observation frames")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on projections only (the paper leaves this open; MAR 0.1)")
+    teacher_forcing: Literal["complete", "masked"] = Field(
+        "complete", description="complete is the paper's, masked the baseline"
+    )
+    diffusion_steps: int = Field(1000, ge=2, description="steps of the cosine noise schedule in training")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads} and by 4")
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimisation (section 4). Everything is counted in steps and clips."""
+
+    steps: int = Field(100_000, ge=1, description="optimizer steps")
+    batch: int = Field(128, ge=1, description="clips an optimizer step, over all processes")
+    micro_batch: int = Field(0, ge=0, description="clips a forward pass in one process; 0 is the whole share at once")
+    learning_rate: float = Field(2e-4, gt=0, description="after warm-up, constant")
+    warmup_steps: int = Field(10_000, ge=0, description="steps of linear warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW")
+    weight_decay: float = Field(0.02, ge=0, description="not on norms, biases and embeddings")
+    gradient_clip: float = Field(3.0, gt=0, description="largest global gradient norm")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="autocast of the transformer; the head's loss is fp32"
+    )
+    diffusion_batch_mul: int = Field(4, ge=1, description="noisings of each masked token a step (MAR)")
+    mask_ratio_mean: float = Field(1.0, description="of the truncated normal that mask ratios are drawn from (MAR)")
+    mask_ratio_std: float = Field(0.25, gt=0, description="of the same")
+    mask_ratio_min: float = Field(0.7, ge=0, le=1, description="of the same; its maximum is 1")
+    class_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained with the null class")
+    seed: int = Field(0, ge=0, description="of initial weights, data order, masks and noise")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(
+        2, ge=2, description="newest checkpoints kept; 2 at least, so a bad one is not the last"
+    )
+    sample_every: int = Field(0, ge=0, description="steps between contact sheets of samples; 0 is never")
+
+
+class VaeTrainingConfig(Section):
+    """How `magi train-vae` trains the small autoencoder on the user's own videos (not in the paper)."""
+
+    steps: int = Field(4000, ge=1, description="optimizer steps")
+    batch: int = Field(16, ge=1, description="frames a step")
+    learning_rate: float = Field(5e-3, gt=0, description="after warm-up; falls to a fiftieth along a cosine")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are the result")
+    kl_weight: float = Field(
+        3e-5,
+        ge=0,
+        description="weight of the KL term (mean over latents) beside the mean pixel error; this tiny, it only keeps "
+        "latents centred and smooth and costs no sharpness",
+    )
+    height: int = Field(64, ge=1, description="height of a frame in pixels, after resize and centre crop")
+    width: int = Field(64, ge=1, description="width of a frame in pixels, after resize and centre crop")
+    channels: int = Field(4, ge=1, description="channels of a latent")
+    patch: int = Field(2, ge=1, description="pixels of a side folded into channels before the first convolution")
+    widths: tuple[int, ...] = Field(
+        (16, 32, 48), min_length=1, description="channels of each level; stride is patch * 2^(levels - 1)"
+    )
+    pool_megabytes: int = Field(1000, ge=0, description="frames are kept in memory if they fit in this, else read by clips")
+    pool_frames: int = Field(40, ge=1, description="frames kept in memory a video, evenly spread over it")
+    seed: int = Field(0, ge=0, description="of initial weights, frame order and posterior noise")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable videos that is tolerated")
+    workers: int = Field(2, ge=0, description="threads that read videos; the order of frames does not depend on it")
+    log_every: int = Field(50, ge=1, description="steps between log lines")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+
+class SamplingConfig(Section):
+    """How frames are generated (section 5)."""
+
+    iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
+    steps: int = Field(100, ge=2, description="denoising steps a token")
+    temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
+    guidance_schedule: Literal["constant", "linear"] = Field("linear", description="over the iterations of a frame")
+    longer: Literal["window", "interpolate"] = Field("interpolate", description="how videos grow longer than trained")
+    window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
+
+
+class LatentShape(Section):
+    """Size of an encoded clip: latent frames, channels, height and width."""
+
+    frames: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    vae: VaeConfig = Field(default_factory=VaeConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.data.interval_max > self.model.interval_vocabulary:
+            raise ValueError(
+                f"data.interval_max {self.data.interval_max} exceeds "
+                f"model.interval_vocabulary {self.model.interval_vocabulary}"
+            )
+        return self
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{match[0]}'?" if match else f"; known keys: {', '.join(known)}"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
+    """One line for each mistake in ``error``: ``source: key: what is wrong (got value)``."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "config"
+        if item["type"] == "extra_forbidden":
+            nearest = _nearest(str(item["loc"][-1]), _known_keys(model, item["loc"][:-1]))
+            lines.append(f"{source}: {key}: unknown key{nearest}")
+        else:
+            got = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
+            lines.append(f"{source}: {key}: {item['msg']}{got}")
+    return "\n".join(lines)
+
+
+def parse_config(values: Any, source: str) -> Config:
+    """Check a mapping; a ``ValueError`` names the source, the key, the value and the nearest known key."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: expected a mapping of sections, got {type(values).__name__}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, source, Config)) from None
+
+
+def load_config(path: Path) -> Config:
+    """Read a YAML file with the safe loader, so that a file from a stranger runs no code."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such config file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return parse_config(values, str(path))
+
+
+def dump_config(config: BaseModel) -> str:
+    """The whole config as YAML, in the order of the sections."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

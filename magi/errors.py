@@ -1,0 +1,32 @@
+"""Errors a user can cause or meet, each with the exit code of the command line.
+
+A mistake in arguments or configuration is a plain ``ValueError`` (exit code 2). The classes here are the other
+outcomes a script that calls ``magi`` may want to tell apart. Messages are one line: what, which file or field, what
+to do.
+"""
+
+USAGE_EXIT_CODE = 2
+
+
+class DataError(Exception):
+    """Too much of the data is missing or unreadable."""
+
+    exit_code = 3
+
+
+class NumericsError(Exception):
+    """Losses or gradients stayed non-finite."""
+
+    exit_code = 4
+
+
+class CheckpointError(Exception):
+    """A checkpoint or weight file is damaged, foreign or of another architecture."""
+
+    exit_code = 5
+
+
+class StoppedCleanly(Exception):
+    """The run was asked to stop; its state is saved and the same command continues it."""
+
+    exit_code = 75
