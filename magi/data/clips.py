@@ -1,0 +1,166 @@
+"""(seed, sample number) -> clip: which video, from where, at which interval, at which size.
+
+Everything random is a pure function of the seed and the sample number, so the order of clips is the same for any
+number of loader processes or ranks, and a run resumes from one integer. Dynamic interval: paper section 4 ("uniform in
+1..25"); a clip's interval is drawn uniformly from those that its video is long enough for.
+
+This module knows no files' insides, latents, batches or models.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from magi.config import DataConfig
+from magi.data.decode import stream_frames
+from magi.data.index import VideoIndex
+from magi.errors import DataError
+
+# Keep the draws of a sample and of an epoch apart: both are keyed by (seed, number).
+_SAMPLE_KEY, _EPOCH_KEY = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Frames of one video, ``interval`` frames apart."""
+
+    video_THWC: np.ndarray
+    """uint8 RGB."""
+    interval: int
+    label: int | None
+    """Number of the class; None for a video outside class folders."""
+    sample: int
+    """Sample number that it was drawn with; -1 for a clip that was chosen, not drawn."""
+
+
+@dataclass(frozen=True)
+class ClipDraw:
+    """Where a clip lies: video number in the index, first frame, interval."""
+
+    video: int
+    start: int
+    interval: int
+
+
+class ClipDraws:
+    """Draws clips from videos of known lengths; clips and latents share it, so both train on the same frames.
+
+    Sample numbers count on from epoch to epoch: sample ``s`` lies in epoch ``s // len(draws)``, and every epoch visits
+    every long enough video once, in a new order.
+    """
+
+    def __init__(self, lengths: Sequence[int], config: DataConfig, seed: int) -> None:
+        """``lengths``: frames of each video of an index; ``DataError`` if every video is too short for a clip."""
+        lengths_V = np.asarray(lengths, np.int64)
+        needed = clip_span(config.frames, config.interval_min)
+        self._usable_V = np.flatnonzero(lengths_V >= needed)
+        self._lengths_V = lengths_V
+        self._config, self._seed = config, seed
+        self.too_short = len(lengths_V) - len(self._usable_V)
+        """Videos left out because no clip fits."""
+        if not len(self._usable_V):
+            raise DataError(
+                f"every video is too short: a clip of {config.frames} frames at interval {config.interval_min} needs "
+                f"{needed} frames, the longest of {len(lengths_V)} videos has {lengths_V.max(initial=0)}; "
+                f"lower data.frames or data.interval_min"
+            )
+
+    def __len__(self) -> int:
+        """Samples of an epoch: one a usable video."""
+        return len(self._usable_V)
+
+    def draw(self, sample: int) -> ClipDraw:
+        """The clip of a sample number >= 0, a pure function of (seed, sample, lengths, config)."""
+        epoch, place = divmod(sample, len(self))
+        video = int(self._usable_V[epoch_order(self._seed, epoch, len(self))[place]])
+        return draw_clip(self._seed, sample, video, int(self._lengths_V[video]), self._config)
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """A permutation of 0..count-1, read-only; cached, because it costs O(count) and every sample of an epoch asks."""
+    order_V = _generator(seed, epoch, _EPOCH_KEY).permutation(count)
+    order_V.setflags(write=False)
+    return order_V
+
+
+def draw_clip(seed: int, sample: int, video: int, length: int, config: DataConfig) -> ClipDraw:
+    """Interval uniform in what fits into ``length`` frames, then a start uniform in what is left."""
+    random = _generator(seed, sample, _SAMPLE_KEY)
+    fits = (length - 1) // max(1, config.frames - 1)
+    largest = max(config.interval_min, min(config.interval_max, fits))
+    interval = int(random.integers(config.interval_min, largest, endpoint=True))
+    start = int(random.integers(0, length - clip_span(config.frames, interval), endpoint=True))
+    return ClipDraw(video, start, interval)
+
+
+def clip_span(frames: int, interval: int) -> int:
+    """Frames of a video that a clip stretches over, first to last."""
+    return (frames - 1) * interval + 1
+
+
+def _generator(seed: int, number: int, key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, number], spawn_key=(key,)))
+
+
+class ClipDataset:
+    """Map-style dataset of drawn clips for a plain ``DataLoader``; takes any sample number >= 0 and holds no state."""
+
+    def __init__(self, index: VideoIndex, config: DataConfig, seed: int) -> None:
+        self.index, self.config = index, config
+        self.draws = ClipDraws([record.frames for record in index.videos], config, seed)
+
+    @property
+    def too_short(self) -> int:
+        """Videos left out because no clip fits."""
+        return self.draws.too_short
+
+    def __len__(self) -> int:
+        """Clips of an epoch; sample numbers go on beyond it."""
+        return len(self.draws)
+
+    def __getitem__(self, sample: int) -> Clip:
+        draw = self.draws.draw(sample)
+        return read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
+
+
+def read_clip(
+    index: VideoIndex, video: int, start: int, frames: int, interval: int, config: DataConfig, sample: int = -1
+) -> Clip:
+    """A chosen clip, resized and cropped to ``config.height`` x ``config.width``.
+
+    ``ValueError`` where the video does not hold it, ``DataError`` where the file no longer matches the index.
+    """
+    if not 0 <= video < len(index.videos):
+        raise ValueError(f"video number {video} is not within the {len(index.videos)} videos of {index.root}")
+    record = index.videos[video]
+    if min(start, frames - 1, interval - 1) < 0 or start + clip_span(frames, interval) > record.frames:
+        raise ValueError(
+            f"{record.path}: has {record.frames} frames, but {frames} frames at interval {interval} from frame {start} "
+            f"were asked for; ask for fewer, or choose a longer video"
+        )
+    video_THWC = np.empty((frames, config.height, config.width, 3), np.uint8)
+    numbers = range(start, start + clip_span(frames, interval), interval)
+    for slot, frame_HWC in enumerate(stream_frames(index.root / record.path, numbers, record)):
+        video_THWC[slot] = fit_frames(frame_HWC[None], config.height, config.width)[0]
+    return Clip(video_THWC, interval, record.label, sample)
+
+
+def fit_frames(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames of exactly ``height`` x ``width``: scaled to cover the target with their shape kept, then centre-cropped.
+
+    Scaling and cropping are one resampling of the largest centred rectangle that has the target's proportions, with
+    Pillow's antialiased bicubic filter, so nothing is stretched by a rounded size. Frames that have the size already
+    are returned as they are. uint8 in, uint8 out.
+    """
+    old_height, old_width = video_THWC.shape[1:3]
+    if (old_height, old_width) == (height, width):
+        return video_THWC
+    scale = max(height / old_height, width / old_width)
+    left, top = (old_width - width / scale) / 2, (old_height - height / scale) / 2
+    box = (max(0.0, left), max(0.0, top), min(old_width, old_width - left), min(old_height, old_height - top))
+    images = (Image.fromarray(frame_HWC) for frame_HWC in video_THWC)
+    return np.stack([np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)) for image in images])

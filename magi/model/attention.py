@@ -1,0 +1,90 @@
+"""Self-attention inside a frame and along time (paper section 3).
+
+Spatial attention is full and bidirectional among the positions of one slot. Temporal attention runs along the slots
+at one position under a boolean mask; PyTorch's fused attention with that mask is the reference path. Attention weights
+have no dropout, projections have (the fused kernels have none; MAR uses 0.1 on both).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from magi.model.kv_cache import LayerCache
+
+SHORT_KEYS = 64
+"""Up to this many keys, plain matrix products beat the fused attention of a CPU, 2 to 4 times forward and backward."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None = None) -> Tensor:
+    """Softmax attention of (..., queries, d) over (..., keys, d); ``attend`` (queries, keys) is True where allowed.
+
+    The one place where a path is chosen: fused attention is the reference, and what runs on a GPU.
+    """
+    if q.device.type == "cpu" and k.shape[-2] <= SHORT_KEYS:
+        return short_attention(q, k, v, attend)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None = None) -> Tensor:
+    """The same by plain matrix products, in float32 at least: batched products of bfloat16 are slow on a CPU."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        score = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).transpose(-1, -2)
+        if attend is not None:
+            score = score.masked_fill(~attend, -torch.inf)
+        return (score.softmax(dim=-1) @ v.to(dtype)).to(q.dtype)
+
+
+class SpatialAttention(nn.Module):
+    """Attention among the P positions of each slot: (B, S, P, D) -> (B, S, P, D)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BSPD: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x_BSPD), "B S P (three h d) -> three (B S) h P d", three=3, h=self.heads)
+        mixed = attention(q, k, v)
+        mixed_BSPD = rearrange(mixed, "(B S) h P d -> B S P (h d)", B=x_BSPD.shape[0])
+        return self.dropout(self.proj(mixed_BSPD))
+
+
+class TemporalAttention(nn.Module):
+    """Attention along the slots at each position, (B, S, P, D) -> (B, Q, P, D) with Q = S - first_query."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BSPD: Tensor, attend: Tensor | None, first_query: int = 0, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Attend from slots ``first_query``.. to all slots, or with a cache to its frames and then these slots.
+
+        ``attend`` (queries, keys) is True where allowed; None allows everything.
+        """
+        q, k, v = self._project(x_BSPD, first_query)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mixed = attention(q, k, v, attend)
+        mixed_BQPD = rearrange(mixed, "(B P) h Q d -> B Q P (h d)", B=x_BSPD.shape[0])
+        return self.dropout(self.proj(mixed_BQPD))
+
+    def _project(self, x_BSPD: Tensor, first_query: int) -> tuple[Tensor, Tensor, Tensor]:
+        layout = "B S P (n h d) -> n (B P) h S d"
+        if first_query == 0:
+            q, k, v = rearrange(self.qkv(x_BSPD), layout, n=3, h=self.heads)
+            return q, k, v
+        # Slots whose output nobody reads give keys and values only.
+        width = x_BSPD.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        (q,) = rearrange(F.linear(x_BSPD[:, first_query:], weight[:width], bias[:width]), layout, n=1, h=self.heads)
+        k, v = rearrange(F.linear(x_BSPD, weight[width:], bias[width:]), layout, n=2, h=self.heads)
+        return q, k, v

@@ -1,0 +1,175 @@
+"""Diffusion of one token: noise schedule, adding noise, loss and reverse step, as pure functions (paper section 4).
+
+The model's prediction is (..., 2C): the noise, and v in about [-1, 1] that interpolates the log variance of the reverse
+step between its bounds (learned range; Nichol and Dhariwal, arXiv 2102.09672). Knows no model and no loop.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Coefficients of each step (I,), float64 on the CPU; ``timesteps`` are step numbers of the training schedule."""
+
+    timesteps: Tensor
+    betas: Tensor
+    alphas_bar: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance: Tensor
+    posterior_x0: Tensor
+    posterior_xt: Tensor
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+
+def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> NoiseSchedule:
+    """Derive the coefficients of q(x_{t-1} | x_t, x_0) (DDPM, arXiv 2006.11239, equations 6 and 7)."""
+    alphas_bar = torch.cumprod(1 - betas, dim=0)
+    previous = torch.cat([torch.ones(1, dtype=betas.dtype), alphas_bar[:-1]])
+    variance = betas * (1 - previous) / (1 - alphas_bar)
+    return NoiseSchedule(
+        timesteps=timesteps,
+        betas=betas,
+        alphas_bar=alphas_bar,
+        posterior_variance=variance,
+        # The variance of the last step is 0; its logarithm is replaced by that of the step before.
+        posterior_log_variance=torch.cat([variance[1:2], variance[1:]]).log(),
+        posterior_x0=betas * previous.sqrt() / (1 - alphas_bar),
+        posterior_xt=(1 - previous) * (1 - betas).sqrt() / (1 - alphas_bar),
+    )
+
+
+def cosine_schedule(steps: int) -> NoiseSchedule:
+    """The cosine schedule of Nichol and Dhariwal (equation 17), betas at most 0.999."""
+    time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alphas_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas = (1 - alphas_bar[1:] / alphas_bar[:-1]).clamp(max=0.999)
+    return schedule_from_betas(betas, torch.arange(steps))
+
+
+def respace(schedule: NoiseSchedule, count: int) -> NoiseSchedule:
+    """Keep ``count`` evenly spaced steps, the first and the last among them, with the same marginals."""
+    if not 2 <= count <= len(schedule):
+        raise ValueError(f"sampling.steps: expected 2..{len(schedule)}, got {count}")
+    stride = (len(schedule) - 1) / (count - 1)
+    kept = torch.tensor([round(i * stride) for i in range(count)])
+    alphas_bar = schedule.alphas_bar[kept]
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
+    return schedule_from_betas(1 - alphas_bar / previous, schedule.timesteps[kept])
+
+
+def _gather(values: Tensor, timestep: Tensor, like: Tensor) -> Tensor:
+    """values[timestep] in device and dtype of ``like``, with a channel axis that broadcasts."""
+    return values.to(like.dtype).to(like.device)[timestep].unsqueeze(-1)
+
+
+def add_noise(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """Sample q(x_t | x_0): sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, for tokens (..., C) at ``timestep`` (...)."""
+    alphas_bar = _gather(schedule.alphas_bar, timestep, x0)
+    return alphas_bar.sqrt() * x0 + (1 - alphas_bar).sqrt() * noise
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """Per-token losses: ``mse`` of the noise and ``vlb`` in bits a channel, which trains the variance only."""
+
+    mse: Tensor
+    vlb: Tensor
+
+
+def diffusion_loss(
+    schedule: NoiseSchedule, prediction: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, timestep: Tensor
+) -> DiffusionLoss:
+    """MAR's loss of tokens (..., C): noise MSE, and the variational bound with the mean frozen; means over channels.
+
+    At timestep 0 the bound is the likelihood of x0. MAR takes over the discretised Gaussian of 8-bit images there;
+    tokens are continuous, so the continuous density is used. It trains a variance that sampling never uses.
+    """
+    predicted_noise, interpolation = prediction.chunk(2, dim=-1)
+    mse = (predicted_noise - noise).square().mean(dim=-1)
+    mean, log_variance = _reverse_mean_variance(schedule, predicted_noise.detach(), interpolation, x_t, timestep)
+    true_mean = _gather(schedule.posterior_x0, timestep, x0) * x0 + _gather(schedule.posterior_xt, timestep, x0) * x_t
+    true_log_variance = _gather(schedule.posterior_log_variance, timestep, x0)
+    divergence = 0.5 * (
+        log_variance
+        - true_log_variance
+        - 1
+        + torch.exp(true_log_variance - log_variance)
+        + (true_mean - mean).square() * torch.exp(-log_variance)
+    )
+    likelihood = 0.5 * (math.log(2 * math.pi) + log_variance + (x0 - mean).square() * torch.exp(-log_variance))
+    bound = torch.where((timestep == 0).unsqueeze(-1), likelihood, divergence)
+    return DiffusionLoss(mse, bound.mean(dim=-1) / math.log(2))
+
+
+def _reverse_mean_variance(
+    schedule: NoiseSchedule, predicted_noise: Tensor, interpolation: Tensor, x_t: Tensor, timestep: Tensor
+) -> tuple[Tensor, Tensor]:
+    alphas_bar = _gather(schedule.alphas_bar, timestep, x_t)
+    x0 = (x_t - (1 - alphas_bar).sqrt() * predicted_noise) / alphas_bar.sqrt()
+    mean = _gather(schedule.posterior_x0, timestep, x_t) * x0 + _gather(schedule.posterior_xt, timestep, x_t) * x_t
+    highest = _gather(schedule.betas.log(), timestep, x_t)
+    lowest = _gather(schedule.posterior_log_variance, timestep, x_t)
+    fraction = (interpolation + 1) / 2
+    return mean, fraction * highest + (1 - fraction) * lowest
+
+
+def reverse_step(
+    schedule: NoiseSchedule, index: int, x_t: Tensor, prediction: Tensor, noise: Tensor, temperature: float
+) -> Tensor:
+    """One ancestral step from x_t at ``index`` of a respaced schedule; the last step (0) adds no noise.
+
+    ``temperature`` scales the noise, as MAR's.
+    """
+    predicted_noise, interpolation = prediction.chunk(2, dim=-1)
+    timestep = torch.tensor(index, device=x_t.device)
+    mean, log_variance = _reverse_mean_variance(schedule, predicted_noise, interpolation, x_t, timestep)
+    if index == 0:
+        return mean
+    return mean + torch.exp(0.5 * log_variance) * noise * temperature
+
+
+@dataclass(frozen=True)
+class ReverseTable:
+    """``reverse_step`` for a loop: all that does not depend on tokens folded into four numbers a step, on the host.
+
+    mean = from_xt * x_t + from_noise * predicted noise, and the logarithm of the standard deviation is
+    log_std + log_std_slope * interpolation. Index 0 is the last step.
+    """
+
+    timesteps: Tensor
+    from_xt: tuple[float, ...]
+    from_noise: tuple[float, ...]
+    log_std: tuple[float, ...]
+    log_std_slope: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.from_xt)
+
+    def step(
+        self, index: int, x_t: Tensor, predicted_noise: Tensor, interpolation: Tensor, noise: Tensor, temperature: float
+    ) -> Tensor:
+        """The same as ``reverse_step``, with the two halves of the prediction given apart."""
+        mean = self.from_xt[index] * x_t + self.from_noise[index] * predicted_noise
+        if index == 0:
+            return mean
+        std = torch.exp(self.log_std[index] + self.log_std_slope[index] * interpolation)
+        return mean + std * noise * temperature
+
+
+def reverse_table(schedule: NoiseSchedule) -> ReverseTable:
+    """Fold a (respaced) schedule for sampling."""
+    from_x0 = schedule.posterior_x0 / schedule.alphas_bar.sqrt()
+    lowest, highest = schedule.posterior_log_variance, schedule.betas.log()
+    return ReverseTable(
+        timesteps=schedule.timesteps,
+        from_xt=tuple((from_x0 + schedule.posterior_xt).tolist()),
+        from_noise=tuple((-from_x0 * (1 - schedule.alphas_bar).sqrt()).tolist()),
+        log_std=tuple(((lowest + highest) / 4).tolist()),
+        log_std_slope=tuple(((highest - lowest) / 4).tolist()),
+    )
