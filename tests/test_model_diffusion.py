@@ -25,13 +25,15 @@ def test_respacing_keeps_first_last_and_marginals() -> None:
         respace(full, 1001)
 
 
+@pytest.mark.parametrize("x0_limit", [math.inf, 2.0])
 @pytest.mark.parametrize("count", [10, 100])
-def test_reverse_steps_equal_the_ddpm_scheduler(count: int) -> None:
+def test_reverse_steps_equal_the_ddpm_scheduler(count: int, x0_limit: float) -> None:
     schedule = respace(cosine_schedule(1000), count)
     oracle = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2",
         variance_type="learned_range",
-        clip_sample=False,
+        clip_sample=math.isfinite(x0_limit),
+        clip_sample_range=x0_limit,
         timestep_spacing="linspace",
     )
     oracle.set_timesteps(count)
@@ -45,7 +47,7 @@ def test_reverse_steps_equal_the_ddpm_scheduler(count: int) -> None:
         theirs = oracle.step(prediction, timestep, theirs).prev_sample
         torch.manual_seed(index)
         noise = torch.randn(8, 4) if index > 0 else torch.zeros(8, 4)
-        ours = reverse_step(schedule, index, ours, prediction, noise, temperature=1.0)
+        ours = reverse_step(schedule, index, ours, prediction, noise, x0_limit=x0_limit)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 

@@ -108,10 +108,16 @@ def diffusion_loss(
 
 
 def _reverse_mean_variance(
-    schedule: NoiseSchedule, predicted_noise: Tensor, interpolation: Tensor, x_t: Tensor, timestep: Tensor
+    schedule: NoiseSchedule,
+    predicted_noise: Tensor,
+    interpolation: Tensor,
+    x_t: Tensor,
+    timestep: Tensor,
+    x0_limit: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     alphas_bar = _gather(schedule.alphas_bar, timestep, x_t)
     x0 = (x_t - (1 - alphas_bar).sqrt() * predicted_noise) / alphas_bar.sqrt()
+    x0 = x0.clamp(-x0_limit, x0_limit)
     mean = _gather(schedule.posterior_x0, timestep, x_t) * x0 + _gather(schedule.posterior_xt, timestep, x_t) * x_t
     highest = _gather(schedule.betas.log(), timestep, x_t)
     lowest = _gather(schedule.posterior_log_variance, timestep, x_t)
@@ -120,15 +126,23 @@ def _reverse_mean_variance(
 
 
 def reverse_step(
-    schedule: NoiseSchedule, index: int, x_t: Tensor, prediction: Tensor, noise: Tensor, temperature: float
+    schedule: NoiseSchedule,
+    index: int,
+    x_t: Tensor,
+    prediction: Tensor,
+    noise: Tensor,
+    temperature: float = 1.0,
+    x0_limit: float = math.inf,
 ) -> Tensor:
     """One ancestral step from x_t at ``index`` of a respaced schedule; the last step (0) adds no noise.
 
-    ``temperature`` scales the noise, as MAR's.
+    ``temperature`` scales the noise, as MAR's. ``x0_limit`` bounds the clean token that the prediction implies: at the
+    first steps of the cosine schedule alpha_bar is so small that a slight error of the predicted noise implies a huge
+    token, which no later step can mend.
     """
     predicted_noise, interpolation = prediction.chunk(2, dim=-1)
     timestep = torch.tensor(index, device=x_t.device)
-    mean, log_variance = _reverse_mean_variance(schedule, predicted_noise, interpolation, x_t, timestep)
+    mean, log_variance = _reverse_mean_variance(schedule, predicted_noise, interpolation, x_t, timestep, x0_limit)
     if index == 0:
         return mean
     return mean + torch.exp(0.5 * log_variance) * noise * temperature
@@ -136,40 +150,46 @@ def reverse_step(
 
 @dataclass(frozen=True)
 class ReverseTable:
-    """``reverse_step`` for a loop: all that does not depend on tokens folded into four numbers a step, on the host.
+    """``reverse_step`` for a loop: all that does not depend on tokens as six numbers a step, on the host.
 
-    mean = from_xt * x_t + from_noise * predicted noise, and the logarithm of the standard deviation is
-    log_std + log_std_slope * interpolation. Index 0 is the last step.
+    x0 = x0_from_xt * x_t + x0_from_noise * predicted noise, within the limit; mean = mean_from_x0 * x0 + mean_from_xt *
+    x_t; the logarithm of the standard deviation is log_std + log_std_slope * interpolation. Index 0 is the last step.
     """
 
     timesteps: Tensor
-    from_xt: tuple[float, ...]
-    from_noise: tuple[float, ...]
+    x0_from_xt: tuple[float, ...]
+    x0_from_noise: tuple[float, ...]
+    mean_from_x0: tuple[float, ...]
+    mean_from_xt: tuple[float, ...]
     log_std: tuple[float, ...]
     log_std_slope: tuple[float, ...]
+    x0_limit: float
 
     def __len__(self) -> int:
-        return len(self.from_xt)
+        return len(self.log_std)
 
     def step(
         self, index: int, x_t: Tensor, predicted_noise: Tensor, interpolation: Tensor, noise: Tensor, temperature: float
     ) -> Tensor:
         """The same as ``reverse_step``, with the two halves of the prediction given apart."""
-        mean = self.from_xt[index] * x_t + self.from_noise[index] * predicted_noise
+        x0 = self.x0_from_xt[index] * x_t + self.x0_from_noise[index] * predicted_noise
+        mean = self.mean_from_x0[index] * x0.clamp(-self.x0_limit, self.x0_limit) + self.mean_from_xt[index] * x_t
         if index == 0:
             return mean
         std = torch.exp(self.log_std[index] + self.log_std_slope[index] * interpolation)
         return mean + std * noise * temperature
 
 
-def reverse_table(schedule: NoiseSchedule) -> ReverseTable:
+def reverse_table(schedule: NoiseSchedule, x0_limit: float = math.inf) -> ReverseTable:
     """Fold a (respaced) schedule for sampling."""
-    from_x0 = schedule.posterior_x0 / schedule.alphas_bar.sqrt()
     lowest, highest = schedule.posterior_log_variance, schedule.betas.log()
     return ReverseTable(
         timesteps=schedule.timesteps,
-        from_xt=tuple((from_x0 + schedule.posterior_xt).tolist()),
-        from_noise=tuple((-from_x0 * (1 - schedule.alphas_bar).sqrt()).tolist()),
+        x0_from_xt=tuple(schedule.alphas_bar.rsqrt().tolist()),
+        x0_from_noise=tuple((-((1 - schedule.alphas_bar) / schedule.alphas_bar).sqrt()).tolist()),
+        mean_from_x0=tuple(schedule.posterior_x0.tolist()),
+        mean_from_xt=tuple(schedule.posterior_xt.tolist()),
         log_std=tuple(((lowest + highest) / 4).tolist()),
         log_std_slope=tuple(((highest - lowest) / 4).tolist()),
+        x0_limit=x0_limit,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ from magi.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from magi.config import LatentShape, ModelConfig
+
+HEAD_ROWS = 128
+"""In training the head's rows are padded with zeros to a multiple of this."""
 
 
 class Magi(nn.Module):
@@ -111,7 +115,12 @@ class Magi(nn.Module):
         x_BSPD = self._embed(sequence.tokens_BSNC, sequence.masked_BSN, is_observation_S, sequence.time_S, conditions)
         x_BTPD = self.transformer(x_BSPD, sequence.attend_SS, first_query=sequence.observations)
         z_MD = self._condition(x_BTPD)[picked_BTN]
-        return self.head(noisy_RMC, timestep_RM, z_MD)
+        # A CPU keeps compiled products for every number of rows it has met, gigabytes of them: so there are few numbers.
+        rows, spare = len(z_MD), -len(z_MD) % HEAD_ROWS
+        padded = self.head(
+            F.pad(noisy_RMC, (0, 0, 0, spare)), F.pad(timestep_RM, (0, spare)), F.pad(z_MD, (0, 0, 0, spare))
+        )
+        return padded[:, :rows]
 
     # Sampling
 
