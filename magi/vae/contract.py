@@ -1,0 +1,95 @@
+"""What an autoencoder adapter promises: pixels in, latents of about unit variance out, and back.
+
+Paper section 4 names the autoencoders; which one is used, and every constant of it, stays in this room. This module
+knows no adapter, no file and no training.
+"""
+
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+
+from magi.config import DataConfig, LatentShape
+
+
+class VideoAutoencoder(Protocol):
+    """Turns video_BTHWC (uint8 RGB) into latents_BTCHW (float32, about unit variance) and back."""
+
+    @property
+    def id(self) -> str:
+        """Name and weight hash; latents on disk carry it."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        ...
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent covers in height and in width."""
+        ...
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames a latent frame covers; 1 for a 2-D autoencoder."""
+        ...
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip of ``frames`` frames; ``ValueError`` for a length the autoencoder cannot encode."""
+        ...
+
+    def encode(self, video_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Return latents_BTCHW float32 of video_BTHWC uint8; deterministic, without gradients."""
+        ...
+
+    def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
+        """Return video_BTHWC uint8 of latents_BTCHW; deterministic, without gradients."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what the adapter needs to come back."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights; returns itself."""
+        ...
+
+
+def check_size(height: int, width: int, spatial_stride: int) -> None:
+    """Refuse, with a ``ValueError``, a size in pixels that ``spatial_stride`` does not divide."""
+    if height % spatial_stride or width % spatial_stride or min(height, width) < 1:
+        raise ValueError(
+            f"height {height} x width {width}: both must be divisible by the autoencoder's stride {spatial_stride}; "
+            f"try {max(1, round(height / spatial_stride)) * spatial_stride} x "
+            f"{max(1, round(width / spatial_stride)) * spatial_stride}"
+        )
+
+
+def check_video(video_BTHWC: torch.Tensor, spatial_stride: int) -> None:
+    """Refuse, with a ``ValueError``, a tensor that is not uint8 RGB video of a divisible size."""
+    if video_BTHWC.dtype != torch.uint8 or video_BTHWC.ndim != 5 or video_BTHWC.shape[-1] != 3:
+        raise ValueError(
+            f"expected video_BTHWC of uint8 with 3 channels last, got {tuple(video_BTHWC.shape)} of {video_BTHWC.dtype}"
+        )
+    check_size(video_BTHWC.shape[2], video_BTHWC.shape[3], spatial_stride)
+
+
+def check_latents(latents_BTCHW: torch.Tensor, channels: int) -> None:
+    """Refuse, with a ``ValueError``, a tensor that is not latents with ``channels`` channels."""
+    if latents_BTCHW.ndim != 5 or latents_BTCHW.shape[2] != channels or not latents_BTCHW.is_floating_point():
+        raise ValueError(
+            f"expected floating-point latents_BTCHW with {channels} channels, "
+            f"got {tuple(latents_BTCHW.shape)} of {latents_BTCHW.dtype}"
+        )
+
+
+def latent_shape(vae: VideoAutoencoder, config: DataConfig) -> LatentShape:
+    """Return the size of an encoded clip of ``config``; ``ValueError`` where the autoencoder cannot encode it."""
+    check_size(config.height, config.width, vae.spatial_stride)
+    return LatentShape(
+        frames=vae.latent_frames(config.frames),
+        channels=vae.channels,
+        height=config.height // vae.spatial_stride,
+        width=config.width // vae.spatial_stride,
+    )
