@@ -1,0 +1,46 @@
+"""The training loss: the diffusion loss of masked tokens, given complete (or masked) earlier frames (paper section 4).
+
+A callable that takes the model; it knows no optimizer, step or process.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from magi.config import ModelConfig
+from magi.model.diffusion import DiffusionLoss, NoiseSchedule, add_noise, cosine_schedule, diffusion_loss
+from magi.model.noise_injection import inject_noise
+from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing
+from magi.training.batch import Batch
+
+
+class MagiLoss:
+    """Noise MSE plus the variational term, of the masked tokens of a batch, each noised R times."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        self.force = complete_teacher_forcing if config.teacher_forcing == "complete" else masked_teacher_forcing
+        self.schedule = _on_device(cosine_schedule(config.diffusion_steps), device)
+
+    def __call__(self, model: Callable[..., Tensor], tokens_BTNC: Tensor, batch: Batch, total: int) -> DiffusionLoss:
+        """The two parts of the loss of ``batch``, scalars in float32; their sum is to be minimised.
+
+        ``total`` is the number of masked tokens of the whole optimizer step, over all micro-batches and processes: the
+        parts of a step then add up to the mean over its masked tokens and noisings.
+        """
+        sequence = inject_noise(self.force(tokens_BTNC, batch.masked_BTN), batch.noise_BTNC, batch.amplitude_B)
+        picked_BTN = batch.masked_BTN
+        timestep_RM = batch.timestep_RBTN[:, picked_BTN]
+        noise_RMC = batch.diffusion_noise_RBTNC[:, picked_BTN]
+        clean_RMC = tokens_BTNC[picked_BTN].expand_as(noise_RMC)
+        noisy_RMC = add_noise(self.schedule, clean_RMC, noise_RMC, timestep_RM)
+        # The model may run in bfloat16; the loss does not.
+        prediction = model(sequence, batch.conditions, picked_BTN, noisy_RMC, timestep_RM).to(noise_RMC.dtype)
+        loss = diffusion_loss(self.schedule, prediction, clean_RMC, noisy_RMC, noise_RMC, timestep_RM)
+        terms = total * len(timestep_RM)
+        return DiffusionLoss(mse=loss.mse.sum() / terms, vlb=loss.vlb.sum() / terms)
+
+
+def _on_device(schedule: NoiseSchedule, device: torch.device) -> NoiseSchedule:
+    return replace(schedule, **{field.name: getattr(schedule, field.name).to(device) for field in fields(schedule)})

@@ -1,0 +1,61 @@
+"""AdamW with the paper's groups and warm-up (section 4), and its state as named tensors.
+
+It knows named parameters and the number of the step; no files or processes.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from magi.config import TrainingConfig
+
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def decayed_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters with weight decay: weights of linear and convolution layers.
+
+    Norms, biases, embeddings and learned positions have none (paper section 4).
+    """
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, layers)}
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
+    """AdamW over the model's parameters in two groups, with and without weight decay."""
+    decayed = decayed_parameters(model)
+    with_decay = [value for name, value in model.named_parameters() if name in decayed]
+    without = [value for name, value in model.named_parameters() if name not in decayed]
+    groups = [{"params": with_decay, "weight_decay": config.weight_decay}, {"params": without, "weight_decay": 0.0}]
+    return AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=True)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """The learning rate of step 1, 2, ...: linear warm-up, then constant; a function of the step alone."""
+    return config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
+
+
+def set_learning_rate(optimizer: AdamW, value: float) -> None:
+    """Use ``value`` in the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def optimizer_tensors(optimizer: AdamW, model: nn.Module) -> dict[str, Tensor]:
+    """Step count and both moments of every parameter, as ``exp_avg/<parameter name>`` and so on."""
+    return {
+        f"{kind}/{name}": torch.as_tensor(optimizer.state[value][kind])
+        for name, value in model.named_parameters()
+        if value in optimizer.state
+        for kind in _STATE
+    }
+
+
+def load_optimizer(optimizer: AdamW, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` returned; the groups' settings come from the config, not from the file."""
+    for name, value in model.named_parameters():
+        if f"step/{name}" in tensors:
+            state = {kind: tensors[f"{kind}/{name}"].to(value.device, copy=True) for kind in _STATE[1:]}
+            optimizer.state[value] = {"step": tensors[f"step/{name}"].clone(), **state}

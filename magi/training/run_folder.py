@@ -1,0 +1,78 @@
+"""A run's folder: one process group at a time, what it holds beside checkpoints, and the wish to stop.
+
+It knows files and signals; no model or loop.
+"""
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+LOCK_FILE = "lock"
+CONFIG_FILE = "config.yaml"
+CLASSES_FILE = "classes.json"
+VAE_FOLDER = "vae"
+SAMPLES_FOLDER = "samples"
+METRICS_FILE = "metrics.jsonl"
+LOSS_FILE = "loss.png"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the run's lock; ``ValueError`` names the process that has it. A process that dies frees it."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK_FILE).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{run}: cannot be used as a run folder ({error.strerror}); give another --run") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise ValueError(f"{run}: in use by process {owner}; wait for it, stop it, or give another --run") from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a small text file so that it is whole or absent, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f".tmp-{path.name}")
+    building.write_text(text, encoding="utf-8")
+    building.replace(path)
+
+
+class StopRequest:
+    """Whether SIGINT or SIGTERM asked the run to stop; it is looked at between steps.
+
+    A context: inside it the first signal asks to stop, a second Ctrl-C interrupts at once. Outside the main thread,
+    where Python allows no handlers, it never asks.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __enter__(self) -> "StopRequest":
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        except ValueError:
+            self._before = {}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

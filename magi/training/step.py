@@ -1,0 +1,171 @@
+"""The state of a run in one process, and one optimizer step of it (paper section 4).
+
+Everything put together: batch, loss, gradients, the guard against non-finite numbers, AdamW, EMA. It knows no files,
+no loop and no log.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from magi.config import Config
+from magi.errors import CheckpointError
+from magi.model.magi import Magi
+from magi.training.batch import Batch, Clips, data_identity, load_batches
+from magi.training.checkpoint import Checkpoint, check_same_run
+from magi.training.draws import DrawShape, masked_tokens, seed_of
+from magi.training.ema import Ema
+from magi.training.loss import MagiLoss
+from magi.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors, set_learning_rate
+from magi.training.order import StepOrder, step_samples
+from magi.training.parallel import Process, gradients_stay_local, prepare
+from magi.vae.contract import VideoAutoencoder
+from magi.weights import load_weights
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step came to, over all processes; ``skipped`` if it was non-finite and changed nothing."""
+
+    mse: float
+    vlb: float
+    gradient_norm: float
+    skipped: bool
+    stop: bool
+
+    @property
+    def loss(self) -> float:
+        """What was minimised."""
+        return self.mse + self.vlb
+
+
+class Trainer:
+    """The state of a run in one process, and one step of it."""
+
+    def __init__(
+        self, config: Config, clips: Clips, vae: VideoAutoencoder | None, model: Magi, process: Process
+    ) -> None:
+        self.config, self.clips, self.process = config, clips, process
+        self.model = model.to(process.device)
+        self.vae = vae.to(process.device) if vae is not None else None
+        self.shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
+        self.ema = Ema(self.model, config.training.ema_decay)
+        self.optimizer = make_optimizer(self.model, config.training)
+        self.loss = MagiLoss(config.model, process.device)
+        self.wrapped: nn.Module | None = None
+        self.step = 0
+        self.skips_in_a_row = 0
+        self._batches: Generator[Batch, None, None] | None = None
+
+    # Continuing
+
+    def checkpoint(self) -> Checkpoint:
+        """All that the run continues from."""
+        ema, optimizer = self.ema.state(self.model), optimizer_tensors(self.optimizer, self.model)
+        return Checkpoint(self.model.state_dict(), ema, optimizer, self.checkpoint_state())
+
+    def checkpoint_state(self) -> dict[str, object]:
+        """The part of a checkpoint that is no tensor."""
+        return {
+            "step": self.step,
+            "skips_in_a_row": self.skips_in_a_row,
+            "config": self.config.model_dump(mode="json"),
+            "vae": self.vae.id if self.vae is not None else None,
+            "data": data_identity(self.clips),
+            "torch": torch.__version__,
+        }
+
+    def restore(self, checkpoint: Checkpoint, source: Path) -> None:
+        """Continue from a checkpoint; ``CheckpointError`` if it belongs to another run or architecture."""
+        check_same_run(checkpoint.state["config"], self.config, source)
+        now = self.checkpoint_state()
+        for key, name in (("vae", "the autoencoder"), ("data", "the data")):
+            before = checkpoint.state.get(key, now[key])
+            if before != now[key]:
+                raise CheckpointError(
+                    f"{source}: the run was started with {name} {before}, now {now[key]}; give a new --run, or that one"
+                )
+        load_weights(self.model, checkpoint.model, source)
+        load_optimizer(self.optimizer, self.model, checkpoint.optimizer)
+        self.ema.load(checkpoint.ema)
+        self.step, self.skips_in_a_row = checkpoint.step, int(checkpoint.state["skips_in_a_row"])
+
+    def start(self) -> None:
+        """Wrap the model and open the data at the current step."""
+        training, process = self.config.training, self.process
+        self.wrapped = prepare(self.model, training.precision, process)
+        self.order = StepOrder(
+            self.step, training.steps, training.batch, training.micro_batch, process.rank, process.world
+        )
+        self._batches = load_batches(self.clips, self.config, self.shape, self.order, pin=process.device.type == "cuda")
+
+    def close(self) -> None:
+        """End the loader's workers, which ignore the signals that ask a run to stop."""
+        if self._batches is not None:
+            self._batches.close()
+
+    def ema_model(self) -> Magi:
+        """A model of its own with the averaged weights, in evaluation mode."""
+        # The weights are overwritten; a generator of its own leaves the global state alone.
+        averaged = Magi(self.model.config, self.model.latent, torch.Generator()).to(self.process.device)
+        averaged.load_state_dict(self.ema.state(self.model))
+        return averaged.eval().requires_grad_(False)
+
+    # One step
+
+    def take_step(self, stop_asked: Callable[[], bool] = lambda: False) -> StepResult:
+        """One optimizer step over all processes; a non-finite one changes nothing, and ten in a row end the run."""
+        assert self.wrapped is not None, "start() comes first"
+        self.model.train()
+        training, number = self.config.training, self.step + 1
+        parts = self._backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True)
+        mse, vlb, gradient_norm = torch.stack([*parts, norm.float()]).tolist()
+        bad = not torch.tensor([mse, vlb, gradient_norm]).isfinite().all()
+        # One exchange a step: all processes skip or none, and all stop after the same step.
+        mse, vlb, bad_count, stop_count = self.process.sum(mse, vlb, float(bad), float(stop_asked()))
+        if not bad_count:
+            set_learning_rate(self.optimizer, learning_rate(training, number))
+            self.optimizer.step()
+            self.ema.update(self.model, number)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step = number
+        self.skips_in_a_row = self.skips_in_a_row + 1 if bad_count else 0
+        return StepResult(mse, vlb, gradient_norm, skipped=bad_count > 0, stop=stop_count > 0)
+
+    def _backward(self) -> Tensor:
+        """Gradients of the step's loss over all micro-batches and processes; returns (mse, vlb) of this one's share."""
+        assert self.wrapped is not None and self._batches is not None
+        training, process = self.config.training, self.process
+        total = masked_tokens(training, self.shape, step_samples(self.step, training.batch))
+        micro_batches = self.order.of_step(self.step)
+        parts = torch.zeros(2, device=process.device)
+        for index in range(len(micro_batches)):
+            batch = next(self._batches).to(process.device)
+            tokens_BTNC = self.model.patchify(self._latents(batch))
+            torch.manual_seed(seed_of("dropout", training.seed, self.step, process.rank, index))
+            with gradients_stay_local(self.wrapped, local=index + 1 < len(micro_batches)):
+                loss = self.loss(self.wrapped, tokens_BTNC, batch, total)
+                # The wrapper averages gradients over processes; the loss is a share of the whole step's mean.
+                ((loss.mse + loss.vlb) * process.world).backward()
+            parts += torch.stack([loss.mse.detach(), loss.vlb.detach()])
+        return parts
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.latents_BTCHW is not None:
+            latents_BTCHW = batch.latents_BTCHW
+        else:
+            assert batch.video_BTHWC is not None
+            if self.vae is None:
+                raise ValueError("the data are videos, so training needs an autoencoder; set vae.name")
+            latents_BTCHW = self.vae.encode(batch.video_BTHWC)
+        expected = self.model.latent
+        if latents_BTCHW.shape[1:] != (expected.frames, expected.channels, expected.height, expected.width):
+            raise ValueError(
+                f"latents of a clip are {tuple(latents_BTCHW.shape[1:])} (T, C, H, W), "
+                f"the model was built for {expected}; check data.frames, data.height, data.width and vae"
+            )
+        return latents_BTCHW

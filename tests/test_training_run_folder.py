@@ -1,0 +1,72 @@
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from magi.training.run_folder import StopRequest, locked, write_file
+
+
+def test_lock_is_held_named_and_freed(tmp_path: Path) -> None:
+    run = tmp_path / "deep" / "run"
+    with locked(run):
+        with pytest.raises(ValueError, match=rf"in use by process {os.getpid()}; .*another --run"), locked(run):
+            pass
+    with locked(run):
+        pass
+
+
+def test_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    """A process that was killed leaves its file behind, but not its lock."""
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert (tmp_path / "lock").read_text() == f"{child}\n"
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ValueError, match=r"run: cannot be used as a run folder"), locked(tmp_path / "run"):
+        pass
+
+
+def test_first_signal_asks_and_second_ctrl_c_interrupts() -> None:
+    with StopRequest() as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_outside_the_main_thread_nothing_is_handled() -> None:
+    seen: list[bool] = []
+
+    def use() -> None:
+        with StopRequest() as stop:
+            seen.append(stop.asked)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "a" / "file", "old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("died")))
+    with pytest.raises(OSError, match="died"):
+        write_file(tmp_path / "a" / "file", "new")
+    assert (tmp_path / "a" / "file").read_text() == "old"
