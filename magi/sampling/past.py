@@ -1,0 +1,98 @@
+"""The finished frames as the model sees them: cache, positions in time, and growing longer than trained (section 5).
+
+Knows the model's ``observe`` and ``predict`` and which frames they are given; no masks, no denoising.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from magi.config import SamplingConfig
+from magi.model.conditioning import Conditions
+from magi.model.kv_cache import KVCache
+from magi.model.magi import Magi
+
+
+def time_positions(frames: int, trained: int, config: SamplingConfig) -> Tensor:
+    """Positions in time of the frames that are in view together, on the CPU.
+
+    Up to ``trained`` frames these are 0, 1, ... (long). More frames either share the trained range, every position
+    interpolated (paper section 5: (frames,) float), or pass through a window of the trained length.
+    """
+    if frames > trained and config.longer == "interpolate":
+        return torch.arange(frames, dtype=torch.float32) * (trained - 1) / (frames - 1)
+    return torch.arange(min(frames, trained))
+
+
+def observation_noise(model: Magi, noise_level: int) -> float:
+    """Amplitude of the noise that belongs to a level: 0 for level 1, else the middle of the level's bucket."""
+    if noise_level == 1:
+        return 0.0
+    return (noise_level - 0.5) / model.config.noise_levels * model.config.noise_max
+
+
+class Past:
+    """The frames before the one being generated, of B videos told ``conditions`` (G x B: guidance doubles the batch).
+
+    In "window" mode a full window slides: the newest ``window_keep`` frames are observed anew as a fresh context from
+    position 0, so everything the model sees, it has seen in training, and the cost a frame stays the same for ever.
+    ``generators`` (one a video) give the noise of observations at noise levels above 1; a frame's noise is drawn once.
+    """
+
+    def __init__(
+        self,
+        model: Magi,
+        conditions: Conditions,
+        generators: Sequence[torch.Generator],
+        frames: int,
+        config: SamplingConfig,
+    ) -> None:
+        self.model, self.conditions, self.generators = model, conditions, generators
+        self.halves = len(conditions.interval_B) // len(generators)
+        self.keep = config.window_keep
+        self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
+        # The last frame in view is only ever predicted, so the cache needs no room for it.
+        self.cache: KVCache = model.new_cache(len(conditions.interval_B), len(self.time_T) - 1)
+        levels = conditions.noise_level_B[: len(generators)].tolist()
+        self.amplitudes = [observation_noise(model, level) for level in levels]
+        self.recent_BTNC: Tensor | None = None
+
+    def observe(self, tokens_BTNC: Tensor) -> None:
+        """Add finished frames; of a first context longer than the window only the newest that fit are seen."""
+        if self.recent_BTNC is None:
+            tokens_BTNC = tokens_BTNC[:, -self.cache.capacity :]
+        tokens_BTNC = self._with_noise(tokens_BTNC)
+        recent_BTNC = tokens_BTNC if self.recent_BTNC is None else torch.cat([self.recent_BTNC, tokens_BTNC], dim=1)
+        self.recent_BTNC = recent_BTNC[:, -self.keep :]
+        if self.cache.length + tokens_BTNC.shape[1] > self.cache.capacity:
+            self.cache.clear()
+            tokens_BTNC = self.recent_BTNC
+        first = self.cache.length
+        time_T = self.time_T[first : first + tokens_BTNC.shape[1]]
+        self.model.observe(self._double(tokens_BTNC), time_T, self.conditions, self.cache)
+
+    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor) -> Tensor:
+        """z_GBND of the next frame: G is 2 under guidance (with the label, then without), else 1."""
+        time = self.time_T[self.cache.length]
+        z = self.model.predict(
+            self._double(tokens_BNC).to(self.model.mask_token.dtype),
+            self._double(masked_BN),
+            time,
+            self.conditions,
+            self.cache,
+        )
+        return z.unflatten(0, (self.halves, -1))
+
+    def _double(self, values: Tensor) -> Tensor:
+        return torch.cat([values] * self.halves) if self.halves > 1 else values
+
+    def _with_noise(self, tokens_BTNC: Tensor) -> Tensor:
+        tokens_BTNC = tokens_BTNC.to(self.model.mask_token.dtype)
+        if not any(self.amplitudes):
+            return tokens_BTNC
+        noise_BTNC = torch.zeros(tokens_BTNC.shape)
+        for noise_TNC, amplitude, generator in zip(noise_BTNC, self.amplitudes, self.generators, strict=True):
+            if amplitude:
+                noise_TNC.copy_(amplitude * torch.randn(noise_TNC.shape, generator=generator))
+        return tokens_BTNC + noise_BTNC.to(tokens_BTNC)

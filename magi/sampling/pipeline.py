@@ -1,0 +1,171 @@
+"""MagiPipeline: pixels in, pixels out (paper section 5).
+
+Puts a model, its autoencoder and its config together: loads them, checks what is asked, encodes the context, samples,
+decodes. It knows no training and writes no videos.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi.config import Config
+from magi.errors import NumericsError
+from magi.model.magi import Magi
+from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
+from magi.sampling.request import Labels, batch_of, context_batch, make_conditions, sampling_settings
+from magi.sampling.sampler import generate
+from magi.vae.contract import VideoAutoencoder
+
+
+@dataclass(frozen=True)
+class Result:
+    """``video_BTHWC`` uint8 on the CPU: first ``context_frames`` frames as they were given, then the generated ones."""
+
+    video_BTHWC: Tensor
+    context_frames: int
+
+
+class MagiPipeline:
+    """Continues videos, or makes them from nothing."""
+
+    def __init__(
+        self, model: Magi, vae: VideoAutoencoder, config: Config, classes: Sequence[str] | None = None
+    ) -> None:
+        """Use ``model`` and ``vae`` as they are; ``classes`` are the names of the labels, if known."""
+        self.model, self.vae, self.config = model, vae, config
+        self.classes = None if classes is None else tuple(classes)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Load 'demo' (the shipped model), the folder of a run or an export, or a hub id ``owner/name``.
+
+        A local folder goes before a hub id. Raises ValueError if there is no such model, CheckpointError if its weights
+        are missing, damaged, a pickle, or of another architecture.
+        """
+        parts = load_pretrained(source)
+        return cls(parts.model, parts.vae, parts.config, parts.classes).to(device)
+
+    def save_pretrained(self, folder: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
+        """Write an export, which ``from_pretrained`` loads; see ``magi.sampling.pretrained.save_export``."""
+        save_export(Path(folder), Pretrained(self.model, self.vae, self.config, self.classes), dtype)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move model and autoencoder; returns itself."""
+        self.model.to(device)
+        self.vae = self.vae.to(device)
+        return self
+
+    def __call__(
+        self,
+        *,
+        frames: int,
+        context: Tensor | np.ndarray | None = None,
+        labels: Labels = None,
+        interval: int = 1,
+        seeds: Sequence[int] | None = None,
+        guidance: float | None = None,
+        iterations: int | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        longer: Literal["window", "interpolate"] | None = None,
+        noise_level: int = 1,
+    ) -> Result:
+        """Generate whole videos; arguments and errors are those of ``stream``."""
+        context_BTHWC = context_batch(context, frames, self.config)
+        generated = self.stream(
+            frames=frames,
+            context=context_BTHWC,
+            labels=labels,
+            interval=interval,
+            seeds=seeds,
+            guidance=guidance,
+            iterations=iterations,
+            steps=steps,
+            temperature=temperature,
+            longer=longer,
+            noise_level=noise_level,
+        )
+        video_BTHWC = torch.stack(list(generated), dim=1)
+        if context_BTHWC is None:
+            return Result(video_BTHWC, 0)
+        given_BTHWC = context_BTHWC.cpu().expand(len(video_BTHWC), -1, -1, -1, -1)
+        return Result(torch.cat([given_BTHWC, video_BTHWC], dim=1), context_BTHWC.shape[1])
+
+    def stream(
+        self,
+        *,
+        frames: int,
+        context: Tensor | np.ndarray | None = None,
+        labels: Labels = None,
+        interval: int = 1,
+        seeds: Sequence[int] | None = None,
+        guidance: float | None = None,
+        iterations: int | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        longer: Literal["window", "interpolate"] | None = None,
+        noise_level: int = 1,
+    ) -> Iterator[Tensor]:
+        """Yield frame_BHWC (uint8, on the CPU) of the generated frames, each as soon as it is finished.
+
+        ``frames`` counts the whole video, context included. ``context`` is uint8 RGB, video_THWC for all videos or
+        video_BTHWC, of the model's size. ``labels`` are class names or numbers, one for all or one a video; None is no
+        label. ``interval`` tells the frame interval. There is one video for each of ``seeds``; without them 0, 1, ...
+        for each context or label. A ``noise_level`` above 1 adds noise of that level to the observed frames. What else
+        is None is taken from the config. Raises ValueError, at once, for anything that does not fit the model, and
+        NumericsError if a frame is not finite.
+        """
+        settings = sampling_settings(
+            self.config.sampling,
+            guidance=guidance,
+            iterations=iterations,
+            steps=steps,
+            temperature=temperature,
+            longer=longer,
+        )
+        context_BTHWC = context_batch(context, frames, self.config)
+        seeds = batch_of(context_BTHWC, labels, seeds)
+        conditions = make_conditions(self.config.model, self.classes, labels, interval, noise_level, len(seeds))
+        context_BTCHW = None if context_BTHWC is None else self._encode(context_BTHWC, len(seeds))
+        latents = generate(
+            self.model,
+            frames=self.vae.latent_frames(frames),
+            conditions=conditions,
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            config=settings,
+            context_BTCHW=context_BTCHW,
+        )
+        context_frames = 0 if context_BTHWC is None else context_BTHWC.shape[1]
+        return decode_frames(self.vae, _finite(latents), context_BTCHW, context_frames)
+
+    def _encode(self, context_BTHWC: Tensor, batch: int) -> Tensor:
+        context_BTCHW = self.vae.encode(context_BTHWC.to(self.model.mask_token.device))
+        return context_BTCHW.expand(batch, -1, -1, -1, -1)
+
+
+def _finite(latents: Iterator[Tensor]) -> Iterator[Tensor]:
+    for number, latents_BCHW in enumerate(latents):
+        if not bool(latents_BCHW.isfinite().all()):
+            raise NumericsError(f"generated latent frame {number} is not finite; lower guidance or temperature")
+        yield latents_BCHW
+
+
+def decode_frames(
+    vae: VideoAutoencoder, latents: Iterator[Tensor], context_BTCHW: Tensor | None, context_frames: int
+) -> Iterator[Tensor]:
+    """Decode generated latents to frame_BHWC uint8 on the CPU, each as soon as it is there.
+
+    An autoencoder that compresses time decodes a clip as a whole, context included, so its frames come at the end.
+    """
+    if vae.temporal_stride == 1:
+        for latents_BCHW in latents:
+            yield vae.decode(latents_BCHW.float()[:, None])[:, 0].cpu()
+        return
+    generated_BTCHW = torch.stack(list(latents), dim=1).float()
+    whole_BTCHW = generated_BTCHW if context_BTCHW is None else torch.cat([context_BTCHW, generated_BTCHW], dim=1)
+    yield from vae.decode(whole_BTCHW)[:, context_frames:].cpu().unbind(1)

@@ -1,0 +1,154 @@
+"""Where a model comes from and how it is handed on: the shipped one, a run, an export, a hub id; and writing an export.
+
+An export is FOLDER/{config.yaml, model.safetensors, README.md, vae/, classes.json}: safetensors, JSON and YAML alone,
+so a folder from a stranger never runs code. It knows files; it does not know how frames are made.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+
+from magi.config import Config, VaeConfig, dump_config, load_config
+from magi.errors import CheckpointError
+from magi.model.magi import Magi
+from magi.sampling.model_card import model_card
+from magi.vae.contract import VideoAutoencoder, latent_shape
+from magi.vae.load import load_vae
+from magi.weights import CHECKPOINTS, MODEL_FILE, load_ema, load_weights, read_tensors
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+CONFIG_FILE, CLASSES_FILE, CARD_FILE, VAE_FOLDER = "config.yaml", "classes.json", "README.md", "vae"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model with everything that it is used with; ``classes`` are names by label, if they are known."""
+
+    model: Magi
+    vae: VideoAutoencoder
+    config: Config
+    classes: tuple[str, ...] | None
+
+
+def find_model(source: str | Path) -> Path:
+    """Folder of a model: 'demo' is the shipped one, then local folders, then a hub id ``owner/name``.
+
+    ValueError for something that is none of these; only a name that looks like a hub id reaches for the network.
+    """
+    folder = DEMO_FOLDER if source == DEMO else Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{source}: a file; expected the folder of a run or of an export")
+    if source == DEMO:
+        raise ValueError(f"{folder}: the shipped model is missing from this installation; install magi again")
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise ValueError(f"{source}: no such folder; expected a run, an export, '{DEMO}' or a hub id owner/name")
+    return _download(source)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{hub_id}: no such folder, and not to be had from the hub ({reason})") from None
+
+
+def load_pretrained(source: str | Path) -> Pretrained:
+    """Read a model on the CPU, float32: of a run the averaged (EMA) weights of the newest intact checkpoint.
+
+    Raises ValueError for a source or config that does not fit, CheckpointError for missing or damaged weights.
+    """
+    folder = find_model(source)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder}: neither a run nor an export, it has no {CONFIG_FILE}")
+    config = load_config(folder / CONFIG_FILE)
+    # Layers draw initial weights, here only to be overwritten; the global random state is not ours to move.
+    with torch.random.fork_rng(devices=[]):
+        vae = load_vae(_own_vae(config.vae, folder))
+        model = Magi(config.model, latent_shape(vae, config.data))
+    if (folder / MODEL_FILE).exists():
+        load_weights(model, read_tensors(folder / MODEL_FILE), folder / MODEL_FILE)
+    else:
+        load_weights(model, load_ema(folder), folder / CHECKPOINTS)
+    model.eval()
+    return Pretrained(model, vae, config, _read_classes(folder / CLASSES_FILE, config.model.classes))
+
+
+def _own_vae(config: VaeConfig, folder: Path) -> VaeConfig:
+    """A run and an export carry their own copy of the autoencoder's weights; without one the config names them."""
+    if config.name == "pixel" or not (folder / VAE_FOLDER).is_dir():
+        return config
+    return config.model_copy(update={"weights": str(folder / VAE_FOLDER)})
+
+
+def _read_classes(path: Path, expected: int) -> tuple[str, ...] | None:
+    if not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(f"{path}: damaged, not readable as JSON; copy it again") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: expected a list of class names")
+    if expected and len(names) != expected:
+        raise CheckpointError(f"{path}: {len(names)} class names for a model of {expected} classes")
+    return tuple(names)
+
+
+def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", "float16"] = "float32") -> None:
+    """Write an export, each file beside and then renamed; float16 halves the weight file and is read as float32.
+
+    Paths of this machine (data, autoencoder) are left out of the config. ValueError for the folder of a run, or if a
+    weight does not fit float16.
+    """
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype: expected float32 or float16, got {dtype!r}")
+    if (folder / CHECKPOINTS).exists():
+        raise ValueError(f"{folder}: the folder of a run; export to another one")
+    kind = torch.float16 if dtype == "float16" else torch.float32
+    tensors = {
+        name: tensor.detach().to("cpu", kind).contiguous() for name, tensor in pretrained.model.state_dict().items()
+    }
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError(f"weights do not fit {dtype} (overflow); export float32")
+    config = pretrained.config
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": ""}),
+            "vae": config.vae.model_copy(update={"weights": ""}),
+        }
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.vae.name != "pixel":
+        pretrained.vae.save(folder / VAE_FOLDER)
+    if pretrained.classes is not None:
+        _publish(folder / CLASSES_FILE, json.dumps(list(pretrained.classes), ensure_ascii=False) + "\n")
+    _publish(folder / CONFIG_FILE, dump_config(config))
+    _publish(folder / CARD_FILE, model_card(pretrained.model, config, pretrained.vae.id, pretrained.classes, dtype))
+    beside = _beside(folder / MODEL_FILE)
+    save_file(tensors, beside)
+    os.replace(beside, folder / MODEL_FILE)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _publish(path: Path, text: str) -> None:
+    beside = _beside(path)
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
