@@ -1,0 +1,147 @@
+"""``magi VERB ...``: finds the verb, runs it, and turns what went wrong into one line and an exit code.
+
+The verbs live in the modules beside this one and are imported when they are called, so that ``magi --help`` loads
+neither torch nor the rooms. Knows no options of any verb.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from magi.errors import USAGE_EXIT_CODE, CheckpointError, DataError, NumericsError, StoppedCleanly
+
+INTERRUPTED_EXIT_CODE = 130
+INTERNAL_EXIT_CODE = 1
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: its words, where its function is, and what it does in one line."""
+
+    name: str
+    module: str
+    function: str
+    summary: str
+
+
+VERBS = (
+    Verb("data digits", "data", "data_digits", "write the built-in videos as mp4 files, one folder a class"),
+    Verb("data index", "data", "data_index", "decode every video once, safely; write the index and a report"),
+    Verb("encode", "data", "encode", "latents on disk; restartable; N workers need no coordination"),
+    Verb("train-vae", "train", "train_vae", "train a small autoencoder on your own videos"),
+    Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),
+    Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
+    Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
+    Verb("evaluate digits", "evaluate", "evaluate_digits", "oracle figures of continued digits, and a report"),
+    Verb("inspect mask", "inspect", "inspect_mask", "the attention mask of teacher forcing as rows of 0 and 1"),
+    Verb("inspect model", "inspect", "inspect_model", "parameters and shapes of a preset, size, config or MODEL"),
+)
+
+EPILOGUE = """
+MODEL is a run directory, an exported folder, a hub id, or 'demo' (shipped with the package).
+
+exit codes: 0 done, 2 usage or config, 3 data beyond tolerance, 4 numerics, 5 checkpoint refused,
+            75 stopped cleanly (the same command continues), 130 interrupted
+--debug     anywhere in a command: the full traceback instead of one line
+
+example:    magi data digits build/digits --clips 1000 --size 64 --seed 0
+            magi train digits --run build/run --training.steps 2000
+            magi sample build/run build/samples --frames 60 --context clip.mp4 --context-frames 4
+
+'magi VERB --help' lists the options of a verb."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``arguments`` default to those of the process."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _dispatch(words)
+    except SystemExit as error:  # the option parser has printed its message already
+        return error.code if isinstance(error.code, int) else USAGE_EXIT_CODE
+    except BrokenPipeError:  # the reader of our output has gone, as in 'magi ... | head'
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERNAL_EXIT_CODE
+    except KeyboardInterrupt:
+        print("magi: interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    verb, rest = _find_verb(words)
+    if verb is None:
+        print(_help(rest))
+        return 0
+    module = importlib.import_module(f"magi.cli.{verb.module}")
+    function: Callable[[list[str]], None] = getattr(module, verb.function)
+    function(rest)
+    return 0
+
+
+def _find_verb(words: list[str]) -> tuple[Verb | None, list[str]]:
+    """The verb that ``words`` begin with and what follows it; no verb where help is wanted."""
+    for verb in VERBS:
+        length = len(verb.name.split())
+        if " ".join(words[:length]) == verb.name:
+            return verb, words[length:]
+    groups = {verb.name.split()[0] for verb in VERBS if " " in verb.name}
+    if not words or words[0] in ("-h", "--help", "help"):
+        return None, []
+    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+        return None, words[:1]
+    given = " ".join(words[: 2 if words[0] in groups else 1])
+    nearest = difflib.get_close_matches(given, [verb.name for verb in VERBS], n=1)
+    hint = f"did you mean 'magi {nearest[0]}'?" if nearest else "'magi --help' lists the verbs"
+    raise ValueError(f"unknown verb '{given}'; {hint}")
+
+
+def _help(group: list[str]) -> str:
+    verbs = [verb for verb in VERBS if not group or verb.name.split()[0] == group[0]]
+    rows = "\n".join(f"  {verb.name:<16} {verb.summary}" for verb in verbs)
+    opening = "magi: from video files to generated video (masked autoregressive, complete teacher forcing)"
+    return f"{opening}\n\nusage: magi VERB ...\n\n{rows}\n{EPILOGUE}"
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours as one line; what libraries say to programmers (deprecations and the like) is left out."""
+    if issubclass(category, UserWarning):
+        print(f"magi: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _report(error: Exception) -> int:
+    """Print ``error`` as one line a mistake on stderr; return its exit code."""
+    if isinstance(error, StoppedCleanly):
+        print(f"magi: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, DataError | NumericsError | CheckpointError):
+        code, message = error.exit_code, str(error)
+    elif isinstance(error, ValueError):
+        code, message = USAGE_EXIT_CODE, str(error)
+    elif isinstance(error, OSError):
+        code, message = USAGE_EXIT_CODE, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    else:
+        code = INTERNAL_EXIT_CODE
+        message = f"{type(error).__name__}: {' '.join(str(error).split())} (add --debug for the traceback)"
+    for line in message.splitlines() or [""]:
+        print(f"magi: error: {line}", file=sys.stderr)
+    return code

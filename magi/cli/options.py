@@ -1,0 +1,81 @@
+"""Typed options of a verb from its words: tyro on a frozen dataclass, with the config's own checks.
+
+Knows no verb. A wrong option prints the nearest names and exits with 2.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import tyro
+from pydantic import ValidationError
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from magi.config import Config, Section, explain, load_config
+from magi.presets import PRESETS, preset
+
+Options = TypeVar("Options")
+AnySection = TypeVar("AnySection", bound=Section)
+Device = Literal["auto", "cpu", "cuda"]
+
+_registry = ConstructorRegistry()
+
+
+@_registry.struct_rule
+def _section_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Take a section's options without checking them: ``checked`` does, for all sections, with one line a mistake."""
+    if not (isinstance(info.type, type) and issubclass(info.type, Section)):
+        return None
+    fields = []
+    for name, field in info.type.model_fields.items():
+        given = getattr(info.default, name, field.get_default(call_default_factory=True))
+        fields.append(
+            StructFieldSpec(name=name, type=cast(Any, field.annotation), default=given, helptext=field.description)
+        )
+    section = info.type
+
+    def instantiate(**values: Any) -> Section:
+        return section.model_construct(**values)
+
+    instantiate.__doc__ = section.__doc__  # the help text of the section
+    return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
+
+
+def parse(options: type[Options], verb: str, words: list[str], default: Options | None = None) -> Options:
+    """The options of ``magi VERB`` in ``words``; prints and exits with 2 where they do not parse."""
+    # NOTE: every process of a torchrun job parses the same words; all print, since any may be the one that is seen.
+    given: Any = tyro.MISSING_NONPROP if default is None else default
+    marks = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(options, prog=f"magi {verb}", args=words, default=given, config=marks, registry=_registry)
+
+
+def checked(section: AnySection) -> AnySection:
+    """What the command line built, checked as a file is; a ``ValueError`` has a line for each wrong key and value."""
+    try:
+        return type(section).model_validate(section.model_dump(warnings=False))
+    except ValidationError as error:
+        raise ValueError(explain(error, "command line", type(section))) from None
+
+
+def preset_or_file(name: str) -> Config:
+    """The config of a preset or of a YAML file; a ``ValueError`` names the nearest preset."""
+    if name in PRESETS:
+        return preset(name)
+    if name.endswith((".yaml", ".yml")) or Path(name).exists():
+        path = Path(name)
+        return load_config(path / "config.yaml" if path.is_dir() else path)
+    return preset(name)
+
+
+def existing_folder(path: Path) -> Path:
+    """``path`` itself; a ``ValueError`` where it is not a folder."""
+    if not path.is_dir():
+        raise ValueError(f"{path}: not a folder" if path.exists() else f"{path}: no such folder")
+    return path
+
+
+def check_device(device: Device) -> None:
+    """Refuse, with a ``ValueError``, a GPU that is not there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU; use --device cpu")

@@ -1,0 +1,75 @@
+"""Contact sheets while a run trains: a few training clips, each beside its continuation by the averaged weights.
+
+Training and sampling do not know each other; they meet here. Knows no options.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magi.cli.assemble import open_data
+from magi.config import Config
+from magi.errors import NumericsError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from magi.model.magi import Magi
+    from magi.vae.contract import VideoAutoencoder
+
+CLIPS = 4
+
+
+def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callable[[int, Magi], None]":
+    """What the trainer calls with (step, model): writes ``run/samples/step-*.png``, rows of real and continued clips.
+
+    The first quarter of a clip is its context. A model that is not yet finite is said so and left alone.
+    """
+
+    def write(step: int, model: "Magi") -> None:
+        from magi.data.write import contact_sheet, write_png
+        from magi.sampling.pipeline import MagiPipeline
+
+        real_BTHWC, labels = _clips(config, vae)
+        frames = real_BTHWC.shape[1]
+        context = max(1, frames // 4)
+        data = config.data
+        if frames == 1:
+            return
+        pipeline = MagiPipeline(model, vae, config)
+        try:
+            made = pipeline(
+                frames=frames,
+                context=real_BTHWC[:, :context],
+                labels=labels if config.model.classes else None,
+                interval=data.interval_min,
+                seeds=range(len(real_BTHWC)),
+            ).video_BTHWC.numpy()
+        except NumericsError as error:
+            print(f"step {step}: no sample sheet ({error})", flush=True)
+            return
+        rows = [row for pair in zip(real_BTHWC, made, strict=True) for row in pair]
+        path = run / "samples" / f"step-{step:09d}.png"
+        write_png(path, contact_sheet(rows, context, frames, ["real", "made"] * len(made)))
+        print(f"step {step}: samples in {path}", flush=True)
+
+    return write
+
+
+def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[int | None]]":
+    """The first clips of the training data, all at the smallest interval, as video_BTHWC, and their labels."""
+    import numpy as np
+    import torch
+
+    from magi.data.latents import LatentClip
+
+    data = config.data.model_copy(update={"interval_max": config.data.interval_min})
+    dataset = open_data(config.model_copy(update={"data": data}), vae.id, None)
+    clips = [dataset[number] for number in range(min(CLIPS, len(dataset)))]
+    videos = [
+        vae.decode(torch.from_numpy(clip.latents_TCHW)[None])[0].cpu().numpy()
+        if isinstance(clip, LatentClip)
+        else clip.video_THWC
+        for clip in clips
+    ]
+    return np.stack(videos), [clip.label for clip in clips]

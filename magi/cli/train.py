@@ -1,0 +1,135 @@
+"""``magi train``: from a preset or a config file and overrides to a run.
+
+Which of a run's settings may change when it is continued, and what a checkpoint holds, is the trainer's to know.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from magi.cli.assemble import autoencoder, build_model, class_names, open_data, summary
+from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
+from magi.cli.progress import progress
+from magi.cli.sheets import sheet_writer
+from magi.config import Config, DataConfig, VaeTrainingConfig, dump_config
+from magi.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from magi.data.clips import ClipDataset
+    from magi.data.latents import LatentDataset
+    from magi.training.parallel import Process
+    from magi.vae.contract import VideoAutoencoder
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a model in a run directory: checkpoints, metrics.jsonl, loss.png, sample sheets.
+
+    PRESET, or a config file, comes first, and every field of it has an option. The same command again continues the
+    run; Ctrl-C saves it first.
+    """
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", aliases=["--run-dir"])] = None
+    """run directory; made if it is not there"""
+    dry_run: bool = False
+    """print the whole config as YAML and what would be trained, and stop"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one; with torchrun, one a process"""
+    tensorboard: bool = False
+    """also write TensorBoard files (needs the extra 'track')"""
+
+
+def train(words: list[str]) -> None:
+    """Train or continue a run, or print what it would be."""
+    options = _options(words)
+    config = checked(options.config)
+    if options.dry_run:
+        _dry_run(config)
+        return
+    if options.run is None:
+        raise ValueError("--run is missing: name the directory of the run, as in --run build/run")
+    check_device(options.device)
+    from magi.training.parallel import joined
+    from magi.training.trainer import train as train_run
+
+    with joined(options.device) as process:
+        vae, latent = autoencoder(config)
+        dataset = _open_data_together(config, vae, process)
+        if process.is_first:
+            print("\n".join(summary(config, latent, dataset)), flush=True)
+        train_run(
+            config,
+            dataset,
+            vae,
+            build_model(config, latent),
+            options.run,
+            sheet_writer(config, vae, options.run),
+            classes=class_names(dataset),
+            device=options.device,
+            tensorboard=options.tensorboard,
+        )
+
+
+def _options(words: list[str]) -> TrainOptions:
+    """Options over the preset or file that is named first."""
+    if words and not words[0].startswith("-"):
+        return parse(TrainOptions, f"train {words[0]}", words[1:], TrainOptions(preset_or_file(words[0])))
+    if {"-h", "--help"} & set(words):
+        return parse(TrainOptions, "train PRESET", ["--help"], TrainOptions())
+    raise ValueError("a preset or a config file comes first, as in: magi train digits --run build/run")
+
+
+def _dry_run(config: Config) -> None:
+    """Print the config as YAML and the rest as its comments, so that the output is itself a config file."""
+    print(dump_config(config), end="")
+    try:
+        vae, latent = autoencoder(config)
+        with progress("decoding videos", "videos") as report:
+            lines = summary(config, latent, open_data(config, vae.id, report))
+    except (ValueError, OSError, DataError, CheckpointError) as error:
+        lines = [f"not ready to train: {error}"]
+    print("\n".join(f"# {line}" for line in lines))
+
+
+def _open_data_together(config: Config, vae: "VideoAutoencoder", process: "Process") -> "ClipDataset | LatentDataset":
+    """The dataset in every process; the first one indexes the videos, the others then read its index."""
+    if process.is_first:
+        with progress("decoding videos", "videos") as report:
+            dataset = open_data(config, vae.id, report)
+    process.barrier()
+    return dataset if process.is_first else open_data(config, vae.id, None)
+
+
+@dataclass(frozen=True)
+class TrainVaeOptions:
+    """Train a small 2-D autoencoder on your own videos; OUT is then what vae.weights names.
+
+    The same command again continues; Ctrl-C saves first. OUT/reconstructions.png shows how well it does.
+    """
+
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """folder of videos"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """folder to write to"""
+    config: Annotated[VaeTrainingConfig, tyro.conf.arg(name="")] = field(default_factory=VaeTrainingConfig)
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+
+
+def train_vae(words: list[str]) -> None:
+    """Train or continue an autoencoder."""
+    options = parse(TrainVaeOptions, "train-vae", words)
+    config = checked(options.config)
+    existing_folder(options.data)
+    check_device(options.device)
+    from magi.data.index import open_index
+    from magi.training.vae_trainer import train_vae as train_autoencoder
+
+    data = DataConfig(root=str(options.data), max_bad_fraction=config.max_bad_fraction)
+    with progress("decoding videos", "videos") as report:
+        index = open_index(data, report)
+    train_autoencoder(config, index, options.out, lambda line: print(line, flush=True), options.device)
+    print(f"use it with: --vae.name small --vae.weights {options.out}")

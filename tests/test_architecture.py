@@ -1,0 +1,195 @@
+"""The house rules that a program can check: who imports whom, what is never imported, how long a piece may be.
+
+Each rule is a function from a package folder to a list of offences. It is held against the package, and against a
+planted offence, so that a rule that has gone blind is noticed.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "magi"
+ROOMS = (
+    {"errors"},
+    {"config"},
+    {"presets"},
+    {"weights"},
+    {"data"},
+    {"vae"},
+    {"model"},
+    {"training", "sampling"},
+    {"evaluation"},
+    {"bench"},
+    {"app"},
+    {"cli"},
+)
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+MODEL_MAY_IMPORT = {"torch", "einops", "magi.config", "magi.model", *sys.stdlib_module_names}
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "torchvision", "scipy"}
+FORBIDDEN_NAMES = ("utils.py", "util.py", "common.py", "helpers.py", "misc.py")
+FILE_LINES, FUNCTION_LINES = 400, 60
+
+Rule = Callable[[Path], list[str]]
+
+
+def sources(package: Path) -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(package.rglob("*.py")):
+        yield path.relative_to(package).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all modules that ``tree`` imports, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            # 'from magi import config' names a module of the package, 'from magi.config import Config' a thing in one.
+            yield from (f"magi.{alias.name}" for alias in node.names) if node.module == "magi" else (node.module,)
+
+
+def room_of(name: str) -> str:
+    return name.split("/")[0].removesuffix(".py")
+
+
+def rooms_import_only_to_their_left(package: Path) -> list[str]:
+    offences = []
+    for file, tree in sources(package):
+        room = room_of(file)
+        if room in ("__init__", "__main__"):  # the map of the package and its entry point, outside the rooms
+            continue
+        if room not in RANK:
+            offences.append(f"{file}: '{room}' is no room")
+            continue
+        for module in imported(tree):
+            parts = module.split(".")
+            if parts[0] != "magi" or len(parts) < 2 or parts[1] == room:
+                continue
+            if parts[1] not in RANK or RANK[parts[1]] >= RANK[room]:
+                offences.append(f"{file}: {room} imports {module}")
+    return offences
+
+
+def model_needs_torch_and_einops_alone(package: Path) -> list[str]:
+    offences = []
+    for file, tree in sources(package):
+        if room_of(file) == "model":
+            for module in imported(tree):
+                name = ".".join(module.split(".")[:2]) if module.startswith("magi.") else module.split(".")[0]
+                if name not in MODEL_MAY_IMPORT:
+                    offences.append(f"{file}: imports {module}")
+    return offences
+
+
+def nothing_unsafe_or_device_bound(package: Path) -> list[str]:
+    offences = []
+    for file, tree in sources(package):
+        offences += [
+            f"{file}: imports {module}" for module in imported(tree) if module.split(".")[0] in FORBIDDEN_IMPORTS
+        ]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr == "cuda":
+                    offences.append(f"{file}:{node.lineno}: .cuda(); devices come from arguments")
+                if node.func.attr == "load" and isinstance(node.func.value, ast.Name) and node.func.value.id == "torch":
+                    offences.append(f"{file}:{node.lineno}: torch.load reads pickles")
+    return offences
+
+
+def files_and_functions_are_short(package: Path) -> list[str]:
+    offences = []
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) > FILE_LINES:
+            offences.append(f"{path.name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES:
+                    offences.append(f"{path.name}: {node.name} has {lines} lines")
+    return offences
+
+
+def files_are_named_for_what_they_hold(package: Path) -> list[str]:
+    files = [path.relative_to(package).as_posix() for path in sorted(package.rglob("*.py"))]
+    return [
+        file
+        for file in files
+        if file.rpartition("/")[2] in FORBIDDEN_NAMES or file.rpartition("/")[2].startswith("base_")
+    ]
+
+
+def modules_say_what_they_are(package: Path) -> list[str]:
+    return [file for file, tree in sources(package) if tree.body and ast.get_docstring(tree) is None]
+
+
+PLANTED: list[tuple[Rule, str, str]] = [
+    (rooms_import_only_to_their_left, "data/clips.py", "import magi.vae.load"),
+    (
+        rooms_import_only_to_their_left,
+        "training/trainer.py",
+        "def f():\n    from magi.sampling.sampler import generate",
+    ),
+    (rooms_import_only_to_their_left, "sampling/sampler.py", "from magi.training import loss"),
+    (rooms_import_only_to_their_left, "config.py", "from magi import presets"),
+    (rooms_import_only_to_their_left, "attic/old.py", "x = 1"),
+    (model_needs_torch_and_einops_alone, "model/magi.py", "import numpy as np"),
+    (model_needs_torch_and_einops_alone, "model/magi.py", "from magi.errors import CheckpointError"),
+    (model_needs_torch_and_einops_alone, "model/magi.py", "from safetensors.torch import load_file"),
+    (nothing_unsafe_or_device_bound, "model/magi.py", "def f(x):\n    return x.cuda()"),
+    (nothing_unsafe_or_device_bound, "data/index.py", "import pickle"),
+    (nothing_unsafe_or_device_bound, "data/decode.py", "from torchvision.io import read_video"),
+    (nothing_unsafe_or_device_bound, "sampling/pipeline.py", "import torch\nx = torch.load('model.pt')"),
+    (files_and_functions_are_short, "data/long.py", "x = 1\n" * 401),
+    (files_and_functions_are_short, "data/long.py", "def f():\n" + "    x = 1\n" * 60),
+    (files_are_named_for_what_they_hold, "data/utils.py", "x = 1"),
+    (files_are_named_for_what_they_hold, "vae/base_vae.py", "x = 1"),
+    (modules_say_what_they_are, "data/clips.py", "x = 1"),
+]
+RULES = sorted({rule for rule, _, _ in PLANTED}, key=lambda rule: rule.__name__)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_package_keeps_the_rule(rule: Rule) -> None:
+    assert rule(PACKAGE) == []
+
+
+@pytest.mark.parametrize(("rule", "file", "text"), PLANTED, ids=lambda value: getattr(value, "__name__", None))
+def test_rule_sees_a_planted_offence(rule: Rule, file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert len(rule(tmp_path)) == 1
+
+
+LIGHT = [
+    "import magi",
+    "import magi.config, magi.presets, magi.errors",
+    "from magi import load_config, preset, Config; preset('digits')",
+    "from magi.cli.main import main; assert main(['--help']) == 0",
+    "from magi.cli.main import main; assert main(['train', '--help']) == 0",
+    "from magi.cli.main import main; assert main(['sample', '--help']) == 0",
+    "from magi.cli.main import main; assert main(['train', 'digits', '--run', 'x', '--training.stepz', '3']) == 2",
+    "from magi.cli.main import VERBS; import importlib\n"
+    "for verb in VERBS: assert callable(getattr(importlib.import_module('magi.cli.' + verb.module), verb.function))",
+]
+
+
+@pytest.mark.parametrize("statement", LIGHT)
+def test_no_torch_is_loaded(statement: str) -> None:
+    """Help, configs and usage errors answer in a fraction of a second, which importing torch alone exceeds."""
+    code = f"{statement}\nimport sys\nassert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lazy_names_are_real() -> None:
+    import magi
+
+    for name in magi.__all__:
+        assert getattr(magi, name) is not None
+    with pytest.raises(AttributeError, match="Magic"):
+        magi.Magic  # noqa: B018

@@ -1,0 +1,110 @@
+"""The config refuses every mistake in one line that names the key, and survives YAML unchanged."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from magi.config import Config, dump_config, load_config, parse_config
+
+
+def test_defaults_are_the_papers() -> None:
+    """Sections 3 and 4 of the paper, the numbers that its tables give."""
+    config = Config()
+    model, training = config.model, config.training
+    assert (model.blocks, model.width, model.heads, model.width * model.mlp_ratio) == (20, 1280, 16, 5120)
+    assert (model.head_blocks, model.head_width, model.interval_vocabulary, model.noise_levels) == (3, 1024, 25, 5)
+    assert (model.noise_max, model.diffusion_steps, model.teacher_forcing) == (0.7, 1000, "complete")
+    assert (training.beta1, training.beta2, training.weight_decay, training.gradient_clip) == (0.9, 0.95, 0.02, 3.0)
+    assert (training.mask_ratio_mean, training.mask_ratio_std, training.mask_ratio_min) == (1.0, 0.25, 0.7)
+    assert (training.ema_decay, training.warmup_steps, training.diffusion_batch_mul) == (0.9999, 10_000, 4)
+    assert (config.data.frames, config.data.interval_min, config.data.interval_max) == (16, 1, 25)
+    assert (config.sampling.iterations, config.sampling.steps) == (64, 100)
+
+
+@given(
+    steps=st.integers(1, 10**6),
+    rate=st.floats(1e-8, 1, allow_nan=False),
+    root=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+)
+def test_yaml_round_trip(steps: int, rate: float, root: str) -> None:
+    values = {"data": {"root": root}, "training": {"steps": steps, "learning_rate": rate}}
+    config = parse_config(values, "test")
+    assert parse_config(yaml.safe_load(dump_config(config)), "test") == config
+
+
+def test_dump_names_every_field() -> None:
+    dumped = yaml.safe_load(dump_config(Config()))
+    for section, model in Config.model_fields.items():
+        assert list(dumped[section]) == list(model.annotation.model_fields)  # type: ignore[union-attr]
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Config().training.steps = 3  # type: ignore[misc]
+
+
+MISTAKES: list[tuple[Any, str]] = [
+    ({"training": {"learning_rte": 1e-4}}, r"^f: training\.learning_rte: unknown key; did you mean 'learning_rate'\?$"),
+    ({"trainin": {}}, r"^f: trainin: unknown key; did you mean 'training'\?$"),
+    ({"training": {"zzz": 1}}, r"^f: training\.zzz: unknown key; known keys: steps, "),
+    ({"training": {"batch": -1}}, r"^f: training\.batch: .* greater than or equal to 1 \(got -1\)$"),
+    ({"training": {"learning_rate": "3e-4 x"}}, r"^f: training\.learning_rate: .*\(got '3e-4 x'\)$"),
+    ({"training": {"mask_ratio_min": 1.5}}, r"mask_ratio_min: .*\(got 1\.5\)"),
+    ({"vae": {"name": "huge"}}, r"^f: vae\.name: .*'pixel' or 'small' \(got 'huge'\)$"),
+    ({"model": {"width": 190}}, r"^f: model: .*width 190 must be divisible by heads 16"),
+    ({"data": {"interval_min": 5, "interval_max": 3}}, r"^f: data: .*interval_max 3 is below interval_min 5"),
+    ({"data": {"interval_max": 30}}, r"^f: config: .*interval_max 30 exceeds model\.interval_vocabulary 25"),
+    ({"data": None}, r"^f: data: .*\(got None\)$"),
+    ([1], r"^f: expected a mapping of sections, got list$"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), MISTAKES, ids=range(len(MISTAKES)))
+def test_mistake_is_one_line_that_names_the_key(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_config(values, "f")
+    assert "\n" not in str(caught.value)
+
+
+def test_two_mistakes_are_two_lines() -> None:
+    with pytest.raises(ValueError, match=r"f: training\.steps") as caught:
+        parse_config({"training": {"steps": 0, "batch": 0}}, "f")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_yaml_reads_exponents(tmp_path: Path) -> None:
+    """YAML reads 1e-4 as a string; the config reads it as the number that was meant."""
+    path = tmp_path / "c.yaml"
+    path.write_text("training:\n  learning_rate: 1e-4\n")
+    assert load_config(path).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("!!python/object/apply:os.system ['touch owned']", "not readable as YAML"),
+        ("", "expected a mapping of sections, got NoneType"),
+        ("training: {steps: 3.5}", r"training\.steps: .*\(got 3\.5\)"),
+    ],
+)
+def test_bad_file(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert "c.yaml" in str(caught.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such config file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ValueError, match="not readable as YAML"):
+        load_config(tmp_path / "c.yaml")
