@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# make demo: built-in videos -> a model trained from scratch for a few minutes -> 100 generated frames, and a report.
+#
+# Two CPU cores, 4 GB, at most 12 minutes. Everything goes to build/demo; a second call continues or reuses what is
+# there. DEMO_SECONDS is the time that the fresh model is trained for.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+out=build/demo
+seconds=${DEMO_SECONDS:-300}
+preset=(digits --data.root "$out/train" --run "$out/run")
+began=$SECONDS
+
+say() { printf '\n== %s (%d min %02d s)\n' "$1" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)); }
+
+say "1/4 videos of bouncing digits, as mp4 files"
+magi data digits "$out/train" --clips 400 --size 64 --seed 1
+magi data digits "$out/held-out" --clips 16 --size 64 --seed 2
+
+say "2/4 an index of them: every file is decoded once, safely"
+magi data index "$out/train"
+
+say "3/4 training the preset 'digits' from scratch, for at most $seconds s"
+# --foreground: Ctrl-C reaches the training, which saves and stops; so does the end of its time.
+status=0
+timeout --foreground --signal=TERM "$seconds" magi train "${preset[@]}" || status=$?
+case $status in
+    0) ;;
+    124) echo "the time is up: going on with the model as it is; the same command trains it further" ;;
+    *) exit "$status" ;;
+esac
+
+say "4/4 continuing held-out videos for 100 frames: the fresh model, and the one shipped with the package"
+magi evaluate digits "$out/results" --models "fresh=$out/run" demo=demo --videos "$out/held-out" --count 16 --batch 16
+
+say "done"
+cat <<EOF
+The shipped model has trained for longer; the fresh one for minutes, on this machine. Look at:
+  $out/results/report.html        everything on one page: curves, real against generated, figures of each frame
+  $out/results/comparison.mp4     real and generated side by side
+  $out/results/comparison.gif     the same as a GIF
+  $out/results/contact_sheet.png  the same as a picture
+  $out/run                        the fresh model: magi sample $out/run OUT --frames 60 --label 7
+EOF

@@ -1,0 +1,66 @@
+"""What the documents name exists: symbols of the paper map, verbs, files and commands of the README."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from magi.cli.main import VERBS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROWS = re.findall(
+    r"^\|[^|]*\|[^|]*\| `([^`]*)` \| `([^`]*)` \|$", (ROOT / "docs/paper_map.md").read_text(encoding="utf-8"), re.M
+)
+
+
+def names(path: Path) -> set[str]:
+    """Functions, classes, methods, module constants and attributes that a file defines."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            found |= {part.id for part in ast.walk(target) if isinstance(part, ast.Name)}
+            found |= {part.attr for part in ast.walk(target) if isinstance(part, ast.Attribute)}
+    return found
+
+
+def test_paper_map_has_rows() -> None:
+    assert len(ROWS) > 30
+
+
+@pytest.mark.parametrize(("file", "symbol"), ROWS)
+def test_paper_map_names_what_exists(file: str, symbol: str) -> None:
+    assert symbol in names(ROOT / file)
+
+
+def test_readme_commands_are_verbs() -> None:
+    verbs = {verb.name for verb in VERBS}
+    groups = {name.split()[0] for name in verbs if " " in name}
+    for line in re.findall(r"^(?:\$ )?magi ([^\n]*)", README, re.M):
+        words = line.split()
+        assert " ".join(words[:2] if words[0] in groups else words[:1]) in verbs, line
+
+
+def test_readme_names_every_verb_and_existing_files() -> None:
+    assert all(f"magi {verb.name}" in README for verb in VERBS)
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_says_what_it_must() -> None:
+    for phrase in (
+        "make demo",
+        "make test",
+        "2501.12389",
+        "not the authors' code",
+        "MAGI-1",
+        "Apache-2.0",
+        "Python 3.11",
+    ):
+        assert phrase in README, phrase
