@@ -90,8 +90,10 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.02, ge=0, description="not on norms, biases and embeddings")
     gradient_clip: float = Field(3.0, gt=0, description="largest global gradient norm")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="autocast of the transformer; the head's loss is fp32"
+    precision: Literal["bf16", "fp32", "auto"] = Field(
+        "bf16",
+        description="of the model's products; weights and loss are fp32; auto is bf16 on a GPU, and on a CPU that "
+        "computes in it, else fp32",
     )
     diffusion_batch_mul: int = Field(4, ge=1, description="noisings of each masked token a step (MAR)")
     mask_ratio_mean: float = Field(1.0, description="of the truncated normal that mask ratios are drawn from (MAR)")
@@ -129,7 +131,9 @@ class VaeTrainingConfig(Section):
     widths: tuple[int, ...] = Field(
         (16, 32, 48), min_length=1, description="channels of each level; stride is patch * 2^(levels - 1)"
     )
-    pool_megabytes: int = Field(1000, ge=0, description="frames are kept in memory if they fit in this, else read by clips")
+    pool_megabytes: int = Field(
+        1000, ge=0, description="frames are kept in memory if they fit in this, else read by clips"
+    )
     pool_frames: int = Field(40, ge=1, description="frames kept in memory a video, evenly spread over it")
     seed: int = Field(0, ge=0, description="of initial weights, frame order and posterior noise")
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable videos that is tolerated")
@@ -144,6 +148,12 @@ class SamplingConfig(Section):
     iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
     steps: int = Field(100, ge=2, description="denoising steps a token")
     temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")
+    x0_limit: float = Field(
+        10.0,
+        gt=0,
+        description="bound of the clean token that a prediction implies, in standard deviations (the paper leaves this "
+        "open; MAR has none)",
+    )
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     guidance_schedule: Literal["constant", "linear"] = Field("linear", description="over the iterations of a frame")
     longer: Literal["window", "interpolate"] = Field("interpolate", description="how videos grow longer than trained")

@@ -32,5 +32,5 @@ def test_levels_split_the_range_evenly() -> None:
 def test_amplitudes_are_uniform() -> None:
     generator = torch.Generator().manual_seed(0)
     amplitude = torch.stack([draw_noise_amplitude(0.7, generator) for _ in range(4000)])
-    assert 0 <= amplitude.min() and amplitude.max() <= 0.7
+    assert amplitude.min() >= 0 and amplitude.max() <= 0.7
     assert abs(amplitude.mean() - 0.35) < 0.01 and abs(amplitude.std() - 0.7 / 12**0.5) < 0.01

@@ -162,7 +162,7 @@ class LatentDataset:
         self._videos = _read_lines(folder, self.header)
         self.draws = ClipDraws([video.frames for video in self._videos], config, seed)
         self._open: dict[int, Any] = {}
-        frames, channels, height, width = self._slice(0).get_shape()
+        _, channels, height, width = self._slice(0).get_shape()
         self.latent_shape = LatentShape(frames=config.frames, channels=channels, height=height, width=width)
 
     @property

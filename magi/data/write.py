@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def write_gif(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
     step = max(1, int(np.ceil(fps / 50)))
     images = [Image.fromarray(image_HWC).quantize(256, dither=Image.Dither.NONE) for image_HWC in video_THWC[::step]]
     ends = [round(100 * step * number / fps) for number in range(len(images) + 1)]
-    durations = [10 * (end - start) for start, end in zip(ends, ends[1:], strict=False)]
+    durations = [10 * (end - start) for start, end in pairwise(ends)]
     with published(path) as beside:
         images[0].save(beside, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
@@ -92,7 +93,7 @@ def contact_sheet(
     Up to half of the columns show context frames, the rest is spread evenly over what follows, the last frame
     included. Frame numbers on top count from 1. Raises ``ValueError`` for unequal frame sizes or label counts.
     """
-    if not rows or labels and len(labels) != len(rows):
+    if not rows or (labels and len(labels) != len(rows)):
         raise ValueError(f"a contact sheet needs videos and a label for each, got {len(rows)} and {len(labels)}")
     if len({row.shape[1:] for row in rows}) > 1:
         raise ValueError(f"videos of a contact sheet must share one frame size, got {[row.shape[1:3] for row in rows]}")

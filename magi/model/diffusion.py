@@ -69,7 +69,7 @@ def _gather(values: Tensor, timestep: Tensor, like: Tensor) -> Tensor:
 
 
 def add_noise(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """Sample q(x_t | x_0): sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, for tokens (..., C) at ``timestep`` (...)."""
+    """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, for tokens (..., C) at ``timestep`` (...)."""
     alphas_bar = _gather(schedule.alphas_bar, timestep, x0)
     return alphas_bar.sqrt() * x0 + (1 - alphas_bar).sqrt() * noise
 

@@ -26,7 +26,7 @@ class TimestepEmbedding(nn.Module):
         exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
         angle = timestep[..., None].float() * torch.exp(-math.log(self.LONGEST_PERIOD) * exponent)
         features = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class ResidualBlock(nn.Module):

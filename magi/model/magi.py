@@ -115,7 +115,7 @@ class Magi(nn.Module):
         x_BSPD = self._embed(sequence.tokens_BSNC, sequence.masked_BSN, is_observation_S, sequence.time_S, conditions)
         x_BTPD = self.transformer(x_BSPD, sequence.attend_SS, first_query=sequence.observations)
         z_MD = self._condition(x_BTPD)[picked_BTN]
-        # A CPU keeps compiled products for every number of rows it has met, gigabytes of them: so there are few numbers.
+        # A CPU keeps a compiled product for every number of rows it has met, gigabytes in all: so few numbers occur.
         rows, spare = len(z_MD), -len(z_MD) % HEAD_ROWS
         padded = self.head(
             F.pad(noisy_RMC, (0, 0, 0, spare)), F.pad(timestep_RM, (0, spare)), F.pad(z_MD, (0, 0, 0, spare))
