@@ -83,8 +83,11 @@ class TrainingConfig(Section):
     steps: int = Field(100_000, ge=1, description="optimizer steps")
     batch: int = Field(128, ge=1, description="clips an optimizer step, over all processes")
     micro_batch: int = Field(0, ge=0, description="clips a forward pass in one process; 0 is the whole share at once")
-    learning_rate: float = Field(2e-4, gt=0, description="after warm-up, constant")
+    learning_rate: float = Field(2e-4, gt=0, description="after warm-up, constant until a cool-down")
     warmup_steps: int = Field(10_000, ge=0, description="steps of linear warm-up")
+    cooldown_steps: int = Field(
+        0, ge=0, description="last steps, over which the rate falls linearly to zero (the paper has none)"
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW")
     weight_decay: float = Field(0.02, ge=0, description="not on norms, biases and embeddings")

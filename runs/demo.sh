@@ -8,17 +8,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=build/demo
 seconds=${DEMO_SECONDS:-300}
-preset=(digits --data.root "$out/train" --run "$out/run")
+preset=(digits --data.root "$out/latents" --run "$out/run" --data.workers 1)
 began=$SECONDS
 
 say() { printf '\n== %s (%d min %02d s)\n' "$1" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)); }
 
 say "1/4 videos of bouncing digits, as mp4 files"
-magi data digits "$out/train" --clips 400 --size 64 --seed 1
+magi data digits "$out/train" --clips 500 --size 64 --seed 1
 magi data digits "$out/held-out" --clips 16 --size 64 --seed 2
 
-say "2/4 an index of them: every file is decoded once, safely"
-magi data index "$out/train"
+say "2/4 every file decoded once, safely, and encoded with the shipped autoencoder"
+magi encode "$out/train" "$out/latents" --vae demo --height 64 --width 64
 
 say "3/4 training the preset 'digits' from scratch, for at most $seconds s"
 # --foreground: Ctrl-C reaches the training, which saves and stops; so does the end of its time.

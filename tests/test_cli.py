@@ -394,3 +394,17 @@ def test_words_of_options() -> None:
     for names in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
         with pytest.raises(ValueError, match="--models"):
             model_sources(names)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train", "digits", "--training.stepz", "3"], "did you mean --training.steps?"),
+        (["train", "digits", "--training.steps", "many"], "--training.steps"),
+        (["sample", "demo"], "OUT"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and expected in said.err

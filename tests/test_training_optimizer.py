@@ -35,6 +35,12 @@ def test_warm_up_is_linear_then_constant() -> None:
     assert learning_rate(tiny_config(warmup_steps=0).training, 1) == 3e-3
 
 
+def test_the_last_steps_may_cool_down_to_zero() -> None:
+    config = tiny_config(warmup_steps=10, learning_rate=2e-4, steps=100, cooldown_steps=20).training
+    rates = [learning_rate(config, step) for step in (5, 80, 81, 91, 100)]
+    assert rates == pytest.approx([1e-4, 2e-4, 2e-4, 1e-4, 1e-5])
+
+
 def test_state_comes_back_by_name() -> None:
     """An optimizer that is restored takes the same next step, to the bit."""
     config = tiny_config()

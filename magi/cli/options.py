@@ -1,8 +1,12 @@
 """Typed options of a verb from its words: tyro on a frozen dataclass, with the config's own checks.
 
-Knows no verb. A wrong option prints the nearest names and exits with 2.
+Knows no verb. A wrong option is a ``ValueError`` with the nearest name.
 """
 
+import re
+from contextlib import redirect_stderr
+from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -41,11 +45,24 @@ def _section_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def parse(options: type[Options], verb: str, words: list[str], default: Options | None = None) -> Options:
-    """The options of ``magi VERB`` in ``words``; prints and exits with 2 where they do not parse."""
-    # NOTE: every process of a torchrun job parses the same words; all print, since any may be the one that is seen.
+    """The options of ``magi VERB`` in ``words``; ``ValueError`` of one line where they do not parse."""
     given: Any = tyro.MISSING_NONPROP if default is None else default
     marks = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(options, prog=f"magi {verb}", args=words, default=given, config=marks, registry=_registry)
+    with redirect_stderr(StringIO()) as said:
+        try:
+            return tyro.cli(options, prog=f"magi {verb}", args=words, default=given, config=marks, registry=_registry)
+        except SystemExit as error:
+            if not error.code:  # help was asked for, and printed
+                raise
+    raise ValueError(f"{_one_line(said.getvalue())} ('magi {verb} --help' lists the options)")
+
+
+def _one_line(boxed: str) -> str:
+    """What tyro says in a box of several lines: what is wrong, and the nearest option where it names some."""
+    lines = [line.strip(" │") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
+    wrong = " ".join(takewhile(lambda line: "───" not in line, lines))
+    nearest = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
+    return f"{wrong}; did you mean {nearest[1]}?" if nearest else wrong
 
 
 def checked(section: AnySection) -> AnySection:

@@ -99,7 +99,7 @@ def _label_number(label: int | str | None, count: int, classes: Sequence[str] | 
         if label in names:
             return names.index(label)
         if not label.isdecimal():
-            nearest = difflib.get_close_matches(label, names, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(label, names, n=1)
             hint = f"did you mean '{nearest[0]}'?" if nearest else f"expected a number in 0..{count - 1}"
             raise ValueError(f"label '{label}': no such class; {hint}")
         label = int(label)

@@ -41,6 +41,7 @@ LATEST_FILE = "latest"
 _TEMPORARY = ".tmp-"
 _MAY_CHANGE = (
     "training.steps",
+    "training.cooldown_steps",
     "training.micro_batch",
     "training.log_every",
     "training.checkpoint_every",

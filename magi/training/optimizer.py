@@ -33,8 +33,10 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate of step 1, 2, ...: linear warm-up, then constant; a function of the step alone."""
-    return config.learning_rate * min(1.0, step / max(1, config.warmup_steps))
+    """The learning rate of step 1, 2, ...: linear warm-up, constant, linear cool-down; a function of the step alone."""
+    warmup = step / max(1, config.warmup_steps)
+    cooldown = (config.steps + 1 - step) / config.cooldown_steps if config.cooldown_steps else 1.0
+    return config.learning_rate * min(1.0, warmup, cooldown)
 
 
 def set_learning_rate(optimizer: AdamW, value: float) -> None:
