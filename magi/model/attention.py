@@ -36,8 +36,8 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, attend: Tensor | None = Non
         return (score.softmax(dim=-1) @ v.to(dtype)).to(q.dtype)
 
 
-class SpatialAttention(nn.Module):
-    """Attention among the P positions of each slot: (B, S, P, D) -> (B, S, P, D)."""
+class SelfAttention(nn.Module):
+    """The layers that both directions of attention have."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -45,6 +45,10 @@ class SpatialAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
+
+
+class SpatialAttention(SelfAttention):
+    """Attention among the P positions of each slot: (B, S, P, D) -> (B, S, P, D)."""
 
     def forward(self, x_BSPD: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x_BSPD), "B S P (three h d) -> three (B S) h P d", three=3, h=self.heads)
@@ -53,15 +57,8 @@ class SpatialAttention(nn.Module):
         return self.dropout(self.proj(mixed_BSPD))
 
 
-class TemporalAttention(nn.Module):
+class TemporalAttention(SelfAttention):
     """Attention along the slots at each position, (B, S, P, D) -> (B, Q, P, D) with Q = S - first_query."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, x_BSPD: Tensor, attend: Tensor | None, first_query: int = 0, cache: LayerCache | None = None
