@@ -33,19 +33,21 @@ def digits() -> Config:
     Scaled down from the paper's UCF-101 row (section 4: 256x256, 16 frames, batch 128, learning rate 1e-4 with
     10,000 warm-up steps, EMA 0.9999; section 5: 64 iterations, 100 denoising steps). Kept from it: 16 frames, the
     optimizer, mask ratios, 3 head blocks. Changed: tiny size, batch 8, a higher rate for the smaller model with a short
-    warm-up, an EMA that fits thousands of steps, intervals 1..2, noise up to 0.35 (a glyph's speed is fractions of a
-    pixel), half of the clips without their label (a continuation shows it), no dropout, one class token, 4 iterations
-    of 50 steps at temperature 0.7, and a sliding window for endless videos.
+    warm-up and a cool-down, an EMA that fits thousands of steps, intervals 1..2, noise up to 0.35 (a glyph's speed is
+    fractions of a pixel), half of the clips without their label (a continuation shows it), no dropout, one class token,
+    4 iterations of 50 steps at temperature 0.7, and a sliding window for endless videos. These are the settings of the
+    shipped model (runs/digits.sh).
     """
     return Config(
         data=DataConfig(root="build/digits", frames=16, height=64, width=64, interval_min=1, interval_max=2),
         vae=VaeConfig(name="small", weights="demo"),
         model=size("tiny", frames=16, classes=10, class_tokens=1, dropout=0.0, noise_max=0.35),
         training=TrainingConfig(
-            steps=6000,
+            steps=4500,
             batch=8,
             learning_rate=1e-3,
             warmup_steps=200,
+            cooldown_steps=1100,
             ema_decay=0.999,
             precision="auto",
             class_dropout=0.5,
