@@ -159,6 +159,9 @@ class SamplingConfig(Section):
     )
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     guidance_schedule: Literal["constant", "linear"] = Field("linear", description="over the iterations of a frame")
+    noise_level: int = Field(
+        1, ge=1, description="noise level of the observed frames: 1 adds none, a higher one adds noise of that level"
+    )
     longer: Literal["window", "interpolate"] = Field("interpolate", description="how videos grow longer than trained")
     window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
 

@@ -35,8 +35,8 @@ def digits() -> Config:
     optimizer, mask ratios, 3 head blocks. Changed: tiny size, batch 8, a higher rate for the smaller model with a short
     warm-up and a cool-down, an EMA that fits thousands of steps, intervals 1..2, noise up to 0.35 (a glyph's speed is
     fractions of a pixel), half of the clips without their label (a continuation shows it), no dropout, one class token,
-    4 iterations of 50 steps at temperature 0.7, and a sliding window for endless videos. These are the settings of the
-    shipped model (runs/digits.sh).
+    4 iterations of 50 steps at temperature 0.7, observed frames at noise level 2, and a sliding window for endless
+    videos. These are the settings of the shipped model (runs/digits.sh).
     """
     return Config(
         data=DataConfig(root="build/digits", frames=16, height=64, width=64, interval_min=1, interval_max=2),
@@ -55,7 +55,7 @@ def digits() -> Config:
             checkpoint_every=250,
             sample_every=500,
         ),
-        sampling=SamplingConfig(iterations=4, steps=50, temperature=0.7, longer="window", window_keep=8),
+        sampling=SamplingConfig(iterations=4, steps=50, temperature=0.7, noise_level=2, longer="window", window_keep=8),
     )
 
 

@@ -53,7 +53,7 @@ class SampleOptions:
     """scale of the noise in the denoising steps"""
     longer: Annotated[Literal["window", "interpolate"] | None, tyro.conf.arg(metavar="window|interpolate")] = None
     """how videos grow longer than the model was trained on"""
-    noise_level: int = 1
+    noise_level: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """noise level of the frames that are observed; 1 adds none"""
     count: int = 1
     """number of videos"""

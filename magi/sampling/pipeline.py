@@ -73,7 +73,7 @@ class MagiPipeline:
         steps: int | None = None,
         temperature: float | None = None,
         longer: Literal["window", "interpolate"] | None = None,
-        noise_level: int = 1,
+        noise_level: int | None = None,
     ) -> Result:
         """Generate whole videos; arguments and errors are those of ``stream``."""
         context_BTHWC = context_batch(context, frames, self.config)
@@ -109,7 +109,7 @@ class MagiPipeline:
         steps: int | None = None,
         temperature: float | None = None,
         longer: Literal["window", "interpolate"] | None = None,
-        noise_level: int = 1,
+        noise_level: int | None = None,
     ) -> Iterator[Tensor]:
         """Yield frame_BHWC (uint8, on the CPU) of the generated frames, each as soon as it is finished.
 
@@ -127,10 +127,13 @@ class MagiPipeline:
             steps=steps,
             temperature=temperature,
             longer=longer,
+            noise_level=noise_level,
         )
         context_BTHWC = context_batch(context, frames, self.config)
         seeds = batch_of(context_BTHWC, labels, seeds)
-        conditions = make_conditions(self.config.model, self.classes, labels, interval, noise_level, len(seeds))
+        conditions = make_conditions(
+            self.config.model, self.classes, labels, interval, settings.noise_level, len(seeds)
+        )
         context_BTCHW = None if context_BTHWC is None else self._encode(context_BTHWC, len(seeds))
         latents = generate(
             self.model,
