@@ -4,7 +4,8 @@
 #
 # Seeds: 0 for the training videos and both trainings, 1 for the held-out videos. What the shipped run logged is in
 # runs/digits_vae.jsonl and runs/digits_train.jsonl. That run ended after the preset's 4,500 steps for want of time, not
-# because it had converged: more steps make a better model.
+# because it had converged: more steps make a better model. It was stopped and continued several times, on one thread
+# and on two, and the log interval changed, so this script repeats its settings and not its bits.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH="$PWD/.venv/bin:$PATH"
