@@ -127,16 +127,13 @@ def encode(words: list[str]) -> None:
             max_bad_fraction=options.max_bad_fraction,
         )
     )
-    import torch
-
     from magi.data.index import open_index
     from magi.data.latents import write_latents
+    from magi.training.parallel import chosen_device
     from magi.vae.contract import latent_shape
     from magi.vae.load import load_vae
 
-    vae = load_vae(_vae_config(options)).to(
-        ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    )
+    vae = load_vae(_vae_config(options)).to(chosen_device(options.device))
     latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
     with progress("decoding videos", "videos") as report:
         index = open_index(data, report)

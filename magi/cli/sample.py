@@ -109,12 +109,10 @@ def _check(options: SampleOptions) -> None:
 
 
 def _load(model: str, device: Device) -> "MagiPipeline":
-    import torch
-
     from magi.sampling.pipeline import MagiPipeline
+    from magi.training.parallel import chosen_device
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return MagiPipeline.from_pretrained(model, chosen)
+    return MagiPipeline.from_pretrained(model, chosen_device(device))
 
 
 def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> ContextVideo:
@@ -125,12 +123,11 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     """
     from magi.data.clips import clip_span, fit_frames
     from magi.data.decode import Skip, read_frames
-    from magi.data.jail import DecodeJail
+    from magi.data.jail import probe_safely
 
     if not path.is_file():
         raise ValueError(f"{path}: no such video file (--context)")
-    with DecodeJail() as jail:
-        probe = jail.probe(path)
+    probe = probe_safely(path)
     if isinstance(probe, Skip):
         raise DataError(f"{path}: not a usable video: {probe.reason} ({probe.detail})")
     wanted = frames or (probe.frames - 1) // interval + 1

@@ -65,12 +65,12 @@ class TemporalAttention(SelfAttention):
     ) -> Tensor:
         """Attend from slots ``first_query``.. to all slots, or with a cache to its frames and then these slots.
 
-        ``attend`` (queries, keys) is True where allowed; None allows everything.
+        ``attend`` (slots, keys) is True where allowed; None allows everything.
         """
         q, k, v = self._project(x_BSPD, first_query)
         if cache is not None:
             k, v = cache.append(k, v)
-        mixed = attention(q, k, v, attend)
+        mixed = attention(q, k, v, None if attend is None else attend[first_query:])
         mixed_BQPD = rearrange(mixed, "(B P) h Q d -> B Q P (h d)", B=x_BSPD.shape[0])
         return self.dropout(self.proj(mixed_BQPD))
 

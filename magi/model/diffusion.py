@@ -18,7 +18,6 @@ class NoiseSchedule:
     timesteps: Tensor
     betas: Tensor
     alphas_bar: Tensor
-    posterior_variance: Tensor
     posterior_log_variance: Tensor
     posterior_x0: Tensor
     posterior_xt: Tensor
@@ -36,7 +35,6 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> NoiseSchedule:
         timesteps=timesteps,
         betas=betas,
         alphas_bar=alphas_bar,
-        posterior_variance=variance,
         # The variance of the last step is 0; its logarithm is replaced by that of the step before.
         posterior_log_variance=torch.cat([variance[1:2], variance[1:]]).log(),
         posterior_x0=betas * previous.sqrt() / (1 - alphas_bar),

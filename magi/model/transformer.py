@@ -65,15 +65,5 @@ class Transformer(nn.Module):
         """
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x_BSPD = block(
-                x_BSPD,
-                attend_rows(attend, first_query if i == last else 0),
-                first_query if i == last else 0,
-                cache.layer(i) if cache else None,
-            )
+            x_BSPD = block(x_BSPD, attend, first_query if i == last else 0, cache.layer(i) if cache else None)
         return x_BSPD
-
-
-def attend_rows(attend: Tensor | None, first_query: int) -> Tensor | None:
-    """The rows of a mask that belong to the queries from ``first_query`` on."""
-    return None if attend is None else attend[first_query:]

@@ -45,6 +45,13 @@ class Process:
         self.sum(0.0)
 
 
+def chosen_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Process]:
     """Join the processes of this run for the length of the context: NCCL on GPUs, gloo on CPUs.
@@ -52,8 +59,7 @@ def joined(device: str = "auto") -> Iterator[Process]:
     Contexts nest. NOTE: PyTorch joins once a process: a second context after the first has ended would hang.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    place = torch.device(chosen)
+    place = chosen_device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)

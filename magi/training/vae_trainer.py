@@ -35,6 +35,7 @@ from magi.training.checkpoint import (
 from magi.training.ema import Ema
 from magi.training.log import drop_metrics_after, readable_time
 from magi.training.optimizer import load_optimizer, optimizer_tensors, set_learning_rate
+from magi.training.parallel import chosen_device
 from magi.training.run_folder import METRICS_FILE, StopRequest, locked
 from magi.training.vae_frames import Log, evenly, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
@@ -176,9 +177,8 @@ def train_vae(
     divide.
     """
     check_size(config.height, config.width, network_shape(config).spatial_stride)
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     with locked(out), StopRequest() as stop:
-        trainer = VaeTrainer(config, torch.device(chosen))
+        trainer = VaeTrainer(config, chosen_device(device))
         _continue(trainer, index, out, on_log)
         if trainer.step >= config.steps and (out / CONFIG_FILE).is_file():
             on_log(f"{out}: all {config.steps} steps are done; delete the folder to train again")
