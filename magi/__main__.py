@@ -2,16 +2,25 @@
 
 import os
 import sys
+from typing import NoReturn
 
-from magi.cli.main import main
 
-# NOTE: the guard matters. Child processes that read videos or load clips import this module anew.
-if __name__ == "__main__":
-    code = main()
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``, whatever threads are still there.
+
+    NOTE: gloo's threads may outlive the process group, and a process that shuts down in the ordinary way with one of
+    them alive is now and then aborted after it has done all its work. All files are closed by then, so one of several
+    processes leaves at once.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # NOTE: gloo's threads may outlive the process group and ask for the interpreter while it shuts down, which
-        # now and then aborts a process that has done all its work. All files are closed here, so leave at once.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+# NOTE: the guard matters. Child processes that read videos or load clips import this module anew.
+if __name__ == "__main__":
+    from magi.cli.main import main
+
+    leave(main())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from magi.__main__ import leave
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
 from magi.data.clips import epoch_order
 from magi.data.latents import LatentClip
@@ -100,3 +101,4 @@ if __name__ == "__main__":
             train_tiny(folder / "stopped", TOGETHER, clips)
         except StoppedCleanly as stopped:
             (folder / f"stopped-{process.rank}.txt").write_text(str(stopped))
+    leave(0)
