@@ -1,5 +1,6 @@
 """Pixels in, pixels out: the stream is the call, the context comes back untouched and is encoded on its own."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, VaeConfig
 from magi.errors import NumericsError
+from magi.model.frame_pass import FramePass
 from magi.model.magi import Magi
 from magi.sampling.pipeline import MagiPipeline
-from magi.vae.contract import VideoAutoencoder, latent_shape
+from magi.vae.contract import VideoAutoencoder, decode_at_the_end, latent_shape
 from magi.vae.pixel import PixelVae
 
 
@@ -26,6 +28,7 @@ class PairVae(SoftVae):
     """Compresses time: a first frame alone, then pairs, of which only the second frame is kept (17 -> 9)."""
 
     temporal_stride = 2
+    streams = False
 
     def latent_frames(self, frames: int) -> int:
         if frames % 2 == 0:
@@ -39,6 +42,9 @@ class PairVae(SoftVae):
     def decode(self, latents_BTCHW: Tensor) -> Tensor:
         video_BTHWC = super().decode(latents_BTCHW)
         return torch.cat([video_BTHWC[:, :1], video_BTHWC[:, 1:].repeat_interleave(2, dim=1)], dim=1)
+
+    def decode_stream(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        return decode_at_the_end(self, latents)
 
 
 def tiny_pipeline(
@@ -84,8 +90,8 @@ def test_the_stream_is_the_call_and_the_context_comes_back_untouched(
 
 def test_a_frame_is_there_before_the_next_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, passes = tiny_pipeline(), []
-    plain = Magi.predict
-    monkeypatch.setattr(Magi, "predict", lambda *arguments: passes.append(0) or plain(*arguments))
+    plain = FramePass.predict
+    monkeypatch.setattr(FramePass, "predict", lambda *arguments: passes.append(0) or plain(*arguments))
     stream = pipe.stream(frames=1000, seeds=[0])
     for frame in range(1, 4):
         next(stream)

@@ -126,6 +126,18 @@ def test_a_pickle_is_refused_and_never_run(protocol: int, tmp_path: Path) -> Non
     assert (tmp_path / "live" / "fired").exists(), "the canary is alive"
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """The first byte of safetensors is the lowest of the header's length: 0x80 is a length, not a pickle's mark."""
+    path, tensors = tmp_path / "model.safetensors", {}
+    for number in range(200):
+        tensors[f"layer.{number}.weight"] = torch.full((2,), float(number))
+        save_file(tensors, path)
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    assert path.read_bytes()[:1] == b"\x80", "no header of such a length was made"
+    assert read_tensors(path).keys() == tensors.keys()
+
+
 def test_a_pickle_in_a_checkpoint_is_refused_and_never_run(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "ema.safetensors").write_bytes(pickle.dumps(Canary(tmp_path / "fired")))
     with pytest.raises(CheckpointError):

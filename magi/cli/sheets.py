@@ -4,6 +4,7 @@ Training and sampling do not know each other; they meet here. Knows no options.
 """
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from magi.vae.contract import VideoAutoencoder
 
 CLIPS = 4
+SEARCHED = 64  # clips looked through for some of one interval
 
 
 def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callable[[int, Magi], None]":
@@ -30,10 +32,11 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
         from magi.data.write import contact_sheet, write_png
         from magi.sampling.pipeline import MagiPipeline
 
-        real_BTHWC, labels = _clips(config, vae)
+        real_BTHWC, labels, interval = _clips(config, vae)
         frames = real_BTHWC.shape[1]
-        context = max(1, frames // 4)
-        data = config.data
+        quarter, stride = max(1, frames // 4), vae.temporal_stride
+        # What an autoencoder that compresses time can encode.
+        context = config.sampling.context_frames or 1 + (quarter - 1) // stride * stride
         if frames == 1:
             return
         pipeline = MagiPipeline(model, vae, config)
@@ -42,7 +45,7 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
                 frames=frames,
                 context=real_BTHWC[:, :context],
                 labels=labels if config.model.classes else None,
-                interval=data.interval_min,
+                interval=interval,
                 seeds=range(len(real_BTHWC)),
             ).video_BTHWC.numpy()
         except NumericsError as error:
@@ -56,20 +59,27 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
     return write
 
 
-def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[int | None]]":
-    """The first clips of the training data, all at the smallest interval, as video_BTHWC, and their labels."""
+def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[int | None], int]":
+    """The first training clips of one interval as video_BTHWC, their labels, and the interval.
+
+    It is the smallest; of latents whose clips were chosen when they were encoded, that of the first clip.
+    """
     import numpy as np
     import torch
 
-    from magi.data.latents import LatentClip
+    from magi.data.latents import LatentClip, is_latents, read_header
 
-    data = config.data.model_copy(update={"interval_max": config.data.interval_min})
+    root, data = Path(config.data.root), config.data
+    if not (is_latents(root) and read_header(root).by_clips):
+        data = data.model_copy(update={"interval_max": data.interval_min})
     dataset = open_data(config.model_copy(update={"data": data}), vae.id, None)
-    clips = [dataset[number] for number in range(min(CLIPS, len(dataset)))]
+    interval = dataset[0].interval
+    first = (dataset[number] for number in range(min(SEARCHED, len(dataset))))
+    clips = list(islice((clip for clip in first if clip.interval == interval), CLIPS))
     videos = [
         vae.decode(torch.from_numpy(clip.latents_TCHW)[None])[0].cpu().numpy()
         if isinstance(clip, LatentClip)
         else clip.video_THWC
         for clip in clips
     ]
-    return np.stack(videos), [clip.label for clip in clips]
+    return np.stack(videos), [clip.label for clip in clips], interval

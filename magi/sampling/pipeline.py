@@ -4,8 +4,9 @@ Puts a model, its autoencoder and its config together: loads them, checks what i
 decodes. It knows no training and writes no videos.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -161,14 +162,17 @@ def _finite(latents: Iterator[Tensor]) -> Iterator[Tensor]:
 def decode_frames(
     vae: VideoAutoencoder, latents: Iterator[Tensor], context_BTCHW: Tensor | None, context_frames: int
 ) -> Iterator[Tensor]:
-    """Decode generated latents to frame_BHWC uint8 on the CPU, each as soon as it is there.
+    """Decode generated latents to frame_BHWC uint8 on the CPU, each as soon as the autoencoder can make it.
 
-    An autoencoder that compresses time decodes a clip as a whole, context included, so its frames come at the end.
+    One that compresses time decodes the context before them, because it looks back; those frames are dropped. Where
+    its decoder is not causal, all frames come at the end.
     """
-    if vae.temporal_stride == 1:
-        for latents_BCHW in latents:
-            yield vae.decode(latents_BCHW.float()[:, None])[:, 0].cpu()
-        return
-    generated_BTCHW = torch.stack(list(latents), dim=1).float()
-    whole_BTCHW = generated_BTCHW if context_BTCHW is None else torch.cat([context_BTCHW, generated_BTCHW], dim=1)
-    yield from vae.decode(whole_BTCHW)[:, context_frames:].cpu().unbind(1)
+    generated = (latents_BCHW.float()[:, None] for latents_BCHW in latents)
+    whole: Iterable[Tensor]
+    if vae.temporal_stride == 1 or context_BTCHW is None:
+        whole, known = generated, 0
+    else:
+        whole, known = chain(context_BTCHW.float().split(1, dim=1), generated), context_frames
+    frames = chain.from_iterable(video_BTHWC.unbind(1) for video_BTHWC in vae.decode_stream(whole))
+    for frame_BHWC in islice(frames, known, None):
+        yield frame_BHWC.cpu()

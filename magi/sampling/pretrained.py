@@ -92,7 +92,7 @@ def _own_vae(config: VaeConfig, folder: Path) -> VaeConfig:
     """A run and an export carry their own copy of the autoencoder's weights; without one the config names them."""
     if config.name == "pixel" or not (folder / VAE_FOLDER).is_dir():
         return config
-    return config.model_copy(update={"weights": str(folder / VAE_FOLDER)})
+    return config.model_copy(update={"weights": str(folder / VAE_FOLDER), "normalization": ""})
 
 
 def _read_classes(path: Path, expected: int) -> tuple[str, ...] | None:
@@ -129,7 +129,7 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
     config = config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": ""}),
-            "vae": config.vae.model_copy(update={"weights": ""}),
+            "vae": config.vae.model_copy(update={"weights": "", "normalization": ""}),
         }
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,28 @@ Paper section 4 names the autoencoders; which one is used, and every constant of
 knows no adapter, no file and no training.
 """
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
 import torch
 
 from magi.config import DataConfig, LatentShape
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """A normal distribution for each latent, in the units of ``encode``: about unit variance over the data."""
+
+    mean_BTCHW: torch.Tensor
+    std_BTCHW: torch.Tensor
+    """Zero where the autoencoder is deterministic."""
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        """Draw latents_BTCHW; the noise is drawn on the device of ``generator``, whatever the latents lie on."""
+        noise_BTCHW = torch.randn(self.mean_BTCHW.shape, generator=generator, device=generator.device)
+        return self.mean_BTCHW + self.std_BTCHW * noise_BTCHW.to(self.mean_BTCHW)
 
 
 class VideoAutoencoder(Protocol):
@@ -35,16 +51,33 @@ class VideoAutoencoder(Protocol):
         """Frames a latent frame covers; 1 for a 2-D autoencoder."""
         ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether ``decode_stream`` yields frames as latents arrive: the decoder never looks at later latents."""
+        ...
+
     def latent_frames(self, frames: int) -> int:
         """Latent frames of a clip of ``frames`` frames; ``ValueError`` for a length the autoencoder cannot encode."""
         ...
 
     def encode(self, video_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Return latents_BTCHW float32 of video_BTHWC uint8; deterministic, without gradients."""
+        """Return latents_BTCHW float32 of video_BTHWC uint8, the mean of ``posterior``; deterministic, no gradients."""
+        ...
+
+    def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
+        """Return the distribution (float32) of the latents of video_BTHWC uint8; deterministic, without gradients."""
         ...
 
     def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
         """Return video_BTHWC uint8 of latents_BTCHW; deterministic, without gradients."""
+        ...
+
+    def decode_stream(self, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield video_BTHWC uint8, the next frames, for each latents_BTCHW of one latent frame, first frame first.
+
+        Joined along time they are what ``decode`` makes of the whole clip. Where ``streams`` is False, all frames come
+        after the last latent.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -54,6 +87,13 @@ class VideoAutoencoder(Protocol):
     def to(self, device: torch.device | str) -> Self:
         """Move the weights; returns itself."""
         ...
+
+
+def decode_at_the_end(vae: VideoAutoencoder, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """``decode_stream`` of a decoder that is not causal: wait for all latents_BTCHW, then yield the whole video."""
+    waiting = list(latents)
+    if waiting:
+        yield vae.decode(torch.cat(waiting, dim=1))
 
 
 def check_size(height: int, width: int, spatial_stride: int) -> None:

@@ -5,13 +5,14 @@ beyond its own small JSON.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
 import torch
 from einops import rearrange
 
-from magi.vae.contract import check_latents, check_video
+from magi.vae.contract import Posterior, check_latents, check_video
 
 _HALF_RANGE = 127.5  # uint8 0..255 becomes -1..1
 
@@ -20,6 +21,7 @@ class PixelVae:
     """Every stride x stride block of RGB pixels becomes one latent of 3 * stride^2 channels in [-1, 1]."""
 
     temporal_stride = 1
+    streams = True
 
     def __init__(self, stride: int = 8) -> None:
         """Choose the side of a block in pixels; ``ValueError`` below 1."""
@@ -48,12 +50,21 @@ class PixelVae:
         blocks = rearrange(video_BTHWC, "b t (h s1) (w s2) c -> b t (s1 s2 c) h w", s1=s, s2=s)
         return blocks.to(torch.float32) / _HALF_RANGE - 1.0
 
+    def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
+        """Return ``encode`` of video_BTHWC uint8 with no spread: nothing is uncertain."""
+        mean_BTCHW = self.encode(video_BTHWC)
+        return Posterior(mean_BTCHW, torch.zeros_like(mean_BTCHW))
+
     def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
         """Return video_BTHWC uint8, rounded and clamped to 0..255; the exact inverse of ``encode``."""
         check_latents(latents_BTCHW, self.channels)
         s = self.spatial_stride
         pixels = ((latents_BTCHW.float() + 1.0) * _HALF_RANGE).round().clamp(0, 255).to(torch.uint8)
         return rearrange(pixels, "b t (s1 s2 c) h w -> b t (h s1) (w s2) c", s1=s, s2=s)
+
+    def decode_stream(self, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield video_BTHWC uint8 for each latents_BTCHW: frames do not know each other."""
+        return (self.decode(latents_BTCHW) for latents_BTCHW in latents)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json``, which names the adapter and its stride."""

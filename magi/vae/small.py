@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 
 from magi.config import Section, explain
 from magi.errors import CheckpointError
-from magi.vae.contract import check_latents, check_video
+from magi.vae.contract import Posterior, check_latents, check_video
+from magi.vae.diffusers_weights import weights_hash
+from magi.vae.normalization import ChannelStatistics
 from magi.weights import load_weights, read_json, read_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -93,6 +95,7 @@ class SmallVae:
     """AutoencoderKL behind the contract; ``encode`` is the posterior mean."""
 
     temporal_stride = 1
+    streams = True
 
     def __init__(self, shape: SmallVaeShape, network: Any = None, frames_per_batch: int = 64) -> None:
         """Wrap ``network``, by default a new one; at most ``frames_per_batch`` frames pass through it at a time."""
@@ -125,17 +128,25 @@ class SmallVae:
         """Every frame is one latent frame."""
         return frames
 
-    @torch.no_grad()
     def encode(self, video_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return latents_BTCHW float32, normalised, of video_BTHWC uint8; ``ValueError`` for other input."""
+        return self.posterior(video_BTHWC).mean_BTCHW
+
+    @torch.no_grad()
+    def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
+        """Return the distribution of the normalised latents of video_BTHWC uint8; ``ValueError`` for other input."""
         check_video(video_BTHWC, self.spatial_stride)
         batch, frames = video_BTHWC.shape[:2]
         chunks = [
-            self.network.encode(pixels_to_network(chunk_NHWC.to(self._device), self.shape.patch)).latent_dist.mean
+            self.network.encode(pixels_to_network(chunk_NHWC.to(self._device), self.shape.patch)).latent_dist
             for chunk_NHWC in self._chunks(video_BTHWC.flatten(0, 1))
         ]
-        latents_NCHW = (torch.cat(chunks).float() - self._mean_C[:, None, None]) / self._std_C[:, None, None]
-        return latents_NCHW.contiguous().unflatten(0, (batch, frames))
+        std_C11 = self._std_C[:, None, None]
+        mean_NCHW = (torch.cat([chunk.mean for chunk in chunks]).float() - self._mean_C[:, None, None]) / std_C11
+        std_NCHW = torch.cat([chunk.std for chunk in chunks]).float() / std_C11
+        return Posterior(
+            mean_NCHW.contiguous().unflatten(0, (batch, frames)), std_NCHW.contiguous().unflatten(0, (batch, frames))
+        )
 
     @torch.no_grad()
     def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
@@ -149,6 +160,10 @@ class SmallVae:
             for chunk in self._chunks(latents_NCHW)
         ]
         return torch.cat(chunks).contiguous().unflatten(0, (batch, frames))
+
+    def decode_stream(self, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield video_BTHWC uint8 for each latents_BTCHW: frames do not know each other."""
+        return (self.decode(latents_BTCHW) for latents_BTCHW in latents)
 
     @property
     def _device(self) -> torch.device:
@@ -190,16 +205,6 @@ class SmallVae:
         return cls(shape, network, frames_per_batch)
 
 
-def weights_hash(state: dict[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of names, shapes and float32 values, independent of order, device and memory layout."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().to("cpu", torch.float32).contiguous().numpy()
-        digest.update(f"{name} {values.shape}\n".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
 def _read_shape(path: Path) -> tuple[SmallVaeShape, str]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a folder that `magi train-vae` wrote")
@@ -219,14 +224,7 @@ def _shape_json(shape: SmallVaeShape) -> str:
 
 def measured_shape(shape: SmallVaeShape, latents: Iterable[torch.Tensor]) -> SmallVaeShape:
     """Return ``shape`` with the mean and standard deviation of each channel over all of ``latents_NCHW``."""
-    count = 0
-    total_C, squares_C = torch.zeros(2, shape.channels, dtype=torch.float64)
+    statistics = ChannelStatistics(shape.channels)
     for latents_NCHW in latents:
-        values = rearrange(latents_NCHW, "n c h w -> c (n h w)").double().cpu()
-        count += values.shape[1]
-        total_C += values.sum(1)
-        squares_C += values.square().sum(1)
-    assert count > 0, "no latents to measure"
-    mean_C = total_C / count
-    std_C = (squares_C / count - mean_C.square()).clamp(min=0).sqrt().clamp(min=1e-6)
-    return shape.model_copy(update={"latents_mean": tuple(mean_C.tolist()), "latents_std": tuple(std_C.tolist())})
+        statistics.add(latents_NCHW)
+    return shape.model_copy(update={"latents_mean": statistics.mean, "latents_std": statistics.std})
