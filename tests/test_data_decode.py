@@ -46,8 +46,9 @@ def write(
     container_options: dict[str, str] | None = None,
     prepare: Callable[[Any], None] = lambda stream: None,
     draw: Callable[[int], np.ndarray] = numbered_frame,
+    format: str | None = None,
 ) -> Path:
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", format=format, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = draw(0).shape[:2]
         stream.pix_fmt, stream.gop_size, stream.thread_count = "yuv420p", 24, 1

@@ -13,9 +13,11 @@ from magi.config import DataConfig
 from magi.data.decode import DecodeLimits, Skip, VideoProbe
 from magi.data.index import build_index, load_index, open_index
 from magi.data.jail import DecodeJail
-from magi.data.listing import INDEX_NAME, REPORT_NAME, list_videos
+from magi.data.listing import Source, list_videos
 from magi.data.write import write_mp4
 from magi.errors import DataError
+
+INDEX_NAME, REPORT_NAME = "magi-index.jsonl", "magi-index-report.json"
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,14 @@ def test_classes_labels_and_accounts(folder: Path) -> None:
         "classes": 2,
         "skipped": 1,
         "skipped_by_reason": {"empty_file": 1},
+        "annotated_but_missing": 0,
+        "ignored_unlisted_videos": 0,
         "ignored_junk_files": 3,
         "ignored_other_files": 1,
+        "missing_files": [],
         "skipped_files": [{"path": "two/empty.mp4", "reason": "empty_file", "detail": "has 0 bytes"}],
     }
-    assert load_index(folder) == index
+    assert load_index(Source.of(folder)) == index
     assert not list(folder.glob(".magi*"))
 
 
@@ -196,18 +201,24 @@ def test_progress_counts_every_file(folder: Path, probed: list[str]) -> None:
     assert steps == [(done, 7) for done in range(1, 8)]
 
 
-def test_an_interrupted_build_leaves_nothing_behind(folder: Path, probed: list[str]) -> None:
+def test_an_interrupted_build_keeps_the_old_index_and_continues(folder: Path, probed: list[str]) -> None:
     build_index(folder, 1.0)
     before = (folder / INDEX_NAME).read_bytes()
-    os.utime(folder / "free.mp4", ns=(1, 1))
+    for name in ("free.mp4", "two/a.mp4", "two/x.mp4"):
+        os.utime(folder / name, ns=(1, 1))
+    probed.clear()
 
     def stop(done: int, total: int) -> None:
-        if done == 3:
+        if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_index(folder, 1.0, stop)
     assert (folder / INDEX_NAME).read_bytes() == before
+    first = list(probed)
+    probed.clear()
+    index = build_index(folder, 1.0)
+    assert "free.mp4" in first and "free.mp4" not in probed and len(index.videos) == 6
     assert not list(folder.glob(".magi*"))
 
 
@@ -215,27 +226,27 @@ def test_an_interrupted_build_leaves_nothing_behind(folder: Path, probed: list[s
 def test_a_damaged_index_is_refused_by_loading_and_replaced_by_building(
     folder: Path, probed: list[str], damage: bytes
 ) -> None:
-    whole = build_index(folder, 1.0)
+    whole = tuple(build_index(folder, 1.0).videos)
     (folder / INDEX_NAME).write_bytes(damage)
     with pytest.raises(DataError, match=r"damaged .* delete it"):
-        load_index(folder)
-    assert build_index(folder, 1.0) == whole
+        load_index(Source.of(folder))
+    assert tuple(build_index(folder, 1.0).videos) == whole
 
 
 def test_a_cut_index_names_the_line_and_keeps_what_is_good(folder: Path, probed: list[str]) -> None:
-    whole = build_index(folder, 1.0)
+    whole = tuple(build_index(folder, 1.0).videos)
     content = (folder / INDEX_NAME).read_bytes()
     (folder / INDEX_NAME).write_bytes(content[: content.index(b"free.mp4") + 20])
     with pytest.raises(DataError, match="line 5"):
-        load_index(folder)
+        load_index(Source.of(folder))
     probed.clear()
-    assert build_index(folder, 1.0) == whole
+    assert tuple(build_index(folder, 1.0).videos) == whole
     assert len(probed) == 4
 
 
 def test_loading_without_an_index_says_how_to_make_one(folder: Path) -> None:
     with pytest.raises(DataError, match="run 'magi data index"):
-        load_index(folder)
+        load_index(Source.of(folder))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(folder: Path, probed: list[str]) -> None:
@@ -263,9 +274,9 @@ def test_links_are_followed_but_not_in_circles(folder: Path, video: Path, tmp_pa
     (folder / "two" / "up").symlink_to(folder)
     (folder / "self.mp4").symlink_to(folder / "self.mp4")
     (folder / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    listing = list_videos(folder)
+    listing = list_videos(Source.of(folder))
     assert listing.classes == ("b one", "linked", "two")
-    paths = [file.path for file in listing.files]
+    paths = [file.path for file in listing.files()]
     assert len(paths) == len(set(paths)) == 10
     build_index(folder, 1.0)
     assert report(folder)["skipped_by_reason"] == {"unreadable": 2, "empty_file": 1}

@@ -1,15 +1,21 @@
 """``magi data digits``, ``magi data index`` and ``magi encode``: from files to what training reads."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from magi.cli.options import Device, check_device, checked, existing_folder, parse
 from magi.cli.progress import progress
 from magi.config import DataConfig, VaeConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from magi.data.index import VideoIndex
 
 SHOWN = 10  # skipped files named on the screen; the report names all
 
@@ -53,56 +59,110 @@ def data_digits(words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Decode every video of a folder once, safely, and write the index and a report of what was skipped and why.
+    """Decode every video once, safely, and write the index and a report of what was skipped and why.
 
-    Sub-folders become class labels. Files that have not changed since the last call are not decoded again.
+    Sub-folders become class labels, unless annotations or a list name them. Files that have not changed since the last
+    call are not decoded again, and a call that was stopped continues. N workers, each with its own --worker i/N, share
+    the work without talking; the last one to finish writes the index.
     """
 
-    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """folder of videos (mp4, m4v, mov, avi, mkv, webm)"""
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """folder of videos (mp4, m4v, mov, avi, mkv, webm), or a .csv or .jsonl with the columns path, label, split"""
+    annotations: str = ""
+    """UCF-101's folder of split files, or the Kinetics annotations: a .csv or a folder of them"""
+    split: str = ""
+    """part that the annotations or the list name: trainlist01, train, val, ..."""
+    worker: str = "0/1"
+    """i/N: take every N-th block of files from the i-th on"""
+    processes: int = 0
+    """files decoded at a time; 0 is one a core"""
     max_bad_fraction: float = 0.01
     """share of unreadable videos that is tolerated; above it the exit code is 3"""
 
 
 def data_index(words: list[str]) -> None:
-    """Build the index of a folder and say what is in it."""
+    """Build the index of a source, or a worker's share of it, and say what is in it."""
     options = parse(IndexOptions, "data index", words)
+    worker = parse_worker(options.worker)
     if not 0 <= options.max_bad_fraction <= 1:
         raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
-    existing_folder(options.root)
-    from magi.data.index import INDEX_NAME, REPORT_NAME, build_index
+    if options.processes < 0:
+        raise ValueError(f"--processes {options.processes}: expected 0 (one a core) or more")
+    _existing_source(options.data)
+    from magi.data.index import index_share
+    from magi.data.listing import Source
 
+    source = Source.of(options.data, options.annotations, options.split)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with progress("decoding videos", "videos") as report:
-        index = build_index(options.root, options.max_bad_fraction, report)
+        share = index_share(source, worker, options.max_bad_fraction, report, jails=options.processes or cores)
+    if share.index is None:
+        print(
+            f"{options.data}: worker {options.worker} is done; {share.missing_parts} of {share.parts} parts are with "
+            f"other workers, and the last one to finish writes the index"
+        )
+        return
+    index = share.index
     labelled = f" in {len(index.classes)} classes" if index.classes else ""
-    print(f"{options.root}: {len(index.videos)} videos{labelled}, {index.skipped} skipped")
-    print(f"index   {options.root / INDEX_NAME}")
-    print(f"report  {options.root / REPORT_NAME}")
+    missing = f", {index.missing} missing" if index.missing else ""
+    print(f"{options.data}: {len(index.videos)} videos{labelled}, {index.skipped} skipped{missing}")
+    print(f"index   {source.index_path}")
+    print(f"report  {source.report_path}")
     if index.skipped:
-        report_json = json.loads((options.root / REPORT_NAME).read_text(encoding="utf-8"))
+        report_json = json.loads(source.report_path.read_text(encoding="utf-8"))
         for file in report_json["skipped_files"][:SHOWN]:
             print(f"skipped {file['path']!a}: {file['reason']} ({file['detail']})")
+
+
+def _existing_source(path: Path) -> None:
+    """A ``ValueError`` unless it is a folder or a list."""
+    if path.suffix.lower() in (".csv", ".jsonl") and not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"{path}: no such list")
+    else:
+        existing_folder(path)
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """Put every video through the autoencoder once; training then reads OUT as data.root, which is much faster.
 
-    Restartable: whole shards are kept. N workers, each with its own --worker i/N, share the work without talking.
+    Restartable: whole shards are kept. N workers, each with its own --worker i/N, share the work without talking; index
+    DATA first then. A worker decodes on one core, so several of them keep a GPU busy. An autoencoder that takes each
+    frame by itself (pixel, small, sd) keeps every frame, and clips are cut when they are trained on; one whose latents
+    mix frames (cosmos, omni, ltx) keeps clips, which --frames to --seed choose.
     """
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """folder of videos"""
+    """folder of videos, or a .csv or .jsonl that lists them"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder to write to"""
     vae: str = "demo"
-    """'demo', a folder that train-vae wrote, or 'pixel'"""
+    """'demo', a folder, 'pixel', or NAME:WEIGHTS with NAME sd, cosmos, omni, ltx or small"""
     pixel_stride: int = 8
     """stride of the pixel adapter"""
+    normalization: str = ""
+    """file that 'magi vae check' wrote; empty takes the one beside the weights"""
+    annotations: str = ""
+    """as for 'magi data index'"""
+    split: str = ""
+    """as for 'magi data index'"""
     height: int = 64
     """height of a frame in pixels, after resize and centre crop"""
     width: int = 64
     """width of a frame in pixels, after resize and centre crop"""
+    frames: int = 17
+    """frames of a clip, where latents mix frames"""
+    interval_min: int = 1
+    """smallest interval between the frames of such a clip"""
+    interval_max: int = 25
+    """largest interval"""
+    clips_per_video: int = 4
+    """such clips of each video; an epoch of training takes one of them, the next epoch another"""
+    seed: int = 0
+    """of their starts and intervals"""
+    dtype: Literal["float16", "float32"] = "float16"
+    """of latents on disk"""
     worker: str = "0/1"
     """i/N: take every N-th shard from the i-th on"""
     max_bad_fraction: float = 0.01
@@ -114,35 +174,54 @@ class EncodeOptions:
 
 
 def encode(words: list[str]) -> None:
-    """Write latents of a folder of videos."""
+    """Write latents of videos."""
     options = parse(EncodeOptions, "encode", words)
     worker = parse_worker(options.worker)
-    existing_folder(options.data)
+    _existing_source(options.data)
     check_device(options.device)
+    fields = ("annotations", "split", "height", "width", "frames", "interval_min", "interval_max", "max_bad_fraction")
     data = checked(
-        DataConfig.model_construct(
-            root=str(options.data),
-            height=options.height,
-            width=options.width,
-            max_bad_fraction=options.max_bad_fraction,
-        )
+        DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
-    from magi.data.index import open_index
-    from magi.data.latents import write_latents
+    from magi.data.encode import Encoder, EncodeSettings, write_latents
     from magi.training.parallel import chosen_device
     from magi.vae.contract import latent_shape
     from magi.vae.load import load_vae
 
     vae = load_vae(_vae_config(options)).to(chosen_device(options.device))
-    latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
-    with progress("decoding videos", "videos") as report:
-        index = open_index(data, report)
+    latent = latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
+
+    def posterior(video_BTHWC: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        found = vae.posterior(video_BTHWC)
+        return found.mean_BTCHW, found.std_BTCHW
+
+    encoder = Encoder(vae.id, vae.temporal_stride, latent, posterior)
+    settings = EncodeSettings(
+        frames_per_batch=options.frames_per_batch,
+        clips_per_video=options.clips_per_video,
+        dtype=options.dtype,
+        seed=options.seed,
+    )
+    index = _opened_index(data, worker)
     with progress("encoding videos", "videos") as report:
-        written = write_latents(
-            index, options.out, data, vae.encode, vae.id, options.frames_per_batch, worker=worker, progress=report
-        )
+        written = write_latents(index, options.out, data, encoder, settings, worker, report)
     print(f"{options.out}: {written} shards written")
-    print(f"train on it with: --data.root {options.out}")
+    chosen = "" if vae.temporal_stride == 1 else (
+        f" --data.frames {data.frames} --data.interval-min {data.interval_min} --data.interval-max {data.interval_max}"
+    )  # fmt: skip
+    print(f"train on it with: --data.root {options.out}{chosen}")
+
+
+def _opened_index(data: DataConfig, worker: tuple[int, int]) -> "VideoIndex":
+    """The index of the videos; several workers must not all make it."""
+    from magi.data.index import open_index
+    from magi.data.listing import Source
+
+    source = Source.of(Path(data.root), data.annotations, data.split)
+    if worker[1] > 1 and not source.index_path.is_file():
+        raise ValueError(f"{source.index_path}: no index; before several workers run 'magi data index {data.root}'")
+    with progress("decoding videos", "videos") as report:
+        return open_index(data, report)
 
 
 def parse_worker(text: str) -> tuple[int, int]:
@@ -154,9 +233,10 @@ def parse_worker(text: str) -> tuple[int, int]:
 
 
 def _vae_config(options: EncodeOptions) -> VaeConfig:
-    batch = options.frames_per_batch
+    from magi.vae.load import named_vae
+
+    named = named_vae(options.vae)
+    given = {"normalization": options.normalization, "frames_per_batch": options.frames_per_batch}
     if options.vae == "pixel":
-        given = VaeConfig.model_construct(name="pixel", pixel_stride=options.pixel_stride, frames_per_batch=batch)
-    else:
-        given = VaeConfig.model_construct(name="small", weights=options.vae, frames_per_batch=batch)
-    return checked(given)
+        given["pixel_stride"] = options.pixel_stride
+    return checked(named.model_copy(update=given))

@@ -35,23 +35,42 @@ def _bar(what: str) -> Iterator[Report]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None, rate="")
+
+        def report(done: int, total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate=f"{speed:.3g}/s" if speed else "")
+
+        yield report
 
 
 class _Lines:
-    """Prints a line at the end, and every few seconds before."""
+    """Prints a line at the end, and every few seconds before.
+
+    What was there already at the first call (work that is continued) counts as done, but not for the rate.
+    """
 
     def __init__(self, what: str, unit: str) -> None:
         self.what, self.unit = what, unit
         self.began = self.told = time.monotonic()
+        self.before: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
+        self.before = max(0, done - 1) if self.before is None else self.before
         if done < total and now - self.told < LINE_SECONDS:
             return
         self.told, seconds = now, now - self.began
-        left = f", {seconds * (total - done) / done:.0f} s left" if 0 < done < total else f", {seconds:.0f} s"
-        print(f"{self.what}: {done}/{total} {self.unit}{left}", file=sys.stderr, flush=True)
+        rate = (done - self.before) / seconds if seconds else 0.0
+        left = f"{_time((total - done) / rate)} left" if rate and done < total else _time(seconds)
+        print(f"{self.what}: {done}/{total} {self.unit}, {rate:.3g} a second, {left}", file=sys.stderr, flush=True)
+
+
+def _time(seconds: float) -> str:
+    """Seconds up to two minutes, then hours and minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from magi.config import DataConfig
 from magi.data.decode import stream_frames
+from magi.data.draws import EPOCH_KEY, INTERVAL_KEY, START_KEY, integer, permutation
 from magi.data.index import VideoIndex
+from magi.data.listing import ListedFile
+from magi.data.records import VideoRecord
 from magi.errors import DataError
-
-# Keep the draws of a sample and of an epoch apart: both are keyed by (seed, number).
-_SAMPLE_KEY, _EPOCH_KEY = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class ClipDraws:
     every long enough video once, in a new order.
     """
 
-    def __init__(self, lengths: Sequence[int], config: DataConfig, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], config: DataConfig, seed: int) -> None:
         """``lengths``: frames of each video of an index; ``DataError`` if every video is too short for a clip."""
         lengths_V = np.asarray(lengths, np.int64)
         needed = clip_span(config.frames, config.interval_min)
@@ -82,18 +83,17 @@ class ClipDraws:
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """A permutation of 0..count-1, read-only; cached, because it costs O(count) and every sample of an epoch asks."""
-    order_V = _generator(seed, epoch, _EPOCH_KEY).permutation(count)
+    order_V = permutation(count, seed, epoch, EPOCH_KEY)
     order_V.setflags(write=False)
     return order_V
 
 
 def draw_clip(seed: int, sample: int, video: int, length: int, config: DataConfig) -> ClipDraw:
     """Interval uniform in what fits into ``length`` frames, then a start uniform in what is left."""
-    random = _generator(seed, sample, _SAMPLE_KEY)
     fits = (length - 1) // max(1, config.frames - 1)
     largest = max(config.interval_min, min(config.interval_max, fits))
-    interval = int(random.integers(config.interval_min, largest, endpoint=True))
-    start = int(random.integers(0, length - clip_span(config.frames, interval), endpoint=True))
+    interval = integer(config.interval_min, largest, seed, sample, INTERVAL_KEY)
+    start = integer(0, length - clip_span(config.frames, interval), seed, sample, START_KEY)
     return ClipDraw(video, start, interval)
 
 
@@ -102,16 +102,12 @@ def clip_span(frames: int, interval: int) -> int:
     return (frames - 1) * interval + 1
 
 
-def _generator(seed: int, number: int, key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, number], spawn_key=(key,)))
-
-
 class ClipDataset:
     """Map-style dataset of drawn clips for a plain ``DataLoader``; takes any sample number >= 0 and holds no state."""
 
     def __init__(self, index: VideoIndex, config: DataConfig, seed: int) -> None:
         self.index, self.config = index, config
-        self.draws = ClipDraws([record.frames for record in index.videos], config, seed)
+        self.draws = ClipDraws(index.frame_counts(), config, seed)
 
     @property
     def too_short(self) -> int:
@@ -142,11 +138,24 @@ def read_clip(
             f"{record.path}: has {record.frames} frames, but {frames} frames at interval {interval} from frame {start} "
             f"were asked for; ask for fewer, or choose a longer video"
         )
+    check_unchanged(index, record)
     video_THWC = np.empty((frames, config.height, config.width, 3), np.uint8)
     numbers = range(start, start + clip_span(frames, interval), interval)
     for slot, frame_HWC in enumerate(stream_frames(index.root / record.path, numbers, record)):
         video_THWC[slot] = fit_frames(frame_HWC[None], config.height, config.width)[0]
     return Clip(video_THWC, interval, record.label, sample)
+
+
+def check_unchanged(index: VideoIndex, record: VideoRecord) -> None:
+    """A ``DataError`` naming the video unless it is the file that was indexed.
+
+    A damaged file can kill the process that decodes it. Indexing has decoded every file once in a process of its own,
+    so one that is still the same may be opened in the caller's, and no other.
+    """
+    now = ListedFile.of(index.root, record.path)
+    if (now.bytes, now.mtime_ns) != (record.bytes, record.mtime_ns):
+        what = "has changed" if now.bytes else "is gone or empty"
+        raise DataError(f"{index.root / record.path}: {what} since it was indexed; run 'magi data index' on its folder")
 
 
 def fit_frames(video_THWC: np.ndarray, height: int, width: int) -> np.ndarray:

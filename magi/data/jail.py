@@ -14,14 +14,20 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from base64 import b64decode, b64encode
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from magi.data.decode import DecodeLimits, Skip, VideoProbe, probe_file
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 60.0
+FROM_THE_START = "from the start"
+"""What an index says of a video whose frames cannot be found by a seek."""
 _FILES_A_CHILD = 1000  # recycled then, against slow leaks in decoders
 
 
@@ -182,12 +188,15 @@ def _to_json(answer: VideoProbe | Skip) -> dict[str, Any]:
 
 
 def probe_to_json(probe: VideoProbe) -> dict[str, Any]:
-    """A probe as plain JSON values; a constant frame rate takes two numbers instead of a table."""
-    pts: dict[str, int] | list[int] | None
+    """A probe as plain JSON values: two numbers for a constant frame rate, packed steps for another one."""
+    pts: dict[str, int | str] | str
     if isinstance(probe.pts, range):
         pts = {"start": probe.pts.start, "step": probe.pts.step}
+    elif probe.pts is None:
+        pts = FROM_THE_START
     else:
-        pts = None if probe.pts is None else list(probe.pts)
+        steps = np.diff(np.array(probe.pts, "<i8"))
+        pts = {"start": int(probe.pts[0]), "packed_steps": b64encode(zlib.compress(steps.tobytes())).decode("ascii")}
     size = {"frames": probe.frames, "height": probe.height, "width": probe.width}
     return {**size, "fps": probe.fps, "pts": pts}
 
@@ -195,16 +204,27 @@ def probe_to_json(probe: VideoProbe) -> dict[str, Any]:
 def probe_from_json(values: dict[str, Any]) -> VideoProbe:
     """The reverse of ``probe_to_json``; ``ValueError``, ``TypeError`` or ``KeyError`` for anything else."""
     frames, height, width = (int(values[key]) for key in ("frames", "height", "width"))
-    table = values["pts"]
-    pts: range | tuple[int, ...] | None
-    if isinstance(table, dict):
-        start, step = int(table["start"]), int(table["step"])
-        pts = range(start, start + step * frames, step)
-    else:
-        pts = None if table is None else tuple(int(time) for time in table)
+    pts = _pts_from_json(values["pts"], frames)
     if min(frames, height, width) < 1 or (pts is not None and len(pts) != frames):
         raise ValueError(f"impossible video: {frames} frames of {height}x{width}")
     return VideoProbe(frames, height, width, float(values["fps"]), pts)
+
+
+def _pts_from_json(table: Any, frames: int) -> range | tuple[int, ...] | None:
+    if table is None or table == FROM_THE_START:  # None is that of an older index
+        return None
+    if not isinstance(table, dict):
+        return tuple(int(time) for time in table)
+    start = int(table["start"])
+    if "step" in table:
+        step = int(table["step"])
+        return range(start, start + step * frames, step)
+    try:
+        # No more than what the frames need is unpacked, whatever a stranger has packed.
+        packed = zlib.decompressobj().decompress(b64decode(table["packed_steps"], validate=True), 8 * frames)
+    except zlib.error as error:
+        raise ValueError(f"time stamps are damaged ({error})") from None
+    return tuple(int(time) for time in np.cumsum(np.concatenate(([start], np.frombuffer(packed, "<i8")))))
 
 
 def _parse_answer(line: bytes) -> VideoProbe | Skip:

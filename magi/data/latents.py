@@ -1,40 +1,42 @@
-"""Encoded latents on disk: every video through the autoencoder once, so that training needs neither.
+"""Clips from encoded latents on disk, so that training needs neither videos nor an autoencoder.
 
-A folder holds a header (``magi-latents.json``: which autoencoder, at which size, of which videos) and shards: a
-safetensors file with one tensor (T, C, H, W) float16 a video, and a JSONL beside it with a line a video. A shard's
-JSONL appears last and says that the shard is whole. Clips are drawn from latents exactly as from the videos
-(``magi.data.clips.ClipDraws``), so training sees the same frames either way.
+Where every frame was encoded on its own, clips are drawn from latents exactly as from the videos
+(``magi.data.clips.ClipDraws``), so training sees the same frames either way. Where clips were chosen when they were
+encoded, an epoch takes one of each video, the next epoch another one. Latents are drawn from the posterior with noise
+that is a function of (seed, sample), or are its mean.
 
-For autoencoders that encode every frame on its own (paper section 4: Stable Diffusion's; ``temporal_stride`` 1). This
-module knows no autoencoder: encoding is a function it is given, and an autoencoder is known by its id.
+An autoencoder is known by its id; how latents are written is ``magi.data.encode``'s to know.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from magi.config import DataConfig, LatentShape
-from magi.data.clips import ClipDraws, clip_span, fit_frames
-from magi.data.decode import stream_frames
-from magi.data.index import VideoIndex, VideoRecord
-from magi.data.write import published
+from magi.data.clips import ClipDraw, ClipDraws, epoch_order
+from magi.data.draws import RECORDED_KEY, bits, posterior_noise
+from magi.data.latent_files import (
+    AGAIN,
+    FIT,
+    LatentHeader,
+    check_bytes,
+    check_tensors,
+    lines_path,
+    read_header,
+    read_shard,
+    tensors_path,
+)
+from magi.data.latent_files import HEADER_NAME as HEADER_NAME
+from magi.data.latent_files import is_latents as is_latents
 from magi.errors import DataError
 
-HEADER_NAME = "magi-latents.json"
-_FORMAT = 1
-_AGAIN = "run 'magi encode' again"
-
-Encode = Callable[[torch.Tensor], torch.Tensor]
-Progress = Callable[[int, int], None]
+_MOST_MAPS = 16384  # shards that are mapped into memory at a time; Linux allows about 65,000 maps a process
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,122 +50,30 @@ class LatentClip:
     """Sample number that it was drawn with."""
 
 
-@dataclass(frozen=True)
-class LatentHeader:
-    """What all latents of a folder share; ``height`` and ``width`` are those of the frames, in pixels."""
-
-    format: int
-    vae: str
-    height: int
-    width: int
-    classes: list[str]
-    videos: int
-    videos_per_shard: int
-    source: str
-    """Digest of the list of videos."""
-
-    @property
-    def shards(self) -> int:
-        """Number of shards of the finished folder."""
-        return -(-self.videos // self.videos_per_shard)
-
-    @property
-    def digest(self) -> str:
-        """Names these settings inside each shard."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A line of a shard's JSONL: one encoded video."""
-
-    path: str
-    label: int | None
-    frames: int
-    vae: str
-
-
-def is_latents(root: Path) -> bool:
-    """Whether a folder holds latents (finished or not) rather than videos."""
-    return (root / HEADER_NAME).is_file()
-
-
-def write_latents(
-    index: VideoIndex,
-    out: Path,
-    config: DataConfig,
-    encode: Encode,
-    vae_id: str,
-    frames_per_batch: int = 64,
-    videos_per_shard: int = 100,
-    worker: tuple[int, int] = (0, 1),
-    progress: Progress | None = None,
-) -> int:
-    """Encode every video of ``index`` at ``config.height`` x ``config.width`` into ``out``; returns the shards written.
-
-    ``encode`` maps video_BTHWC uint8 to latents_BTCHW and keeps the number of frames. Whole shards are kept, so the
-    same call continues where it was stopped; ``worker`` (i, n) takes every n-th shard. ``progress`` is told (done, all)
-    videos of this worker. ``ValueError`` if ``out`` holds latents of other settings, ``DataError`` naming the video
-    whose latents are not finite.
-    """
-    mine, of = worker
-    if not 0 <= mine < of:
-        raise ValueError(f"worker {mine}/{of}: expected i/N with i from 0 to N - 1")
-    if min(frames_per_batch, videos_per_shard) < 1:
-        raise ValueError(
-            f"frames_per_batch and videos_per_shard must be positive, got {frames_per_batch}, {videos_per_shard}"
-        )
-    header = LatentHeader(
-        format=_FORMAT,
-        vae=vae_id,
-        height=config.height,
-        width=config.width,
-        classes=list(index.classes),
-        videos=len(index.videos),
-        videos_per_shard=videos_per_shard,
-        source=_source(index),
-    )
-    _claim(out, header)
-    shards = range(mine, header.shards, of)
-    done, total, written = 0, sum(len(_part(header, shard)) for shard in shards), 0
-    for shard in shards:
-        videos = {number: index.videos[number] for number in _part(header, shard)}
-        if not _is_whole(out, shard, videos, header):
-            latents = {}
-            for number, record in videos.items():
-                latents[str(number)] = _encode_video(index.root, record, config, encode, vae_id, frames_per_batch)
-                if progress is not None:
-                    progress(done + len(latents), total)
-            _write_shard(out, shard, videos, latents, header)
-            written += 1
-        done += len(videos)
-        if progress is not None:
-            progress(done, total)
-    return written
-
-
 class LatentDataset:
     """Map-style dataset of clips drawn from a folder of latents; takes any sample number >= 0, holds no state.
 
     ``ValueError`` if the latents are another autoencoder's or of another size, ``DataError`` if shards are missing.
+    In memory are some 30 bytes a video; the rest is read when it is asked for.
     """
 
     def __init__(self, folder: Path, config: DataConfig, seed: int, vae_id: str) -> None:
-        self.folder, self.config = folder, config
-        self.header = read_header(folder)
-        if self.header.vae != vae_id:
-            raise ValueError(
-                f"{folder}: latents were made by autoencoder {self.header.vae}, not {vae_id}; "
-                f"choose that one, or run 'magi encode' into another folder"
-            )
-        made, asked = (self.header.height, self.header.width), (config.height, config.width)
-        if made != asked:
-            raise ValueError(f"{folder}: latents are of {made[0]}x{made[1]} frames, data has {asked[0]}x{asked[1]}")
-        self._videos = _read_lines(folder, self.header)
-        self.draws = ClipDraws([video.frames for video in self._videos], config, seed)
-        self._open: dict[int, Any] = {}
-        _, channels, height, width = self._slice(0).get_shape()
-        self.latent_shape = LatentShape(frames=config.frames, channels=channels, height=height, width=width)
+        self.folder, self.config, self.seed = folder, config, seed
+        self.header = header = read_header(folder)
+        _check_header(folder, header, config, vae_id)
+        self._table = _read_table(folder, header)
+        self.draws: ClipDraws | RecordedDraws
+        if header.by_clips:
+            self.draws = RecordedDraws(self._table.clips_VK2, self._table.counts_V, header, seed)
+        else:
+            self.draws = ClipDraws(self._table.frames_V, config, seed)
+        frames = header.latent_frames if header.by_clips else config.frames
+        self.latent_shape = LatentShape(
+            frames=frames, channels=header.channels, height=header.latent_height, width=header.latent_width
+        )
+        self._shape = (frames, header.channels, header.latent_height, header.latent_width)
+        self._frame_bytes, self._item = header.frame_bytes, np.dtype(header.dtype).itemsize
+        self._maps: dict[int, torch.Tensor] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -180,164 +90,169 @@ class LatentDataset:
         return len(self.draws)
 
     def __getitem__(self, sample: int) -> LatentClip:
-        draw = self.draws.draw(sample)
-        end = draw.start + clip_span(self.config.frames, draw.interval)
-        video = self._videos[draw.video]
-        latents_TCHW = self._slice(draw.video)[draw.start : end : draw.interval].astype(np.float32)
-        if not np.isfinite(latents_TCHW).all():
-            raise DataError(f"{self.folder}: latents of {video.path} are not finite; delete the folder and {_AGAIN}")
-        return LatentClip(latents_TCHW, draw.interval, video.label, sample)
+        draw, table = self.draws.draw(sample), self._table
+        video = draw.video
+        latents_TCHW = self._read(video, int(table.mean_V[video]), draw)
+        std = int(table.std_V[video])
+        if self.config.sample_posterior and std >= 0:
+            noise_TCHW = posterior_noise(self._shape, self.seed, sample)
+            latents_TCHW = latents_TCHW.addcmul_(self._read(video, std, draw), noise_TCHW)
+        # Latents as written are below 1e5, so the sum of squares is finite if they are, and this is the fastest check.
+        flat_N = latents_TCHW.view(-1)
+        if not math.isfinite(torch.dot(flat_N, flat_N).item()):
+            raise DataError(
+                f"{self.folder}: latents of {self._path(video)} are not finite; delete the folder and {AGAIN}"
+            )
+        label = int(table.label_V[video])
+        return LatentClip(latents_TCHW.numpy(), draw.interval, None if label < 0 else label, sample)
 
-    def _slice(self, video: int) -> Any:
-        """Handle of a video's latents; only what is indexed is read. Shards stay open (memory-mapped)."""
+    def _read(self, video: int, begin: int, draw: ClipDraw) -> torch.Tensor:
+        """latents_TCHW float32, a copy; only the frames of the clip are touched."""
         shard = video // self.header.videos_per_shard
-        path = _tensors(self.folder, shard)
-        try:
-            if shard not in self._open:
-                file = safe_open(path, "numpy")
-                _check_settings(path, file, self.header)
-                self._open[shard] = file
-            return self._open[shard].get_slice(str(video))
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: missing or damaged ({error}); {_AGAIN}") from None
+        mapped = self._maps.get(shard)
+        if mapped is None:
+            mapped = self._map(shard)
+        height, width = self._shape[2:]
+        step = 1 if self.header.by_clips else draw.interval
+        strides = (step * self._frame_bytes // self._item, height * width, width, 1)
+        first = (begin + draw.start * self._frame_bytes) // self._item
+        return mapped.as_strided(self._shape, strides, first).to(torch.float32, copy=True)
+
+    def _map(self, shard: int) -> torch.Tensor:
+        """The file of a shard as numbers of its dtype; it stays mapped, and holds no file descriptor.
+
+        NOTE: who cuts a mapped file short kills its readers; shards are only ever replaced whole.
+        """
+        size, videos = int(self._table.bytes_S[shard]), self.header.part(shard)
+        check_bytes(self.folder, shard, size)
+        stds = [int(std) for std in self._table.std_V[videos.start : videos.stop]]
+        means = [int(mean) for mean in self._table.mean_V[videos.start : videos.stop]]
+        check_tensors(
+            self.folder,
+            shard,
+            [
+                (number, mean, None if std < 0 else std)
+                for number, mean, std in zip(videos, means, stds, strict=True)
+                if mean >= 0
+            ],
+            self.header,
+        )
+        if len(self._maps) >= _MOST_MAPS:
+            self._maps.clear()
+        dtype = getattr(torch, self.header.dtype)
+        self._maps[shard] = torch.from_file(
+            os.fspath(tensors_path(self.folder, shard)), shared=False, size=size // self._item, dtype=dtype
+        )
+        return self._maps[shard]
+
+    def _path(self, video: int) -> str:
+        number, place = divmod(video, self.header.videos_per_shard)
+        return read_shard(self.folder, number, self.header).videos[place].path
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files stay in their process; a loader's process opens its own."""
-        return self.__dict__ | {"_open": {}}
+        """Maps stay in their process; a loader's process makes its own."""
+        return self.__dict__ | {"_maps": {}}
 
 
-def read_header(folder: Path) -> LatentHeader:
-    """The header of a folder of latents; ``DataError`` if it has none that can be read."""
-    path = folder / HEADER_NAME
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, so {folder} holds no latents; make them with 'magi encode'")
-    try:
-        header = LatentHeader(**json.loads(path.read_text(encoding="utf-8")))
-        if header.format != _FORMAT:
-            raise ValueError(f"format {header.format!r} is not {_FORMAT}")
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged or of another version ({error}); delete the folder and {_AGAIN}") from None
-    return header
+class RecordedDraws:
+    """Draws from clips that were chosen when they were encoded, as ``ClipDraws`` does from videos.
 
+    Every epoch visits every video once, in a new order, and in K epochs each of its K clips.
+    """
 
-def _source(index: VideoIndex) -> str:
-    """Digest of what is encoded; no times of modification, so that a copied folder continues."""
-    videos = [(record.path, record.frames, record.bytes, record.label) for record in index.videos]
-    return hashlib.sha256(json.dumps(videos).encode()).hexdigest()[:32]
-
-
-def _claim(out: Path, header: LatentHeader) -> None:
-    """Write the header, or check that the one there says the same; all workers write the same bytes."""
-    if is_latents(out):
-        found, asked = asdict(read_header(out)), asdict(header)
-        for key in asked:
-            if found[key] != asked[key]:
-                what = "another list of videos" if key == "source" else f"{key} {found[key]}, asked {asked[key]}"
-                raise ValueError(f"{out / HEADER_NAME}: these latents have {what}; choose another folder")
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ValueError(f"{out}: is a file, not a folder; choose another name") from None
-    with published(out / HEADER_NAME) as beside:
-        beside.write_text(json.dumps(asdict(header), indent=1), encoding="utf-8")
-
-
-def _part(header: LatentHeader, shard: int) -> range:
-    """Numbers of the videos of a shard."""
-    first = shard * header.videos_per_shard
-    return range(first, min(first + header.videos_per_shard, header.videos))
-
-
-def _tensors(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.safetensors"
-
-
-def _lines(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.jsonl"
-
-
-def _encode_video(
-    root: Path, record: VideoRecord, config: DataConfig, encode: Encode, vae_id: str, frames_per_batch: int
-) -> NDArray[np.float16]:
-    """Latents (T, C, H, W) of a whole video, a batch of frames at a time, so that its length costs no memory."""
-    parts = []
-    for video_THWC in _batches(root, record, config, frames_per_batch):
-        latents_BTCHW = encode(torch.from_numpy(video_THWC)[None])
-        if latents_BTCHW.ndim != 5 or latents_BTCHW.shape[:2] != (1, len(video_THWC)):
-            raise ValueError(
-                f"autoencoder {vae_id} made {tuple(latents_BTCHW.shape)} of {len(video_THWC)} frames; "
-                f"latents on disk need one that encodes every frame on its own (temporal stride 1)"
-            )
-        part_TCHW = latents_BTCHW[0].to("cpu", torch.float16).numpy()
-        if not np.isfinite(part_TCHW).all():
+    def __init__(
+        self, clips_VK2: NDArray[np.int32], counts_V: NDArray[np.int32], header: LatentHeader, seed: int
+    ) -> None:
+        """``clips_VK2``: (start, interval) of each clip; ``DataError`` if no video has one."""
+        self._clips_VK2, self._counts_V, self._seed = clips_VK2, counts_V, seed
+        self._latent_frames = header.latent_frames
+        self._usable_V = np.flatnonzero(counts_V)
+        self.too_short = len(counts_V) - len(self._usable_V)
+        """Videos left out because no clip fits."""
+        if not len(self._usable_V):
             raise DataError(
-                f"{root / record.path}: autoencoder {vae_id} makes latents that are not finite in float16; "
-                f"take the video out, or check the autoencoder"
+                f"every video is too short: none of {len(counts_V)} videos held a clip of {header.frames} frames at "
+                f"interval {header.interval_min} when it was encoded; encode with a lower --frames or --interval-min"
             )
-        parts.append(part_TCHW)
-    # NOTE: safetensors writes the memory as it lies, and a convolution's output may lie channels last.
-    return np.ascontiguousarray(np.concatenate(parts))
+
+    def __len__(self) -> int:
+        """Samples of an epoch: one a usable video."""
+        return len(self._usable_V)
+
+    def draw(self, sample: int) -> ClipDraw:
+        """The clip of a sample number >= 0; ``start`` counts latent frames behind those of the video's first clip."""
+        epoch, place = divmod(sample, len(self))
+        video = int(self._usable_V[epoch_order(self._seed, epoch, len(self))[place]])
+        clip = (epoch + bits(self._seed, video, RECORDED_KEY)) % int(self._counts_V[video])
+        return ClipDraw(video, clip * self._latent_frames, int(self._clips_VK2[video, clip, 1]))
 
 
-def _batches(root: Path, record: VideoRecord, config: DataConfig, size: int) -> Iterator[NDArray[np.uint8]]:
-    frames: list[NDArray[np.uint8]] = []
-    for frame_HWC in stream_frames(root / record.path, range(record.frames), record):
-        frames.append(fit_frames(frame_HWC[None], config.height, config.width)[0])
-        if len(frames) == size:
-            yield np.stack(frames)
-            frames = []
-    if frames:
-        yield np.stack(frames)
+def _check_header(folder: Path, header: LatentHeader, config: DataConfig, vae_id: str) -> None:
+    other = "or run 'magi encode' into another folder"
+    if header.vae != vae_id:
+        raise ValueError(
+            f"{folder}: latents were made by autoencoder {header.vae}, not {vae_id}; choose that one, {other}"
+        )
+    made, asked = (header.height, header.width), (config.height, config.width)
+    if made != asked:
+        raise ValueError(f"{folder}: latents are of {made[0]}x{made[1]} frames, data has {asked[0]}x{asked[1]}")
+    if header.fit != FIT:
+        raise ValueError(f"{folder}: frames were cut by '{header.fit}', not '{FIT}'; {other[3:]}")
+    if not header.by_clips:
+        return
+    for name, made_it, asked_it in (
+        ("frames", header.frames, config.frames),
+        ("interval_min", header.interval_min, config.interval_min),
+        ("interval_max", header.interval_max, config.interval_max),
+    ):
+        if made_it != asked_it:
+            raise ValueError(
+                f"{folder}: its clips were encoded with data.{name} {made_it}, not {asked_it}; "
+                f"set --data.{name} {made_it}, {other}"
+            )
 
 
-def _write_shard(
-    out: Path,
-    shard: int,
-    videos: Mapping[int, VideoRecord],
-    latents: dict[str, NDArray[np.float16]],
-    header: LatentHeader,
-) -> None:
-    with published(_tensors(out, shard)) as beside:
-        save_file(latents, beside, metadata={"settings": header.digest})
-    with published(_lines(out, shard)) as beside:
-        encoded = [_Encoded(record.path, record.label, record.frames, header.vae) for record in videos.values()]
-        beside.write_text("".join(json.dumps(asdict(video)) + "\n" for video in encoded), encoding="utf-8")
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Where the latents of every video lie."""
+
+    frames_V: NDArray[np.int64]
+    label_V: NDArray[np.int32]
+    mean_V: NDArray[np.int64]
+    std_V: NDArray[np.int64]
+    clips_VK2: NDArray[np.int32]
+    counts_V: NDArray[np.int32]
+    bytes_S: NDArray[np.int64]
 
 
-def _is_whole(out: Path, shard: int, videos: Mapping[int, VideoRecord], header: LatentHeader) -> bool:
-    """Whether a shard is there and undamaged; a ``ValueError`` if it is a stranger's, which is never overwritten."""
-    if not _lines(out, shard).is_file():
-        return False
-    try:
-        with safe_open(_tensors(out, shard), "numpy") as file:
-            _check_settings(_tensors(out, shard), file, header)
-            lengths = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return False
-    return lengths == {str(number): record.frames for number, record in videos.items()}
-
-
-def _check_settings(path: Path, file: Any, header: LatentHeader) -> None:
-    if (file.metadata() or {}).get("settings") != header.digest:
-        raise ValueError(f"{path}: belongs to other settings than {HEADER_NAME} beside it; remove it")
-
-
-def _read_lines(folder: Path, header: LatentHeader) -> list[_Encoded]:
+def _read_table(folder: Path, header: LatentHeader) -> _Table:
     """The videos of all shards in the order of the index."""
-    missing = [shard for shard in range(header.shards) if not _lines(folder, shard).is_file()]
+    missing = [shard for shard in range(header.shards) if not lines_path(folder, shard).is_file()]
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {header.shards} shards missing, first {_tensors(folder, missing[0]).name}; "
-            f"{_AGAIN} to finish"
+            f"{folder}: {len(missing)} of {header.shards} shards missing, first "
+            f"{tensors_path(folder, missing[0]).name}; {AGAIN} to finish"
         )
-    videos: list[_Encoded] = []
-    for shard in range(header.shards):
-        path = _lines(folder, shard)
-        try:
-            videos += [_Encoded(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: damaged ({error}); delete it and {_AGAIN}") from None
-    if len(videos) != header.videos:
-        raise DataError(f"{folder}: holds {len(videos)} videos, its header says {header.videos}; {_AGAIN}")
-    return videos
+    videos, clips = header.videos, header.clips_per_video
+    table = _Table(
+        frames_V=np.zeros(videos, np.int64),
+        label_V=np.zeros(videos, np.int32),
+        mean_V=np.full(videos, -1, np.int64),
+        std_V=np.full(videos, -1, np.int64),
+        clips_VK2=np.zeros((videos, clips, 2), np.int32),
+        counts_V=np.zeros(videos, np.int32),
+        bytes_S=np.zeros(header.shards, np.int64),
+    )
+    for number in range(header.shards):
+        shard = read_shard(folder, number, header)
+        table.bytes_S[number] = shard.bytes
+        for place, video in zip(header.part(number), shard.videos, strict=True):
+            table.frames_V[place] = video.frames
+            table.label_V[place] = -1 if video.label is None else video.label
+            table.counts_V[place] = len(video.clips)
+            if not header.by_clips or video.clips:
+                table.mean_V[place] = video.mean
+                table.std_V[place] = -1 if video.std is None else video.std
+            if video.clips:
+                table.clips_VK2[place, : len(video.clips)] = video.clips
+    return table
