@@ -21,12 +21,27 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which videos, and how a clip is cut from one."""
 
-    root: str = Field("", description="folder of videos; sub-folders become class labels")
+    root: str = Field(
+        "",
+        description="folder of videos (sub-folders become class labels), folder of latents, or a .csv or .jsonl with the "
+        "columns path, label, split",
+    )
+    annotations: str = Field(
+        "",
+        description="labels that are not folders: UCF-101's folder of split files (ucfTrainTestlist), or the Kinetics "
+        "annotations, a .csv or a folder of them",
+    )
+    split: str = Field(
+        "", description="part that the annotations or the list name: trainlist01 or train01 (UCF-101), train, val, test"
+    )
     frames: int = Field(16, ge=1, description="frames of a clip (paper: 16 with a 2-D VAE, 17 with a 3-D one)")
     height: int = Field(256, ge=1, description="height of a clip in pixels, after resize and centre crop")
     width: int = Field(256, ge=1, description="width of a clip in pixels, after resize and centre crop")
     interval_min: int = Field(1, ge=1, description="smallest interval between the frames of a clip")
     interval_max: int = Field(25, ge=1, description="largest interval (paper: dynamic interval, uniform in 1..25)")
+    sample_posterior: bool = Field(
+        True, description="latents are drawn from the autoencoder's posterior, anew for every clip; else its mean"
+    )
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable videos that is tolerated")
     workers: int = Field(2, ge=0, description="loader processes; the order of clips does not depend on it")
 
@@ -40,8 +55,17 @@ class DataConfig(Section):
 class VaeConfig(Section):
     """Which autoencoder turns pixels into latents."""
 
-    name: Literal["pixel", "small"] = Field("pixel", description="adapter")
-    weights: str = Field("", description="folder that train-vae or export wrote; 'demo' is the shipped one")
+    name: Literal["pixel", "small", "sd", "cosmos", "omni", "ltx"] = Field("pixel", description="adapter")
+    weights: str = Field(
+        "",
+        description="folder, single safetensors file (sd) or hub id owner/name[/folder] (sd, cosmos, ltx); of small "
+        "'demo' is the shipped one",
+    )
+    normalization: str = Field(
+        "",
+        description="file of the channels' mean and deviation that `magi vae check` wrote; empty takes the one beside "
+        "the weights, then published values (sd, ltx)",
+    )
     pixel_stride: int = Field(8, ge=1, description="stride of the pixel adapter (space to depth)")
     frames_per_batch: int = Field(64, ge=1, description="frames encoded or decoded at a time")
 
@@ -98,7 +122,22 @@ class TrainingConfig(Section):
         description="of the model's products; weights and loss are fp32; auto is bf16 on a GPU, and on a CPU that "
         "computes in it, else fp32",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="how several processes share a model: ddp, each holds all of it; fsdp, each holds a share of "
+        "weights, gradients, optimizer and average (training.batch must then be divisible by the processes)",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="keep a block's input only and compute the block again in backward: less memory, more time"
+    )
+    compile: bool = Field(False, description="torch.compile of each block")
     diffusion_batch_mul: int = Field(4, ge=1, description="noisings of each masked token a step (MAR)")
+    masks_per_clip: int = Field(
+        1,
+        ge=1,
+        description="masked views of a clip that share its complete frames: 4 of them cost 1.25 of masked teacher "
+        "forcing each, one alone 1.92 (the paper has 1)",
+    )
     mask_ratio_mean: float = Field(1.0, description="of the truncated normal that mask ratios are drawn from (MAR)")
     mask_ratio_std: float = Field(0.25, gt=0, description="of the same")
     mask_ratio_min: float = Field(0.7, ge=0, le=1, description="of the same; its maximum is 1")
@@ -150,6 +189,12 @@ class SamplingConfig(Section):
 
     iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
     steps: int = Field(100, ge=2, description="denoising steps a token")
+    last_steps: int = Field(
+        0, ge=0, description="denoising steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all"
+    )
+    solver: Literal["ancestral", "dpm++", "dpm++sde"] = Field(
+        "ancestral", description="reverse steps: DDPM's (the paper's), or DPM-Solver++ as an ODE or an SDE"
+    )
     temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")
     x0_limit: float = Field(
         10.0,
@@ -161,6 +206,15 @@ class SamplingConfig(Section):
     guidance_schedule: Literal["constant", "linear"] = Field("linear", description="over the iterations of a frame")
     noise_level: int = Field(
         1, ge=1, description="noise level of the observed frames: 1 adds none, a higher one adds noise of that level"
+    )
+    head_precision: Literal["model", "bf16"] = Field(
+        "model", description="of the diffusion head's products; bf16 is faster on a CPU that computes in it"
+    )
+    context_frames: int = Field(
+        0,
+        ge=0,
+        description="frames that the run's sample sheets continue (paper: 1 on UCF-101, 5 on Kinetics-600); 0 is a "
+        "quarter of the clip, or with a 3-D autoencoder its first latent frame",
     )
     longer: Literal["window", "interpolate"] = Field("interpolate", description="how videos grow longer than trained")
     window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
@@ -190,6 +244,11 @@ class Config(Section):
             raise ValueError(
                 f"data.interval_max {self.data.interval_max} exceeds "
                 f"model.interval_vocabulary {self.model.interval_vocabulary}"
+            )
+        if self.training.masks_per_clip > 1 and self.model.teacher_forcing == "masked":
+            raise ValueError(
+                f"training.masks_per_clip {self.training.masks_per_clip} needs model.teacher_forcing complete: masked "
+                "views share the complete frames, which masked teacher forcing has not; set it to 1"
             )
         return self
 

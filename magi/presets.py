@@ -8,6 +8,7 @@ each, citing the table it scales down. Knows neither torch nor files.
 
 import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, TrainingConfig, VaeConfig
@@ -39,7 +40,9 @@ def digits() -> Config:
     videos. These are the settings of the shipped model (runs/digits.sh).
     """
     return Config(
-        data=DataConfig(root="build/digits", frames=16, height=64, width=64, interval_min=1, interval_max=2),
+        data=DataConfig(
+            root="build/digits", frames=16, height=64, width=64, interval_min=1, interval_max=2, sample_posterior=False
+        ),
         vae=VaeConfig(name="small", weights="demo"),
         model=size("tiny", frames=16, classes=10, class_tokens=1, dropout=0.0, noise_max=0.35),
         training=TrainingConfig(
@@ -59,7 +62,162 @@ def digits() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"digits": digits}
+@dataclass(frozen=True)
+class VideoSet:
+    """Facts of a published data set: how many videos a preset trains on, and frames of a video on average."""
+
+    videos: int
+    frames: int
+    source: str
+
+
+# What the presets below do not set is the paper's by default: AdamW, warm-up, EMA, mask ratios, intervals 1..25, noise
+# up to 0.7, null class in a tenth of the clips, 64 iterations of 100 steps.
+
+# Lengths: UCF-101 has 1,600 minutes at 25 frames a second. Kinetics clips last 10 s, at 25 to 30.
+UCF101 = VideoSet(13_320, 180, "UCF-101, all videos (Soomro et al., arXiv 1212.0402)")
+UCF101_SPLIT_1 = VideoSet(9_537, 180, "UCF-101, trainlist01 (Soomro et al., arXiv 1212.0402)")
+K600_TRAIN = VideoSet(392_622, 280, "Kinetics-600, train, as first published (Carreira et al., arXiv 1808.01340)")
+
+
+def ucf101_sd() -> Config:
+    """UCF-101 without classes at 256x256, Stable Diffusion's 2-D autoencoder: 16 frames, 16 latent frames.
+
+    Paper section 4: batch 128, 1,400 epochs, learning rate 1e-4 (its body; the appendix says 2e-4). It names no split:
+    all 13,320 videos, as Latte and StyleGAN-V, whose protocol of 2,048 clips its table follows. Micro-batches of 2 fit
+    GPUs of 80 GB (`magi inspect cost ucf101-sd`).
+    """
+    return Config(
+        data=DataConfig(root="data/UCF-101", frames=16),
+        vae=VaeConfig(name="sd", weights="CompVis/stable-diffusion-v1-4/vae"),
+        model=size("large", frames=16),
+        training=TrainingConfig(
+            steps=145_688,  # 13,320 videos x 1,400 epochs / batch 128
+            batch=128,
+            micro_batch=2,
+            learning_rate=1e-4,
+            log_every=50,
+        ),
+        sampling=SamplingConfig(context_frames=1),
+    )
+
+
+def ucf101_cosmos() -> Config:
+    """As ``ucf101_sd`` with Cosmos' 3-D autoencoder (4x8x8, 16 channels): 17 frames, 5 latent frames (section 4)."""
+    return Config(
+        data=DataConfig(root="data/UCF-101", frames=17),
+        vae=VaeConfig(name="cosmos", weights="weights/cosmos-4x8x8"),
+        model=size("large", frames=5),
+        training=TrainingConfig(
+            steps=145_688,  # 13,320 videos x 1,400 epochs / batch 128
+            batch=128,
+            micro_batch=8,
+            learning_rate=1e-4,
+            log_every=50,
+        ),
+        sampling=SamplingConfig(context_frames=1),
+    )
+
+
+def ucf101_cosmos_class() -> Config:
+    """UCF-101 with its 101 classes at 128x128, the size and split of MAGVIT's protocol (section 6), guidance 7.
+
+    64 class tokens, as MAR. A frame has 64 tokens, so the 64 iterations predict one each.
+    """
+    return Config(
+        data=DataConfig(
+            root="data/UCF-101",
+            annotations="data/ucfTrainTestlist",
+            split="trainlist01",
+            frames=17,
+            height=128,
+            width=128,
+        ),
+        vae=VaeConfig(name="cosmos", weights="weights/cosmos-4x8x8"),
+        model=size("large", frames=5, classes=101),
+        training=TrainingConfig(
+            steps=104_311,  # 9,537 videos x 1,400 epochs / batch 128
+            batch=128,
+            micro_batch=16,
+            learning_rate=1e-4,
+            log_every=50,
+        ),
+        sampling=SamplingConfig(guidance=7.0),
+    )
+
+
+def k600_omni() -> Config:
+    """Kinetics-600 at 256x256, OmniTokenizer's 3-D autoencoder (4x8x8, 8 channels): 17 frames, 5 latent frames.
+
+    Section 4: batch 256, 150 epochs, learning rate 2e-4. Predicts from 5 frames, 2 latent ones. Copies of the data set
+    differ, because videos have disappeared: for V videos, 150 V / 256 steps.
+    """
+    return Config(
+        data=DataConfig(
+            root="data/kinetics-600/train", annotations="data/kinetics-600/annotations", split="train", frames=17
+        ),
+        vae=VaeConfig(name="omni", weights="weights/omnitokenizer-k600"),
+        model=size("large", frames=5),
+        training=TrainingConfig(
+            steps=230_052,  # 392,622 videos x 150 epochs / batch 256
+            batch=256,
+            micro_batch=8,
+            learning_rate=2e-4,
+            log_every=50,
+        ),
+        sampling=SamplingConfig(context_frames=5),
+    )
+
+
+PAPER: dict[str, VideoSet] = {
+    "ucf101-sd": UCF101,
+    "ucf101-cosmos": UCF101,
+    "ucf101-cosmos-class": UCF101_SPLIT_1,
+    "k600-omni": K600_TRAIN,
+}
+"""The paper's own runs and what they train on."""
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "digits": digits,
+    "ucf101-sd": ucf101_sd,
+    "ucf101-cosmos": ucf101_cosmos,
+    "ucf101-cosmos-class": ucf101_cosmos_class,
+    "k600-omni": k600_omni,
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Sampling that trades quality for time, as shares of a model's own settings; ``last`` is of the steps (DiSA)."""
+
+    iterations: float
+    steps: float
+    last: float
+    summary: str
+
+
+SPEEDS: dict[str, Speed] = {
+    "full": Speed(1, 1, 1, "as the model's config says"),
+    "fast": Speed(1, 1 / 2, 1 / 10, "half of the denoising steps, falling to a tenth of those"),
+    "faster": Speed(1 / 2, 1 / 4, 1, "half of the iterations, a quarter of the steps"),
+    "fastest": Speed(1 / 4, 1 / 10, 1, "a quarter of the iterations, a tenth of the steps"),
+}
+"""Of the paper's 64 iterations x 100 steps: 64 x 50 to 5, 32 x 25, 16 x 10."""
+
+
+def at_speed(config: SamplingConfig, name: str) -> SamplingConfig:
+    """Sampling settings at a named speed; a ``ValueError`` names the nearest one."""
+    speed = _lookup(SPEEDS, name, "speed")
+    steps = max(2, round(config.steps * speed.steps))
+    last = config.last_steps if speed.last == 1 else max(2, round(steps * speed.last))
+    iterations = max(1, round(config.iterations * speed.iterations))
+    return config.model_copy(update={"iterations": iterations, "steps": steps, "last_steps": min(last, steps)})
+
+
+def resized(config: Config, name: str) -> Config:
+    """The config with the transformer and head of another size; all other settings stay."""
+    shape = _lookup(SIZES, name, "size")
+    return config.model_copy(update={"model": ModelConfig(**{**config.model.model_dump(), **shape})})
 
 
 def preset(name: str) -> Config:

@@ -55,7 +55,7 @@ MISTAKES: list[tuple[Any, str]] = [
     ({"training": {"batch": -1}}, r"^f: training\.batch: .* greater than or equal to 1 \(got -1\)$"),
     ({"training": {"learning_rate": "3e-4 x"}}, r"^f: training\.learning_rate: .*\(got '3e-4 x'\)$"),
     ({"training": {"mask_ratio_min": 1.5}}, r"mask_ratio_min: .*\(got 1\.5\)"),
-    ({"vae": {"name": "huge"}}, r"^f: vae\.name: .*'pixel' or 'small' \(got 'huge'\)$"),
+    ({"vae": {"name": "huge"}}, r"^f: vae\.name: .*'pixel', 'small', .*\(got 'huge'\)$"),
     ({"model": {"width": 190}}, r"^f: model: .*width 190 must be divisible by heads 16"),
     ({"data": {"interval_min": 5, "interval_max": 3}}, r"^f: data: .*interval_max 3 is below interval_min 5"),
     ({"data": {"interval_max": 30}}, r"^f: config: .*interval_max 30 exceeds model\.interval_vocabulary 25"),

@@ -1,16 +1,21 @@
 """A run so small that a step takes milliseconds: 16 channels wide, one block, 3 frames of 4 x 4 latents.
 
-As a program, ``torchrun -m tests.training_runs FOLDER``, it trains the runs that ``test_training_parallel`` compares.
+As a program, ``torchrun -m tests.training_runs FOLDER``, it trains the runs that ``test_training_parallel`` compares;
+one launch for all of them, because starting processes takes longer than training these models.
 """
 
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from magi.__main__ import leave
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
@@ -20,6 +25,7 @@ from magi.errors import StoppedCleanly
 from magi.model.magi import Magi
 from magi.training.log import read_metrics
 from magi.training.parallel import Process, joined
+from magi.training.run_folder import STOP_FILE
 from magi.training.step import Trainer
 from magi.training.trainer import train
 
@@ -80,25 +86,83 @@ def told(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass
+class Kept:
+    """Bytes of the storages that autograd keeps for backward, each once; weights are none of them."""
+
+    total: int = 0
+
+
+@contextmanager
+def kept_bytes(model: Magi | None = None) -> Iterator[Kept]:
+    """Count what a forward pass keeps; storages of the parameters of ``model`` are left out."""
+    own = {value.untyped_storage().data_ptr() for value in model.parameters()} if model is not None else set()
+    seen: dict[int, Tensor] = {}
+    kept = Kept()
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own and address not in seen:
+            seen[address] = tensor  # held, so that its address is not used again
+            kept.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
 # Two processes take 3 and 2 clips of a batch of 5, in forward passes of 2 and 1, and the clip 8 that is broken is
 # in the share of one of them.
 TOGETHER = tiny_config(steps=6, batch=5, micro_batch=2)
+# FSDP needs equal shares: 3 and 3 clips, in forward passes of 2 and 1. Two blocks, so that one is whole at a time.
+EVEN = tiny_config(steps=6, batch=6, micro_batch=2, sample_every=3, model={"blocks": 2})
 BROKEN = (8,)
+
+
+def changed(config: Config, **training: Any) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
+def in_two_parts(run: Path, config: Config, on_sample: Callable[[int, Magi], None] | None = None) -> None:
+    """The first three steps and then the rest: a resume."""
+    train_tiny(run, changed(config, steps=3), Clips(BROKEN), on_sample)
+    train_tiny(run, config, Clips(BROKEN), on_sample)
+
+
+def stopped_by_one(folder: Path, config: Config, process: Process, how: Callable[[], None]) -> None:
+    """Only the last process is asked to stop, and both do, after the same step."""
+    last = process.rank == process.world - 1
+    clips = Clips(on_clip=lambda sample: how() if last and sample > 12 else None)
+    try:
+        train_tiny(folder, config, clips)
+    except StoppedCleanly as stopped:
+        folder.with_name(f"{folder.name}-{process.rank}.txt").write_text(str(stopped))
+
+
+def all_runs(folder: Path, process: Process) -> None:
+    """What ``test_training_parallel`` compares, in one launch of two processes."""
+    in_two_parts(folder / "unequal", TOGETHER)
+    in_two_parts(folder / "ddp", EVEN)
+    fsdp = changed(EVEN, parallel="fsdp")
+
+    def sampled(step: int, model: Magi) -> None:
+        save_file(model.state_dict(), folder / f"sampled-{step}-{process.rank}.safetensors")
+
+    in_two_parts(folder / "fsdp", fsdp, sampled)
+    train_tiny(folder / "begun-alone", fsdp, Clips(BROKEN))
+    train_tiny(folder / "recomputed", changed(fsdp, activation_checkpointing=True), Clips(BROKEN))
+    for parallel in ("ddp", "fsdp"):
+        train_tiny(folder / f"{parallel}-bf16", changed(EVEN, parallel=parallel, precision="bf16"), Clips(BROKEN))
+    stopped_by_one(folder / "stopped-ddp", TOGETHER, process, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped_by_one(folder / "stopped-fsdp", fsdp, process, (folder / "stopped-fsdp" / STOP_FILE).touch)
+    try:
+        train_tiny(folder / "refused", changed(TOGETHER, parallel="fsdp"))
+    except ValueError as refused:
+        (folder / f"refused-{process.rank}.txt").write_text(str(refused))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    with joined("cpu") as process:
-        # The first steps and then the rest: a resume.
-        first_steps = TOGETHER.model_copy(update={"training": TOGETHER.training.model_copy(update={"steps": 3})})
-        train_tiny(folder / "run", first_steps, Clips(BROKEN))
-        train_tiny(folder / "run", TOGETHER, Clips(BROKEN))
-        # Only the last process is asked to stop, and both do, after the same step.
-        last = process.rank == process.world - 1
-        clips = Clips(on_clip=lambda sample: signal.raise_signal(signal.SIGTERM) if last and sample > 12 else None)
-        try:
-            train_tiny(folder / "stopped", TOGETHER, clips)
-        except StoppedCleanly as stopped:
-            (folder / f"stopped-{process.rank}.txt").write_text(str(stopped))
+    with joined("cpu") as together:
+        all_runs(Path(sys.argv[1]), together)
     leave(0)

@@ -3,6 +3,7 @@
 The only place where data, autoencoder and model meet. Knows no options and no loop.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
     from magi.data.latents import LatentDataset
     from magi.model.magi import Magi
+    from magi.training.parallel import Process
     from magi.vae.contract import VideoAutoencoder
 
 
@@ -30,12 +32,34 @@ def autoencoder(config: Config) -> "tuple[VideoAutoencoder, LatentShape]":
             f"(stride {vae.spatial_stride} of vae '{config.vae.name}' x model.patch_size {config.model.patch_size})"
         )
     latent = latent_shape(vae, data)
+    _check_fit(config, latent)
+    return vae, latent
+
+
+def planned_latent(config: Config) -> LatentShape:
+    """The size of an encoded clip without the autoencoder's weights, where its published size is enough to know it."""
+    from magi.vae.published import published_latent
+
+    latent = published_latent(config.vae, config.data, config.model.patch_size)
+    if latent is None:
+        return autoencoder(config)[1]
+    _check_fit(config, latent)
+    return latent
+
+
+def _check_fit(config: Config, latent: LatentShape) -> None:
+    """What the size of the latents decides on; sampling's settings, too, or a run would fail at its first sheet."""
     if latent.frames != config.model.frames:
         raise ValueError(
-            f"model.frames {config.model.frames}: a clip of data.frames {data.frames} has {latent.frames} latent "
-            f"frames; set --model.frames {latent.frames}"
+            f"model.frames {config.model.frames}: a clip of data.frames {config.data.frames} has {latent.frames} "
+            f"latent frames; set --model.frames {latent.frames}"
         )
-    return vae, latent
+    tokens = latent.height * latent.width // config.model.patch_size**2
+    if config.sampling.iterations > tokens:
+        raise ValueError(
+            f"sampling.iterations {config.sampling.iterations}: a frame has {tokens} tokens, and every iteration "
+            f"predicts one at least; set --sampling.iterations {tokens} or lower"
+        )
 
 
 def build_model(config: Config, latent: LatentShape) -> "Magi":
@@ -45,16 +69,6 @@ def build_model(config: Config, latent: LatentShape) -> "Magi":
     from magi.model.magi import Magi
 
     return Magi(config.model, latent, torch.Generator().manual_seed(config.training.seed))
-
-
-def count_parameters(config: Config, latent: LatentShape) -> int:
-    """Parameters of a config's model, counted without memory for them."""
-    import torch
-
-    from magi.model.magi import Magi
-
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Magi(config.model, latent).parameters())
 
 
 def open_data(config: Config, vae_id: str, report: Report | None) -> "ClipDataset | LatentDataset":
@@ -67,7 +81,7 @@ def open_data(config: Config, vae_id: str, report: Report | None) -> "ClipDatase
     from magi.data.latents import LatentDataset, is_latents
 
     root, seed = Path(config.data.root), config.training.seed
-    if not config.data.root or not root.is_dir():
+    if not config.data.root or not (root.is_dir() or (root.suffix in (".csv", ".jsonl") and root.is_file())):
         missing = f"{root}: no such folder" if config.data.root else "data.root is empty"
         raise ValueError(f"{missing}; name a folder of videos with --data.root, or write one: magi data digits {root}")
     if is_latents(root):
@@ -97,15 +111,39 @@ def check_classes(config: Config, classes: Sequence[str]) -> None:
         )
 
 
-def summary(config: Config, latent: LatentShape, dataset: "ClipDataset | LatentDataset") -> list[str]:
-    """What would be trained, on what, for how long."""
+def model_summary(config: Config, latent: LatentShape) -> str:
+    """What is trained, in one line."""
+    from magi.training.plan import count_parameters
+
+    return (
+        f"model     {count_parameters(config, latent):,} parameters, {latent.frames} frames of "
+        f"{latent.channels} x {latent.height} x {latent.width} latents"
+    )
+
+
+def data_summary(config: Config, dataset: "ClipDataset | LatentDataset") -> list[str]:
+    """What it is trained on, and for how long."""
     training = config.training
     too_short = f", {dataset.too_short} videos are too short" if dataset.too_short else ""
     clips = training.steps * training.batch
     return [
-        f"model     {count_parameters(config, latent):,} parameters, {latent.frames} frames of "
-        f"{latent.channels} x {latent.height} x {latent.width} latents",
         f"data      {len(dataset)} videos, {len(class_names(dataset))} classes{too_short}",
         f"training  {training.steps} steps of {training.batch} clips = {clips:,} clips, "
         f"{clips / len(dataset):.1f} passes over the videos",
     ]
+
+
+def check_memory(config: Config, latent: LatentShape, process: "Process") -> None:
+    """Warn, in one line, before a run whose memory will not be enough; on a CPU there is no plan."""
+    import torch
+
+    if process.device.type != "cuda" or not process.is_first:
+        return
+    from magi.training.plan import GIB, Gpu, plan, will_not_fit
+
+    found = torch.cuda.get_device_properties(process.device)
+    # The peak does not matter for memory; 1 TFLOP/s stands for a GPU whose data sheet is not at hand.
+    gpu = Gpu(found.name, 1.0, found.total_memory / GIB, "the driver")
+    warning = will_not_fit(plan(config, latent, gpu, process.world), config, latent)
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)

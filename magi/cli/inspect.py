@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from magi.cli.assemble import autoencoder
+from magi.cli.assemble import planned_latent
 from magi.cli.options import parse, preset_or_file
 from magi.config import Config, LatentShape
 from magi.presets import SIZES, size
@@ -79,13 +79,31 @@ def inspect_model(words: list[str]) -> None:
     print(f"transformer      {shape.blocks} blocks, width {shape.width}, {shape.heads} heads")
     print(f"diffusion head   {shape.head_blocks} blocks, width {shape.head_width}")
     print()
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    total = sum(p.numel() for p in model.parameters())
-    counts["other embeddings"] = total - sum(counts.values())
-    for name, count in counts.items():
-        if count:
-            print(f"{name:<16} {count:>13,}")
-    print(f"{'parameters':<16} {total:>13,}")
+    total = 0
+    for name, count in parts(model).items():
+        total += count
+        print(f"{name:<24} {count:>13,}")
+    print(f"{'parameters':<24} {total:>13,}")
+
+
+def parts(model: "Magi") -> dict[str, int]:
+    """Parameters by part, all of them, each once; parts of the paper's section 3."""
+    heads = {
+        "spatial attention": "spatial_attention.",
+        "temporal attention": "temporal_attention.",
+        "spatial MLP": "spatial_mlp.",
+        "temporal MLP": "temporal_mlp.",
+        "norms of the blocks": "transformer.",
+        "diffusion head": "head.",
+        "token embedding": "embed_token.",
+        "conditions": "conditioning.",
+        "positions": "_position",
+    }
+    counts = dict.fromkeys([*heads, "other"], 0)
+    for name, value in model.named_parameters():
+        part = next((part for part, mark in heads.items() if mark in name), "other")
+        counts[part] += value.numel()
+    return counts
 
 
 def _model(name: str) -> "Magi":
@@ -98,7 +116,7 @@ def _model(name: str) -> "Magi":
     if name == DEMO or Path(name).is_dir():
         return load_pretrained(name).model
     config = _config(name)
-    latent = PAPER_LATENT if name in SIZES else autoencoder(config)[1]
+    latent = PAPER_LATENT if name in SIZES else planned_latent(config)
     with torch.device("meta"):
         return Magi(config.model, latent)
 

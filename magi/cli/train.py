@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from magi.cli.assemble import autoencoder, build_model, class_names, open_data, summary
+from magi.cli.assemble import (
+    autoencoder,
+    build_model,
+    check_memory,
+    class_names,
+    data_summary,
+    model_summary,
+    open_data,
+    planned_latent,
+)
 from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
 from magi.cli.progress import progress
 from magi.cli.sheets import sheet_writer
 from magi.config import Config, DataConfig, VaeTrainingConfig, dump_config
 from magi.errors import CheckpointError, DataError
+from magi.presets import resized
 
 if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
@@ -32,6 +42,8 @@ class TrainOptions:
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    size: str = ""
+    """tiny, small, base or large: the transformer and head of another size than the preset's"""
     run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", aliases=["--run-dir"])] = None
     """run directory; made if it is not there"""
     dry_run: bool = False
@@ -59,7 +71,8 @@ def train(words: list[str]) -> None:
         vae, latent = autoencoder(config)
         dataset = _open_data_together(config, vae, process)
         if process.is_first:
-            print("\n".join(summary(config, latent, dataset)), flush=True)
+            print("\n".join([model_summary(config, latent), *data_summary(config, dataset)]), flush=True)
+        check_memory(config, latent, process)
         train_run(
             config,
             dataset,
@@ -76,22 +89,43 @@ def train(words: list[str]) -> None:
 def _options(words: list[str]) -> TrainOptions:
     """Options over the preset or file that is named first."""
     if words and not words[0].startswith("-"):
-        return parse(TrainOptions, f"train {words[0]}", words[1:], TrainOptions(preset_or_file(words[0])))
+        config, name = preset_or_file(words[0]), _size_in(words[1:])
+        if name:  # before the options are read, so that they can change its fields
+            config = resized(config, name)
+        return parse(TrainOptions, f"train {words[0]}", words[1:], TrainOptions(config))
     if {"-h", "--help"} & set(words):
         return parse(TrainOptions, "train PRESET", ["--help"], TrainOptions())
     raise ValueError("a preset or a config file comes first, as in: magi train digits --run build/run")
 
 
+def _size_in(words: list[str]) -> str:
+    """The value of --size among ``words``; empty if there is none."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if word == "--size":
+            return following
+        if word.startswith("--size="):
+            return word.partition("=")[2]
+    return ""
+
+
 def _dry_run(config: Config) -> None:
-    """Print the config as YAML and the rest as its comments, so that the output is itself a config file."""
+    """Print the config as YAML and the rest as its comments, so that the output is itself a config file.
+
+    Neither data nor weights need be there; what is missing is said.
+    """
     print(dump_config(config), end="")
+    training, lines = config.training, []
     try:
-        vae, latent = autoencoder(config)
+        lines.append(model_summary(config, planned_latent(config)))
+        lines.append(f"training  {training.steps} steps of {training.batch} clips")
+        if not Path(config.data.root).exists():  # before the autoencoder, which may come from a hub
+            raise ValueError(f"data.root {config.data.root or 'is empty'}: no such folder")
+        vae, _ = autoencoder(config)
         with progress("decoding videos", "videos") as report:
-            lines = summary(config, latent, open_data(config, vae.id, report))
+            lines[1:] = data_summary(config, open_data(config, vae.id, report))
     except (ValueError, OSError, DataError, CheckpointError) as error:
-        lines = [f"not ready to train: {error}"]
-    print("\n".join(f"# {line}" for line in lines))
+        lines.append(f"not ready to train: {error}")
+    print("\n".join(f"# {line}" for line in "\n".join(lines).splitlines()))
 
 
 def _open_data_together(config: Config, vae: "VideoAutoencoder", process: "Process") -> "ClipDataset | LatentDataset":

@@ -43,6 +43,10 @@ _MAY_CHANGE = (
     "training.steps",
     "training.cooldown_steps",
     "training.micro_batch",
+    # Where and how the same arithmetic is done.
+    "training.parallel",
+    "training.activation_checkpointing",
+    "training.compile",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",

@@ -18,6 +18,10 @@ VAE_FOLDER = "vae"
 SAMPLES_FOLDER = "samples"
 METRICS_FILE = "metrics.jsonl"
 LOSS_FILE = "loss.png"
+STOP_FILE = "stop"
+"""Made by anyone, it asks the run to stop, as a signal does: for schedulers whose signals reach no process of it."""
+STOPPED_FILE = "stopped"
+"""There while the last thing a run did was to stop cleanly: a launcher may turn exit code 75 into its own."""
 
 
 @contextmanager
@@ -51,18 +55,24 @@ def write_file(path: Path, text: str) -> None:
 
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM asked the run to stop; it is looked at between steps.
+    """Whether SIGINT, SIGTERM or a file ``stop`` in the run's folder asked it to stop; looked at between steps.
 
     A context: inside it the first signal asks to stop, a second Ctrl-C interrupts at once. Outside the main thread,
-    where Python allows no handlers, it never asks.
+    where Python allows no handlers, only the file asks; a folder of None has no such file.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, run: Path | None = None) -> None:
+        self._signalled = False
+        self._file = run / STOP_FILE if run is not None else None
         self._before: dict[int, object] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether the run should stop."""
+        return self._signalled or (self._file is not None and self._file.exists())
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self._signalled = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __enter__(self) -> "StopRequest":

@@ -25,7 +25,16 @@ from magi.training.checkpoint import (
 from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
 from magi.training.optimizer import learning_rate
 from magi.training.parallel import Process, joined
-from magi.training.run_folder import CLASSES_FILE, CONFIG_FILE, VAE_FOLDER, StopRequest, locked, write_file
+from magi.training.run_folder import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    STOP_FILE,
+    STOPPED_FILE,
+    VAE_FOLDER,
+    StopRequest,
+    locked,
+    write_file,
+)
 from magi.training.step import StepResult, Trainer
 from magi.vae.contract import VideoAutoencoder
 
@@ -49,13 +58,14 @@ def train(
     """Train ``model`` on ``dataset`` in the folder ``run``, or continue the run that is there.
 
     ``dataset[g]`` is a ``Clip`` (encoded on the fly) or a ``LatentClip``. ``on_sample(step, ema_model)`` is called in
-    the first process every ``training.sample_every`` steps and at the end. Raises ``StoppedCleanly`` after SIGINT or
-    SIGTERM (state saved), ``NumericsError`` after 10 non-finite steps in a row, ``CheckpointError`` if the run in the
-    folder cannot be continued, ``ValueError`` if it is in use.
+    the first process every ``training.sample_every`` steps and at the end. Raises ``StoppedCleanly`` after SIGINT,
+    SIGTERM or a file ``stop`` in the folder (state saved, and a file ``stopped`` says so), ``NumericsError`` after 10
+    non-finite steps in a row, ``CheckpointError`` if the run in the folder cannot be continued, ``ValueError`` if it is
+    in use.
     """
     with joined(device) as process:
         if not process.is_first:
-            _train(config, dataset, vae, model, run, None, process, classes, tensorboard)
+            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
             return
         with locked(run):
             _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
@@ -82,7 +92,7 @@ def _train(
     if trainer.step >= config.training.steps:
         log.say(f"{run}: all {config.training.steps} steps are done; raise training.steps to train on")
         return
-    with StopRequest() as stop, closing(trainer):
+    with StopRequest(run) as stop, closing(trainer):
         trainer.start()
         with log:
             _loop(trainer, run, log, stop, on_sample)
@@ -93,6 +103,8 @@ def _continue(trainer: Trainer, run: Path) -> None:
     """Restore the newest intact checkpoint in every process, if there is one; all refuse where the first refuses."""
     process, found, refusal = trainer.process, 0.0, None
     if process.is_first:
+        for name in (STOP_FILE, STOPPED_FILE):  # of an earlier stop, before any process looks for them
+            (run / name).unlink(missing_ok=True)
         try:
             clear_unfinished(run)
             found = float(find_checkpoint(run))
@@ -134,10 +146,14 @@ def _loop(trainer: Trainer, run: Path, log: TrainingLog, stop: StopRequest, on_s
         if last or result.stop or step % training.checkpoint_every == 0:
             _save(trainer, run, log, required=last or result.stop)
         if result.stop and not last:
+            if trainer.process.is_first:
+                write_file(run / STOPPED_FILE, f"{step}\n")
             trainer.process.barrier()  # no process may leave while the first still saves: its launcher would end it
             raise StoppedCleanly(f"{run}: stopped after step {step}, state saved; the same command continues")
         if on_sample is not None and (last or (training.sample_every and step % training.sample_every == 0)):
-            on_sample(step, trainer.ema_model())
+            averaged = trainer.ema_model()
+            if averaged is not None:
+                on_sample(step, averaged)
 
 
 def _metrics(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> dict[str, float]:
@@ -175,10 +191,11 @@ def _report_skip(trainer: Trainer, log: TrainingLog) -> None:
 
 def _save(trainer: Trainer, run: Path, log: TrainingLog, required: bool) -> None:
     """Save in the first process; a full disk ends the run only where there is no later chance (``required``)."""
+    checkpoint = trainer.checkpoint()
     if not trainer.process.is_first:
         return
     try:
-        save_checkpoint(run, trainer.checkpoint(), trainer.config.training.keep_checkpoints)
+        save_checkpoint(run, checkpoint, trainer.config.training.keep_checkpoints)
         log.draw(at_once=required)
     except OSError as error:
         if required:

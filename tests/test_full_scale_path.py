@@ -1,0 +1,145 @@
+"""The paper's Kinetics-600 run in small, from the command line: encode, train on two processes that share the model,
+die, go on exactly, export, predict from five frames."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from magi.data.decode import VideoProbe
+from magi.data.jail import probe_safely
+from magi.training.run_folder import STOP_FILE, STOPPED_FILE
+from magi.vae.omni import OmniVae
+from magi.vae.omni_shape import OmniShape
+from magi.weights import CHECKPOINTS, step_folder
+from tests.training_runs import told
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+STEPS = 20
+SHAPE = OmniShape(
+    width=32,
+    heads=2,
+    head_width=8,
+    temporal_depth=1,
+    encoder_blocks="t",
+    decoder_blocks="t",
+    latents_mean=(0.0,) * 8,
+    latents_std=(1.0,) * 8,
+)
+SHRUNK = (
+    "--size tiny --model.width 32 --model.blocks 2 --model.heads 2 --model.head-width 32 --model.head-blocks 1 "
+    "--data.height 64 --data.width 64 --data.interval-max 2 --data.workers 0 "
+    f"--training.steps {STEPS} --training.batch 4 --training.micro-batch 1 --training.warmup-steps 2 "
+    "--training.log-every 1 --training.checkpoint-every 3 --training.parallel fsdp --device cpu "
+    "--sampling.iterations 4 --sampling.steps 4"
+).split()
+
+
+def magi(*words: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "magi", *map(str, words)], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos, an autoencoder of random weights, and latents of five frames for seventeen."""
+    folder = tmp_path_factory.mktemp("k600")
+    OmniVae(SHAPE).save(folder / "omni")
+    magi("data", "digits", folder / "videos", "--clips", "10", "--size", "64")
+    out = magi(
+        *(
+            "encode",
+            folder / "videos",
+            folder / "latents",
+            "--vae",
+            f"omni:{folder / 'omni'}",
+            "--clips-per-video",
+            "2",
+        ),
+        *("--height", "64", "--width", "64", "--frames", "17", "--interval-max", "2", "--device", "cpu"),
+    )
+    assert "1 shards written" in out
+    return folder
+
+
+def training(world: Path, run: str, *more: str) -> "subprocess.Popen[str]":
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magi"]
+    command = ["train", "k600-omni", "--run-dir", str(world / run), "--data.root", str(world / "latents")]
+    words = [sys.executable, *launcher, *command, "--vae.weights", str(world / "omni"), *SHRUNK, *more]
+    log = (world / f"{run}.log").open("a")
+    return subprocess.Popen(words, stdout=log, stderr=log, text=True, env=ENVIRONMENT, cwd=ROOT)
+
+
+def finished(world: Path, run: str) -> None:
+    assert training(world, run).wait(timeout=300) == 0, (world / f"{run}.log").read_text()
+
+
+def kill_all(launcher: "subprocess.Popen[str]") -> None:
+    """SIGKILL for the launcher and for the processes that it started, which have sessions of their own."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for process in (launcher.pid, *map(int, children)):
+        os.kill(process, signal.SIGKILL)
+    launcher.wait()
+
+
+def test_trains_is_killed_resumes_exactly_exports_and_predicts(world: Path) -> None:
+    finished(world, "whole")
+    launcher = training(world, "killed")
+    deadline = time.monotonic() + 240
+    while len(told(world / "killed")) < 5:  # past the checkpoint of step 3
+        assert launcher.poll() is None and time.monotonic() < deadline, (world / "killed.log").read_text()
+        time.sleep(0.01)
+    kill_all(launcher)
+    killed_at = told(world / "killed")[-1]["step"]
+    assert 5 <= killed_at < STEPS
+    finished(world, "killed")
+    assert "continuing" in (world / "killed.log").read_text()
+    assert told(world / "killed") == told(world / "whole")
+    assert [line["step"] for line in told(world / "whole")] == list(range(1, STEPS + 1))
+    for name in ("model", "ema", "optimizer"):
+        file = Path(CHECKPOINTS) / step_folder(STEPS) / f"{name}.safetensors"
+        assert (world / "killed" / file).read_bytes() == (world / "whole" / file).read_bytes(), name
+
+    magi("export", world / "killed", world / "export")
+    context = sorted((world / "videos").rglob("*.mp4"))[0]
+    magi(
+        *("sample", world / "export", world / "samples", "--context", context, "--context-frames", "5"),
+        *("--frames", "17", "--device", "cpu"),
+    )
+    (video,) = sorted((world / "samples").rglob("*.mp4"))
+    probe = probe_safely(video)
+    assert isinstance(probe, VideoProbe) and probe.frames == 17
+
+
+def stopped_by(world: Path, run: str, how: Callable[["subprocess.Popen[str]"], object]) -> int:
+    """Exit code of a launcher whose run is asked to stop after its first step."""
+    launcher = training(world, run, "--training.steps", "100000")
+    deadline = time.monotonic() + 240
+    while not told(world / run):
+        assert launcher.poll() is None and time.monotonic() < deadline, (world / f"{run}.log").read_text()
+        time.sleep(0.01)
+    how(launcher)
+    return launcher.wait(timeout=120)
+
+
+def test_the_launcher_hides_the_exit_code_and_the_folder_tells_of_a_clean_stop(world: Path) -> None:
+    """What docs/cluster.md says of torchrun: not 75, so scripts look for the file."""
+    run = world / "stopped"
+    assert stopped_by(world, "stopped", lambda _: (run / STOP_FILE).touch()) == 1
+    first = int((run / STOPPED_FILE).read_text())
+    assert first and (run / CHECKPOINTS / step_folder(first)).is_dir()
+    (run / "metrics.jsonl").write_text("")  # so that the next first step is waited for
+    assert stopped_by(world, "stopped", lambda launcher: launcher.terminate()) not in (0, 75)
+    second = int((run / STOPPED_FILE).read_text())
+    assert second > first and (run / CHECKPOINTS / step_folder(second)).is_dir()
