@@ -60,8 +60,13 @@ def naive_complete_teacher_forcing(tokens_BTNC: Tensor, masked_BTN: Tensor) -> F
         masked_BSN=torch.cat([torch.zeros_like(masked_BTN), masked_BTN], dim=1),
         observations=frames,
         time_S=torch.arange(frames).repeat(2),
-        attend_SS=attend_SS,
+        attend=attend_SS,
     )
+
+
+def indices(picked_BUN: Tensor) -> Tensor:
+    """Of the true ones in the flattened tokens."""
+    return picked_BUN.flatten().nonzero().squeeze(1)
 
 
 def test_the_mask_is_the_papers() -> None:
@@ -76,6 +81,8 @@ def test_the_mask_is_the_papers() -> None:
     assert sequence.time_S.tolist() == [0, 1, 0, 1, 2]
     naive = naive_complete_teacher_forcing(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, dtype=torch.bool))
     assert int(naive.attend_SS.sum()) == 3 * 4
+    masked = masked_teacher_forcing(torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, dtype=torch.bool))
+    assert masked.attend_SS.int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_one_frame_is_image_generation() -> None:
@@ -92,7 +99,8 @@ def test_pruned_layout_equals_the_naive_one() -> None:
     results = []
     for layout in (complete_teacher_forcing, naive_complete_teacher_forcing):
         model.zero_grad()
-        prediction = model(layout(tokens_BTNC, masked_BTN), conditions, masked_BTN, noisy_RMC, timestep_RM)
+        sequence = layout(tokens_BTNC, masked_BTN)
+        prediction = model(sequence, conditions, indices(masked_BTN), noisy_RMC, timestep_RM)
         prediction.square().sum().backward()
         results.append((prediction, [parameter.grad for parameter in model.parameters()]))
     (pruned, pruned_gradients), (naive, naive_gradients) = results
@@ -110,7 +118,8 @@ def _gradient_per_slot(model: Magi, sequence: ForcedSequence, masked_BTN: Tensor
     picked_BTN[:, frame] = masked_BTN[:, frame]
     noisy_RMC = torch.zeros(1, int(picked_BTN.sum()), model.token_channels, dtype=torch.float64)
     timestep_RM = torch.full(noisy_RMC.shape[:2], 500)
-    prediction = model(replace(sequence, tokens_BSNC=tokens_BSNC), conditions, picked_BTN, noisy_RMC, timestep_RM)
+    picked_M, differentiable = indices(picked_BTN), replace(sequence, tokens_BSNC=tokens_BSNC)
+    prediction = model(differentiable, conditions, picked_M, noisy_RMC, timestep_RM)
     (gradient,) = torch.autograd.grad(prediction.sum(), tokens_BSNC)
     return gradient.abs().sum(dim=(0, 2, 3))
 
@@ -146,6 +155,7 @@ def test_masked_tokens_reveal_nothing_of_themselves() -> None:
     timestep_RM = torch.full(noisy_RMC.shape[:2], 500)
     sequence = complete_teacher_forcing(tokens_BTNC, masked_BTN)
     changed_BSNC = torch.where(sequence.masked_BSN[..., None], 9.0, sequence.tokens_BSNC)
-    plain = model(sequence, conditions, masked_BTN, noisy_RMC, timestep_RM)
-    changed = model(replace(sequence, tokens_BSNC=changed_BSNC), conditions, masked_BTN, noisy_RMC, timestep_RM)
+    picked_M = indices(masked_BTN)
+    plain = model(sequence, conditions, picked_M, noisy_RMC, timestep_RM)
+    changed = model(replace(sequence, tokens_BSNC=changed_BSNC), conditions, picked_M, noisy_RMC, timestep_RM)
     assert torch.equal(plain, changed)

@@ -42,7 +42,7 @@ def test_one_clip_is_reproduced_from_its_first_frame() -> None:
         clips = [LatentClip(latents_TCHW.numpy(), interval=1, label=None, sample=sample) for sample in samples]
         batch = make_batch(clips, [draw_clip(training, model_config, shape, sample) for sample in samples], config)
         assert batch.latents_BTCHW is not None
-        parts = loss(model, model.patchify(batch.latents_BTCHW), batch, int(batch.masked_BTN.sum()))
+        parts = loss(model, model.patchify(batch.latents_BTCHW), batch, int(batch.masked_BUN.sum()))
         optimizer.zero_grad()
         (parts.mse + parts.vlb).backward()
         optimizer.step()

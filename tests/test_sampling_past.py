@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from magi.config import LatentShape, ModelConfig, SamplingConfig
 from magi.model.conditioning import Conditions
+from magi.model.frame_pass import FramePass
+from magi.model.kv_cache import KVCache
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import ForcedSequence, complete_teacher_forcing, masked_teacher_forcing
-from magi.sampling import sampler
+from magi.sampling import fast_path
 from magi.sampling.past import Past, observation_noise, time_positions
 from magi.sampling.sampler import generate
 
@@ -48,7 +51,8 @@ def z_of_training(model: Magi, sequence: ForcedSequence, conditions: Conditions,
     count = int(picked_BTN.sum())
     noisy_RMC = torch.zeros(1, count, model.token_channels, dtype=torch.float64)
     with torch.no_grad():
-        model(sequence, conditions, picked_BTN, noisy_RMC, torch.zeros(1, count, dtype=torch.long))
+        picked_M = picked_BTN.flatten().nonzero().squeeze(1)
+        model(sequence, conditions, picked_M, noisy_RMC, torch.zeros(1, count, dtype=torch.long))
     handle.remove()
     return captured[0][:count]  # the rest pads the head's rows
 
@@ -65,14 +69,16 @@ def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(forc
     picked_BTN = torch.zeros_like(masked_BTN)
     picked_BTN[:, frame] = True
     z_MD = z_of_training(model, FORCING[forcing](tokens_BTNC, masked_BTN), told(videos), picked_BTN)
+    picked_Bm = torch.tensor([[4, 0, 5], [1, 2, 3]])
+    expected_BmD = z_MD.view(videos, model.tokens_per_frame, -1).gather(1, picked_Bm[..., None].expand(-1, -1, 16))
 
     past = Past(model, told(videos), generators(videos), TRAINED, SamplingConfig())
     with torch.no_grad():
         for earlier in range(frame):  # one by one, as generated frames are
             past.observe(tokens_BTNC[:, earlier : earlier + 1])
         for _ in range(2):  # a masked pass leaves no trace
-            z_GBND = past.predict(tokens_BTNC[:, frame], masked_BTN[:, frame])
-    torch.testing.assert_close(z_GBND[0].flatten(0, 1), z_MD, atol=1e-10, rtol=0)
+            z_GBmD = past.predict(tokens_BTNC[:, frame], masked_BTN[:, frame], picked_Bm)
+    torch.testing.assert_close(z_GBmD[0], expected_BmD, atol=1e-10, rtol=0)
 
 
 class Uncached:
@@ -85,6 +91,7 @@ class Uncached:
         generators: Sequence[torch.Generator],
         frames: int,
         config: SamplingConfig,
+        *_: object,
     ) -> None:
         self.model, self.conditions, self.frames, self.config = model, conditions, frames, config
         self.halves = len(conditions.interval_B) // len(generators)
@@ -99,7 +106,7 @@ class Uncached:
             self.view = self.view[-(room if self.fresh else self.config.window_keep) :]
         self.fresh = False
 
-    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor) -> Tensor:
+    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         tokens_BTNC = torch.stack([*self.view, tokens_BNC], dim=1)
         masked_BTN = torch.zeros(tokens_BTNC.shape[:3], dtype=torch.bool)
         masked_BTN[:, -1] = masked_BN
@@ -111,7 +118,8 @@ class Uncached:
         picked_BTN = torch.zeros_like(masked_BTN)
         picked_BTN[:, -1] = True
         z_MD = z_of_training(self.model, sequence, self.conditions, picked_BTN)
-        return z_MD.view(self.halves, -1, self.model.tokens_per_frame, z_MD.shape[-1])
+        z_GBND = z_MD.view(self.halves, -1, self.model.tokens_per_frame, z_MD.shape[-1])
+        return z_GBND.gather(2, picked_Bm[None, :, :, None].expand(self.halves, -1, -1, z_MD.shape[-1]))
 
 
 @pytest.mark.parametrize("forcing", ["complete", "masked"])
@@ -139,7 +147,7 @@ def test_cached_equals_uncached_over_a_whole_rollout(
         )
 
     cached = rollout()
-    monkeypatch.setattr(sampler, "Past", Uncached)
+    monkeypatch.setattr(fast_path, "Past", Uncached)
     assert len(cached) == frames - context
     torch.testing.assert_close(cached, rollout(), atol=1e-5, rtol=1e-5)
 
@@ -148,18 +156,28 @@ def test_a_window_costs_the_same_for_ever_and_never_leaves_the_trained_positions
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, positions, sizes = tiny_model(), [], []
-    plain_predict, plain_observe = Magi.predict, Magi.observe
+    plain_place, plain_predict, plain_observe = FramePass.place, FramePass.predict, FramePass.observe
+    plain_several = Magi.observe
 
-    def predict(self: Magi, tokens_BNC: Tensor, masked_BN: Tensor, time: Tensor, *rest: object) -> Tensor:
-        positions.append(int(time))
-        return plain_predict(self, tokens_BNC, masked_BN, time, *rest)
+    def place(self: FramePass, time: Tensor) -> None:
+        self.placed = int(time)  # type: ignore[attr-defined]
+        plain_place(self, time)
 
-    def observe(self: Magi, tokens_BTNC: Tensor, time_T: Tensor, *rest: object) -> None:
+    def predict(self: FramePass, *rest: Any) -> Tensor:
+        positions.append(self.placed)  # type: ignore[attr-defined]
+        return plain_predict(self, *rest)
+
+    def observe(self: FramePass, tokens_BNC: Tensor, cache: KVCache) -> None:
+        sizes.append([self.placed])  # type: ignore[attr-defined]
+        plain_observe(self, tokens_BNC, cache)
+
+    def several(self: Magi, tokens_BTNC: Tensor, time_T: Tensor, *rest: Any) -> None:
         sizes.append(time_T.tolist())
-        plain_observe(self, tokens_BTNC, time_T, *rest)
+        plain_several(self, tokens_BTNC, time_T, *rest)
 
-    monkeypatch.setattr(Magi, "predict", predict)
-    monkeypatch.setattr(Magi, "observe", observe)
+    for name, spy in (("place", place), ("predict", predict), ("observe", observe)):
+        monkeypatch.setattr(FramePass, name, spy)
+    monkeypatch.setattr(Magi, "observe", several)
     config = SamplingConfig(iterations=1, steps=2, longer="window", window_keep=2)
     list(generate(model, frames=9, conditions=told(1), generators=generators(1), config=config))
     assert positions == [0, 1, 2, 3, 2, 3, 2, 3, 2]
@@ -186,13 +204,18 @@ def test_noise_level_one_adds_nothing_and_others_the_middle_of_their_bucket() ->
 
 def test_noise_of_an_observed_frame_is_drawn_once_and_only_for_its_video(monkeypatch: pytest.MonkeyPatch) -> None:
     model, shown = tiny_model(), []
-    plain_observe = Magi.observe
+    plain_one, plain_several = FramePass.observe, Magi.observe
 
-    def observe(self: Magi, tokens_BTNC: Tensor, *rest: object) -> None:
+    def one(self: FramePass, tokens_BNC: Tensor, cache: KVCache) -> None:
+        shown.append(tokens_BNC[:, None].clone())
+        plain_one(self, tokens_BNC, cache)
+
+    def several(self: Magi, tokens_BTNC: Tensor, *rest: Any) -> None:
         shown.append(tokens_BTNC.clone())
-        plain_observe(self, tokens_BTNC, *rest)
+        plain_several(self, tokens_BTNC, *rest)
 
-    monkeypatch.setattr(Magi, "observe", observe)
+    monkeypatch.setattr(FramePass, "observe", one)
+    monkeypatch.setattr(Magi, "observe", several)
     conditions = replace(told(2), noise_level_B=torch.tensor([1, 4]))
     past = Past(model, conditions, generators(2), 100, SamplingConfig(longer="window", window_keep=3))
     clean_BTNC = torch.randn(2, 4, model.tokens_per_frame, 2, dtype=torch.float64, generator=generators(1)[0])

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from magi.config import LatentShape, ModelConfig, SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.diffusion import cosine_schedule, respace, reverse_step, reverse_table
 from magi.model.magi import Magi
-from magi.sampling import sampler
+from magi.sampling import denoise, sampler
+from magi.sampling.denoise import denoise_tokens, draw_noise
 from magi.sampling.past import Past
-from magi.sampling.sampler import denoise_tokens, draw_noise, generate, guidance_scale, plan_frame
+from magi.sampling.sampler import generate, guidance_scale, plan_frame
 
 FAST = SamplingConfig(iterations=3, steps=4)
 
@@ -76,9 +76,9 @@ def test_every_token_is_generated_exactly_once_on_mars_schedule(
     calls: list[tuple[Tensor, Tensor]] = []
     plain = Past.predict
 
-    def predict(self: Past, tokens_BNC: Tensor, masked_BN: Tensor) -> Tensor:
+    def predict(self: Past, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         calls.append((tokens_BNC.clone(), masked_BN.clone()))
-        return plain(self, tokens_BNC, masked_BN)
+        return plain(self, tokens_BNC, masked_BN, picked_Bm)
 
     monkeypatch.setattr(Past, "predict", predict)
     model = tiny_model()
@@ -125,7 +125,8 @@ def test_the_table_is_the_reverse_step(count: int, x0_limit: float) -> None:
     assert len(table) == count
     for index in range(count):
         expected = reverse_step(schedule, index, x_t, prediction, noise, 0.8, x0_limit)
-        torch.testing.assert_close(table.step(index, x_t, *prediction.chunk(2, -1), noise, 0.8), expected)
+        got, _ = table.step(index, x_t, *prediction.chunk(2, -1), 0.8 * noise)
+        torch.testing.assert_close(got, expected)
 
 
 def test_the_denoising_loop_is_the_reference_loop_with_an_unscaled_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_the_denoising_loop_is_the_reference_loop_with_an_unscaled_start(monkeyp
             prediction = model.head(x, schedule.timesteps[index].expand(5), z_MD)
             x = reverse_step(schedule, index, x, prediction, noise_IMC[index], temperature)
         for budget in (1, 5 * 80 * 8 * 4, 2**20):  # a step at a time, four at a time, all at once
-            monkeypatch.setattr(sampler, "MODULATION_BYTES", budget)
+            monkeypatch.setattr(denoise, "MODULATION_BYTES", {"cpu": budget})
             got = denoise_tokens(model.head, z_MD[None], noise_IMC, reverse_table(schedule), 1.0, temperature)
             torch.testing.assert_close(got, x)
 
@@ -155,7 +156,7 @@ class ExactHead:
     def __init__(self, mean_C: Tensor, covariance_CC: Tensor, steps: int) -> None:
         self.mean_C, self.covariance_CC = mean_C, covariance_CC
         self.alphas_bar = cosine_schedule(steps).alphas_bar
-        self.modulation = SimpleNamespace(out_features=1)
+        self.modulation_width = 1
 
     def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
         return timestep[..., None].expand(-1, -1, z.shape[-2], 1)
@@ -191,7 +192,7 @@ def test_noise_is_one_draw_a_video() -> None:
 
 def test_guidance_scales_the_noise_prediction_and_takes_the_variance_with_the_label() -> None:
     class TwoAnswers:
-        modulation = SimpleNamespace(out_features=1)
+        modulation_width = 1
 
         def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
             return torch.zeros(len(timestep), *z.shape[1:3], 1)

@@ -25,9 +25,9 @@ def test_a_clip_is_the_same_in_any_batch() -> None:
     config = tiny_config()
     together, alone = batch(config, [3, 8, 5]), batch(config, [8])
     assert together.samples == (3, 8, 5) and together.video_BTHWC is None
-    for name in ("latents_BTCHW", "interval_B", "label_B", "noise_level_B", "masked_BTN", "amplitude_B", "noise_BTNC"):
+    for name in ("latents_BTCHW", "interval_B", "label_B", "noise_level_B", "masked_BUN", "amplitude_B", "noise_BTNC"):
         assert torch.equal(getattr(together, name)[1:2], getattr(alone, name)), name
-    for name in ("timestep_RBTN", "diffusion_noise_RBTNC"):
+    for name in ("timestep_RBUN", "diffusion_noise_RBUNC"):
         assert torch.equal(getattr(together, name)[:, 1:2], getattr(alone, name)), name
 
 

@@ -30,9 +30,9 @@ def perfect(tokens_BTNC: Tensor) -> Model:
     """Solves x_t = sqrt(a) x_0 + sqrt(1 - a) noise for the noise, knowing the clean tokens."""
     alphas_bar = cosine_schedule(100).alphas_bar.float()
 
-    def model(_: ForcedSequence, __: Conditions, picked_BTN: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+    def model(_: ForcedSequence, __: Conditions, picked_M: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
         a = alphas_bar[timestep][..., None]
-        noise = (noisy - a.sqrt() * tokens_BTNC[picked_BTN]) / (1 - a).sqrt()
+        noise = (noisy - a.sqrt() * tokens_BTNC.flatten(0, 2)[picked_M]) / (1 - a).sqrt()
         return torch.cat([noise, torch.zeros_like(noise)], dim=-1)
 
     return model
@@ -46,7 +46,7 @@ def test_noise_token_and_timestep_of_a_row_belong_together() -> None:
     """A model that knows the clean tokens predicts every noise exactly, however the rows are ordered."""
     batch, tokens_BTNC = batch_and_tokens()
     loss = MagiLoss(tiny_config().model, CPU)
-    total = int(batch.masked_BTN.sum())
+    total = int(batch.masked_BUN.sum())
     assert loss(perfect(tokens_BTNC), tokens_BTNC, batch, total).mse < 1e-4
     assert loss(perfect(tokens_BTNC.roll(1, 0)), tokens_BTNC, batch, total).mse > 1
 
@@ -54,7 +54,7 @@ def test_noise_token_and_timestep_of_a_row_belong_together() -> None:
 def test_loss_is_the_mean_over_the_masked_tokens_of_the_step() -> None:
     batch, tokens_BTNC = batch_and_tokens()
     loss = MagiLoss(tiny_config().model, CPU)
-    total = int(batch.masked_BTN.sum())
+    total = int(batch.masked_BUN.sum())
     assert loss(wrong_by_one(tokens_BTNC), tokens_BTNC, batch, total).mse == pytest.approx(1, abs=1e-2)
     assert loss(wrong_by_one(tokens_BTNC), tokens_BTNC, batch, 4 * total).mse == pytest.approx(0.25, abs=1e-2)
 
@@ -65,17 +65,19 @@ def test_model_is_asked_for_the_masked_tokens_given_noisy_observations(teacher_f
     batch, tokens_BTNC = batch_and_tokens(teacher_forcing=teacher_forcing)
     seen: list[tuple[ForcedSequence, Tensor]] = []
 
-    def model(sequence: ForcedSequence, _: Conditions, picked_BTN: Tensor, noisy: Tensor, __: Tensor) -> Tensor:
-        seen.append((sequence, picked_BTN))
+    def model(sequence: ForcedSequence, _: Conditions, picked_M: Tensor, noisy: Tensor, __: Tensor) -> Tensor:
+        seen.append((sequence, picked_M))
         return torch.zeros(*noisy.shape[:-1], 16)
 
     MagiLoss(tiny_config(model={"teacher_forcing": teacher_forcing}).model, CPU)(model, tokens_BTNC, batch, 1)
-    sequence, picked_BTN = seen[0]
-    assert torch.equal(picked_BTN, batch.masked_BTN)
+    sequence, picked_M = seen[0]
+    assert torch.equal(
+        torch.zeros(5 * 3 * 4, dtype=torch.bool).index_fill(0, picked_M, True), batch.masked_BUN.flatten()
+    )
     observations = 2 if teacher_forcing == "complete" else 0
     assert sequence.observations == observations
     assert torch.equal(sequence.tokens_BSNC[:, observations:], tokens_BTNC)
-    assert torch.equal(sequence.masked_BSN[:, observations:], batch.masked_BTN)
+    assert torch.equal(sequence.masked_BSN[:, observations:], batch.masked_BUN)
     added = sequence.tokens_BSNC[:, :observations] - tokens_BTNC[:, :observations]
     expected = batch.amplitude_B[:, None, None, None] * batch.noise_BTNC[:, :observations]
     assert torch.allclose(added, expected, atol=1e-6)
@@ -94,9 +96,10 @@ def test_clips_add_up() -> None:
     loss = MagiLoss(tiny_config().model, CPU)
 
     def one(clip: int) -> Batch:
-        parts = {name: getattr(batch, name)[clip : clip + 1] for name in ("masked_BTN", "amplitude_B", "noise_BTNC")}
-        draws = {name: getattr(batch, name)[:, clip : clip + 1] for name in ("timestep_RBTN", "diffusion_noise_RBTNC")}
-        return replace(batch, **parts, **draws)
+        parts = {name: getattr(batch, name)[clip : clip + 1] for name in ("masked_BUN", "amplitude_B", "noise_BTNC")}
+        draws = {name: getattr(batch, name)[:, clip : clip + 1] for name in ("timestep_RBUN", "diffusion_noise_RBUNC")}
+        picked_M = parts["masked_BUN"].flatten().nonzero().squeeze(1)
+        return replace(batch, picked_M=picked_M, **parts, **draws)
 
     def zero(_: ForcedSequence, __: Conditions, ___: Tensor, noisy: Tensor, ____: Tensor) -> Tensor:
         return torch.zeros(*noisy.shape[:-1], 16)

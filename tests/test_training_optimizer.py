@@ -61,3 +61,27 @@ def test_state_comes_back_by_name() -> None:
     take_step(models[1], second)
     for left, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_the_fused_step_is_the_same_step() -> None:
+    """What a GPU runs; PyTorch has it for a CPU too, so its state can be checked here."""
+    config = tiny_config()
+    models = [tiny_model(config), tiny_model(config)]
+    optimizers = [make_optimizer(model, config.training) for model in models]
+    assert optimizers[0].defaults["foreach"] and not optimizers[0].defaults["fused"]
+    optimizers[1] = torch.optim.AdamW(
+        [{key: group[key] for key in ("params", "weight_decay")} for group in optimizers[1].param_groups],
+        lr=config.training.learning_rate,
+        betas=(config.training.beta1, config.training.beta2),
+        fused=True,
+    )
+    for seed in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            for value in model.parameters():
+                value.grad = torch.randn(value.shape, generator=generator)
+            optimizer.step()
+        if seed == 1:  # in the middle, through the names of a checkpoint
+            load_optimizer(optimizers[1], models[1], optimizer_tensors(optimizers[0], models[0]))
+    for left, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)

@@ -126,20 +126,20 @@ def test_uneven_shares_are_refused_by_fsdp(together: Path) -> None:
 
 
 def test_compiled_blocks_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block is compiled on its own, and recomputed if asked for; names of weights stay."""
+    """Each block and the head are compiled on their own, and recomputed if asked for; names of weights stay."""
     compiled: list[str] = []
     plain = torch.nn.Module.compile
 
-    def without_code_generation(module: torch.nn.Module) -> None:
+    def without_code_generation(module: torch.nn.Module, **options: bool) -> None:
         compiled.append(type(module).__name__)
-        plain(module, backend="eager")
+        plain(module, backend="eager", **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", without_code_generation)
     whole = changed(EVEN, micro_batch=0)
     train_tiny(tmp_path / "compiled", changed(whole, compile=True, activation_checkpointing=True))
     train_tiny(tmp_path / "plain", whole)
     same_run(tmp_path / "compiled", tmp_path / "plain")
-    assert compiled == ["Block", "Block"]
+    assert compiled == ["Block", "Block", "DiffusionHead"]
 
 
 def test_recomputation_keeps_block_inputs_only() -> None:

@@ -15,7 +15,7 @@ from magi.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-    from magi.config import DataConfig
+    from magi.config import Config, DataConfig
     from magi.sampling.pipeline import MagiPipeline
 
 FPS = 25.0  # of videos without a context video
@@ -51,6 +51,8 @@ class SampleOptions:
     """denoising steps a token"""
     temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """scale of the noise in the denoising steps"""
+    speed: Literal["full", "fast", "faster", "fastest"] = "full"
+    """share of the config's iterations and steps; all but full cost quality (docs/performance.md)"""
     longer: Annotated[Literal["window", "interpolate"] | None, tyro.conf.arg(metavar="window|interpolate")] = None
     """how videos grow longer than the model was trained on"""
     noise_level: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -78,6 +80,8 @@ def sample(words: list[str]) -> None:
     options = parse(SampleOptions, "sample", words)
     _check(options)
     pipeline = _load(options.model, options.device)
+    if options.speed != "full":
+        pipeline.config = _at_speed(pipeline.config, options.speed)
     context = None
     if options.context is not None:
         context = read_context(options.context, options.context_frames, options.interval, pipeline.config.data)
@@ -85,6 +89,18 @@ def sample(words: list[str]) -> None:
     with progress("generating frames", "frames") as report:
         videos = _generate(pipeline, options, context, report, began)
     _write(options, videos, context)
+
+
+def _at_speed(config: "Config", name: str) -> "Config":
+    """The config with cheaper sampling, and what that means said aloud."""
+    from magi.presets import SPEEDS, at_speed
+
+    sampling = at_speed(config.sampling, name)
+    steps = f"{sampling.steps}" + (f"..{sampling.last_steps}" if sampling.last_steps else "")
+    full = f"{config.sampling.iterations} x {config.sampling.steps}"
+    print(f"speed {name}: {SPEEDS[name].summary}: {sampling.iterations} iterations x {steps} steps instead of {full}")
+    print("quality at this speed: not measured for this model, speed only")
+    return config.model_copy(update={"sampling": sampling})
 
 
 def _check(options: SampleOptions) -> None:

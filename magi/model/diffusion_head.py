@@ -5,10 +5,13 @@ linear layer of their own: a sampler calls ``modulations`` once for all steps an
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from magi.model.packed_linear import PackedLinear
 
 
 class TimestepEmbedding(nn.Module):
@@ -54,6 +57,11 @@ class DiffusionHead(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.output = nn.Linear(width, 2 * channels)
 
+    @property
+    def modulation_width(self) -> int:
+        """Modulations of one token at one step."""
+        return self.modulation.out_features
+
     def forward(self, x: Tensor, timestep: Tensor, z: Tensor) -> Tensor:
         """Noise and variance interpolation of tokens at their own timesteps; leading axes broadcast."""
         return self.denoise(x, self.modulations(timestep, z))
@@ -69,3 +77,64 @@ class DiffusionHead(nn.Module):
         for i, block in enumerate(self.blocks):
             h = block(h, *per_block[3 * i : 3 * i + 3])
         return self.output(self.final_norm(h) * (1 + scale) + shift)
+
+
+class FoldedHead:
+    """A head laid out for sampling: the same function with fewer operations a step, in ``dtype`` (the head's if None).
+
+    Scale and shift of each norm, and the "1 +" of each modulation, are linear in the modulations, so they are folded
+    into the one layer that computes those. Made from the weights as they are now.
+    """
+
+    def __init__(self, head: DiffusionHead, dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or head.input.weight.dtype
+        self.head, self.dtype = head, dtype
+        blocks = [block for block in head.blocks if isinstance(block, ResidualBlock)]
+        norms = [(block.norm.weight, block.norm.bias) for block in blocks]
+        weight, bias = _fold(head.modulation, norms)
+        self.modulation_weight, self.modulation_bias = weight.to(dtype), bias.to(dtype)
+        self.condition = _packed(head.condition, dtype)
+        self.input, self.output = _packed(head.input, dtype), _packed(head.output, dtype)
+        self.blocks = [tuple(_packed(block.mlp.get_submodule(name), dtype) for name in ("0", "2")) for block in blocks]
+
+    @property
+    def modulation_width(self) -> int:
+        """As the head's."""
+        return len(self.modulation_bias)
+
+    def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
+        """For ``denoise``; leading axes broadcast."""
+        mixed = self.head.timestep(timestep).to(self.dtype) + self.condition(z.to(self.dtype))
+        return F.linear(F.silu(mixed), self.modulation_weight, self.modulation_bias)
+
+    def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
+        """Noise and variance interpolation of tokens x (..., C) at the step of the modulations."""
+        *per_block, shift, scale = modulations.chunk(3 * len(self.blocks) + 2, dim=-1)
+        h = self.input(x.to(self.dtype))
+        if h.ndim < shift.ndim:
+            h = h.expand(*shift.shape[:-1], -1)
+        width = h.shape[-1:]
+        for i, (first, second) in enumerate(self.blocks):
+            block_shift, block_scale, gate = per_block[3 * i : 3 * i + 3]
+            inner = torch.addcmul(block_shift, F.layer_norm(h, width, eps=1e-6), block_scale)
+            h = torch.addcmul(h, gate, second(F.silu(first(inner))))
+        return self.output(torch.addcmul(shift, F.layer_norm(h, width, eps=1e-6), scale))
+
+
+def _packed(linear: nn.Module, dtype: torch.dtype) -> PackedLinear:
+    assert isinstance(linear, nn.Linear)
+    return PackedLinear(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype))
+
+
+def _fold(modulation: nn.Linear, norms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer that gives w (1 + scale) and b (1 + scale) + shift for each norm (w, b), and gates."""
+    dtype = torch.promote_types(modulation.weight.dtype, torch.float32)
+    weights = list(modulation.weight.detach().to(dtype).chunk(3 * len(norms) + 2))
+    biases = list(modulation.bias.detach().to(dtype).chunk(3 * len(norms) + 2))
+    for i, (w, b) in enumerate([*norms, (torch.ones_like(biases[0]), torch.zeros_like(biases[0]))]):
+        shift, scale = 3 * i, 3 * i + 1
+        w, b = w.detach().to(dtype), b.detach().to(dtype)
+        weights[shift] = weights[shift] + b[:, None] * weights[scale]
+        biases[shift] = biases[shift] + b * (1 + biases[scale])
+        weights[scale], biases[scale] = w[:, None] * weights[scale], w * (1 + biases[scale])
+    return torch.cat(weights), torch.cat(biases)

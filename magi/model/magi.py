@@ -102,19 +102,20 @@ class Magi(nn.Module):
         self,
         sequence: ForcedSequence,
         conditions: Conditions,
-        picked_BTN: Tensor,
+        picked_M: Tensor,
         noisy_RMC: Tensor,
         timestep_RM: Tensor,
     ) -> Tensor:
         """Predict noise and variance of the picked tokens: (R, M, 2C).
 
-        ``picked_BTN`` (bool) names the M tokens, in row-major order, whose noisy versions are given; all of them should
-        be masked in the predicted slots.
+        ``picked_M`` (long) names the M tokens whose noisy versions are given, as indices into the flattened (B, U, N)
+        tokens of the predicted slots; all of them should be masked. Indices, because a device that looks for the true
+        ones of a mask makes its host wait.
         """
         is_observation_S = torch.arange(len(sequence.time_S), device=sequence.time_S.device) < sequence.observations
         x_BSPD = self._embed(sequence.tokens_BSNC, sequence.masked_BSN, is_observation_S, sequence.time_S, conditions)
-        x_BTPD = self.transformer(x_BSPD, sequence.attend_SS, first_query=sequence.observations)
-        z_MD = self._condition(x_BTPD)[picked_BTN]
+        x_BUPD = self.transformer(x_BSPD, sequence.attend, first_query=sequence.observations)
+        z_MD = self._condition(x_BUPD).flatten(0, 2).index_select(0, picked_M)
         # A CPU keeps a compiled product for every number of rows it has met, gigabytes in all: so few numbers occur.
         rows, spare = len(z_MD), -len(z_MD) % HEAD_ROWS
         padded = self.head(

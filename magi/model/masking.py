@@ -24,9 +24,14 @@ def draw_mask_ratio(
     return ratio_T.clamp(minimum, 1.0)
 
 
+def masked_counts(ratio_T: Tensor, tokens: int) -> Tensor:
+    """How many tokens of each frame a ratio masks, (T,) long: ceil(ratio * tokens)."""
+    return torch.ceil(ratio_T * tokens).long()
+
+
 def draw_mask(ratio_T: Tensor, tokens: int, generator: torch.Generator | None = None) -> Tensor:
-    """Mask ceil(ratio * tokens) random positions of every frame; returns masked_TN (bool)."""
-    count_T1 = torch.ceil(ratio_T * tokens).long().unsqueeze(1)
+    """Mask ``masked_counts`` random positions of every frame; returns masked_TN (bool)."""
+    count_T1 = masked_counts(ratio_T, tokens).unsqueeze(1)
     rank_TN = torch.rand(len(ratio_T), tokens, generator=generator).argsort(dim=1).argsort(dim=1)
     return rank_TN < count_T1
 

@@ -6,7 +6,12 @@ Both turn the same tokens and masks into the sequence of temporal slots that the
     earlier frames are complete         earlier frames are masked, as the predicted one is
     p(f_j^m | f_1 .. f_{j-1})           p(f_j^m | f_1^m .. f_{j-1}^m)
     S = 2T - 1 slots                    S = T slots
+    k masked views: S = T - 1 + kT      one view alone
+
+U counts predicted slots: the T frames of the first masked view of a clip, then those of the second, and so on.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -15,60 +20,92 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class SlotPattern:
+    """Who attends to whom in training, without a mask tensor.
+
+    The first ``causal`` slots attend to those of them up to themselves. ``views`` times ``frames`` slots follow: frame
+    j of a view attends to the first j of the causal slots, and to itself.
+    """
+
+    causal: int
+    frames: int = 0
+    views: int = 0
+
+    @property
+    def slots(self) -> int:
+        """S, the number of all slots."""
+        return self.causal + self.views * self.frames
+
+    def mask_SS(self, device: torch.device | None = None) -> Tensor:
+        """The same as booleans: the query row may attend to the key column. The definition; fast paths avoid it."""
+        past_C = torch.arange(self.causal, device=device)
+        frame_U = torch.arange(self.frames, device=device).repeat(self.views)
+        past_to_past = past_C[:, None] >= past_C[None, :]
+        past_to_predicted = torch.zeros(len(past_C), len(frame_U), dtype=torch.bool, device=device)
+        predicted_to_past = frame_U[:, None] > past_C[None, :]
+        predicted_to_itself = torch.eye(len(frame_U), dtype=torch.bool, device=device)
+        upper = torch.cat([past_to_past, past_to_predicted], dim=1)
+        return torch.cat([upper, torch.cat([predicted_to_past, predicted_to_itself], dim=1)])
+
+
+@dataclass(frozen=True)
 class ForcedSequence:
-    """Temporal slots of a training clip: first ``observations`` complete frames, then the T predicted ones.
+    """Temporal slots of a training clip: first ``observations`` complete frames, then the U predicted ones.
 
     ``tokens_BSNC``; ``masked_BSN`` (bool: replaced by the mask token); ``time_S`` (latent frame number of each slot);
-    ``attend_SS`` (bool: the query row may attend to the key column).
+    ``attend`` says who attends to whom, as a pattern or as booleans (query slots, key slots).
     """
 
     tokens_BSNC: Tensor
     masked_BSN: Tensor
     observations: int
     time_S: Tensor
-    attend_SS: Tensor
+    attend: SlotPattern | Tensor
+
+    @property
+    def attend_SS(self) -> Tensor:
+        """``attend`` as booleans."""
+        return self.attend.mask_SS(self.time_S.device) if isinstance(self.attend, SlotPattern) else self.attend
 
 
-def complete_teacher_forcing(tokens_BTNC: Tensor, masked_BTN: Tensor) -> ForcedSequence:
+def complete_teacher_forcing(tokens_BTNC: Tensor, masked_BUN: Tensor) -> ForcedSequence:
     """CTF: every masked frame is predicted from complete earlier frames.
 
-    The last observation frame is attended by no masked frame, so T - 1 observation slots are exact.
+    The last observation frame is attended by no masked frame, so T - 1 observation slots are exact. All masked views of
+    a clip share them, and none sees another.
 
         observation i -> observation k with k <= i
         masked j      -> observation k with k <  j, and masked j itself
     """
     frames = tokens_BTNC.shape[1]
+    views = masked_BUN.shape[1] // frames
+    if views * frames != masked_BUN.shape[1]:
+        raise ValueError(f"masks of {masked_BUN.shape[1]} predicted slots are no multiple of the {frames} frames")
     time_T = torch.arange(frames, device=tokens_BTNC.device)
-    visible_BTN = torch.zeros_like(masked_BTN)
-    observed_T = time_T[:-1]
-    past_to_past = observed_T[:, None] >= observed_T[None, :]
-    past_to_predicted = torch.zeros(frames - 1, frames, dtype=torch.bool, device=time_T.device)
-    predicted_to_past = time_T[:, None] > observed_T[None, :]
-    predicted_to_itself = torch.eye(frames, dtype=torch.bool, device=time_T.device)
+    visible_BTN = torch.zeros_like(masked_BUN[:, : frames - 1])
     return ForcedSequence(
-        tokens_BSNC=torch.cat([tokens_BTNC[:, :-1], tokens_BTNC], dim=1),
-        masked_BSN=torch.cat([visible_BTN[:, :-1], masked_BTN], dim=1),
+        tokens_BSNC=torch.cat([tokens_BTNC[:, :-1], *[tokens_BTNC] * views], dim=1),
+        masked_BSN=torch.cat([visible_BTN, masked_BUN], dim=1),
         observations=frames - 1,
-        time_S=torch.cat([observed_T, time_T]),
-        attend_SS=torch.cat(
-            [
-                torch.cat([past_to_past, past_to_predicted], dim=1),
-                torch.cat([predicted_to_past, predicted_to_itself], dim=1),
-            ]
-        ),
+        time_S=torch.cat([time_T[:-1], *[time_T] * views]),
+        attend=SlotPattern(causal=frames - 1, frames=frames, views=views),
     )
 
 
-def masked_teacher_forcing(tokens_BTNC: Tensor, masked_BTN: Tensor) -> ForcedSequence:
+def masked_teacher_forcing(tokens_BTNC: Tensor, masked_BUN: Tensor) -> ForcedSequence:
     """MTF: every masked frame is predicted from masked earlier frames; the gap to inference that CTF closes.
 
-    masked j -> masked k with k <= j
+        masked j      -> masked k with k <= j
+
+    A second view would share nothing with the first: ``ValueError`` unless U = T.
     """
-    time_T = torch.arange(tokens_BTNC.shape[1], device=tokens_BTNC.device)
+    frames = tokens_BTNC.shape[1]
+    if masked_BUN.shape[1] != frames:
+        raise ValueError(f"masked teacher forcing has one view of {frames} frames, got {masked_BUN.shape[1]} slots")
     return ForcedSequence(
         tokens_BSNC=tokens_BTNC,
-        masked_BSN=masked_BTN,
+        masked_BSN=masked_BUN,
         observations=0,
-        time_S=time_T,
-        attend_SS=time_T[:, None] >= time_T[None, :],
+        time_S=torch.arange(frames, device=tokens_BTNC.device),
+        attend=SlotPattern(causal=frames),
     )

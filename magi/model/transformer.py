@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from magi.model.attention import SpatialAttention, TemporalAttention
 from magi.model.kv_cache import KVCache, LayerCache
+from magi.model.teacher_forcing import SlotPattern
 
 if TYPE_CHECKING:
     from magi.config import ModelConfig
@@ -39,7 +40,11 @@ class Block(nn.Module):
         self.temporal_mlp = Mlp(width, hidden, config.dropout)
 
     def forward(
-        self, x_BSPD: Tensor, attend: Tensor | None, first_query: int = 0, cache: LayerCache | None = None
+        self,
+        x_BSPD: Tensor,
+        attend: SlotPattern | Tensor | None,
+        first_query: int = 0,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         x_BSPD = x_BSPD + self.spatial_attention(self.spatial_norm(x_BSPD))
         x_BSPD = x_BSPD + self.spatial_mlp(self.spatial_mlp_norm(x_BSPD))
@@ -56,7 +61,11 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
 
     def forward(
-        self, x_BSPD: Tensor, attend: Tensor | None, first_query: int = 0, cache: KVCache | None = None
+        self,
+        x_BSPD: Tensor,
+        attend: SlotPattern | Tensor | None,
+        first_query: int = 0,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Run all blocks; returns the slots from ``first_query`` on, (B, S - first_query, P, D).
 

@@ -1,17 +1,22 @@
 """The finished frames as the model sees them: cache, positions in time, and growing longer than trained (section 5).
 
-Knows the model's ``observe`` and ``predict`` and which frames they are given; no masks, no denoising.
+Knows the model's passes over a frame and which frames they are given; no masks, no denoising.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
+from magi.model.frame_pass import FramePass
 from magi.model.kv_cache import KVCache
 from magi.model.magi import Magi
+from magi.sampling.graphs import Replayed
+
+LEAST_PICKED = 8
 
 
 def time_positions(frames: int, trained: int, config: SamplingConfig) -> Tensor:
@@ -38,6 +43,7 @@ class Past:
     In "window" mode a full window slides: the newest ``window_keep`` frames are observed anew as a fresh context from
     position 0, so everything the model sees, it has seen in training, and the cost a frame stays the same for ever.
     ``generators`` (one a video) give the noise of observations at noise levels above 1; a frame's noise is drawn once.
+    With ``graphs`` the passes over one frame are CUDA graphs, with ``kernels`` they read the cache by a kernel.
     """
 
     def __init__(
@@ -47,6 +53,9 @@ class Past:
         generators: Sequence[torch.Generator],
         frames: int,
         config: SamplingConfig,
+        graphs: bool = False,
+        kernels: bool = False,
+        pool: Any = None,
     ) -> None:
         self.model, self.conditions, self.generators = model, conditions, generators
         self.halves = len(conditions.interval_B) // len(generators)
@@ -57,6 +66,11 @@ class Past:
         levels = conditions.noise_level_B[: len(generators)].tolist()
         self.amplitudes = [observation_noise(model, level) for level in levels]
         self.recent_BTNC: Tensor | None = None
+        self.frame_pass = FramePass(model, conditions, self.halves, kernels)
+        self.frame_pass.place(self.time_T[0])
+        self.graphs = Replayed(self._predict, pool) if graphs else None
+        self.padded = graphs
+        self.observation_graphs = Replayed(self._observe_one, pool) if graphs else None
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames; of a first context longer than the window only the newest that fit are seen."""
@@ -68,21 +82,44 @@ class Past:
         if self.cache.length + tokens_BTNC.shape[1] > self.cache.capacity:
             self.cache.clear()
             tokens_BTNC = self.recent_BTNC
-        first = self.cache.length
-        time_T = self.time_T[first : first + tokens_BTNC.shape[1]]
-        self.model.observe(self._double(tokens_BTNC), time_T, self.conditions, self.cache)
+        first, count = self.cache.length, tokens_BTNC.shape[1]
+        if count == 1:
+            self.frame_pass.place(self.time_T[first])
+            if self.observation_graphs is None:
+                self._observe_one(tokens_BTNC[:, 0])
+            else:
+                self.observation_graphs(tokens_BTNC[:, 0], key=self._graph_key())
+            self.cache.advance(1)
+        else:
+            self.model.observe(
+                self._double(tokens_BTNC), self.time_T[first : first + count], self.conditions, self.cache
+            )
+        self.frame_pass.place(self.time_T[self.cache.length])
 
-    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor) -> Tensor:
-        """z_GBND of the next frame: G is 2 under guidance (with the label, then without), else 1."""
-        time = self.time_T[self.cache.length]
-        z = self.model.predict(
-            self._double(tokens_BNC).to(self.model.mask_token.dtype),
-            self._double(masked_BN),
-            time,
-            self.conditions,
-            self.cache,
-        )
-        return z.unflatten(0, (self.halves, -1))
+    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
+        """z_GBmD of the picked tokens of the next frame: G is 2 under guidance (with the label, then without), else 1.
+
+        The next call of a graph overwrites it.
+        """
+        count = picked_Bm.shape[1]
+        if self.padded:
+            room = max(LEAST_PICKED, 1 << (count - 1).bit_length())
+            picked_Bm = torch.nn.functional.pad(picked_Bm, (0, room - count))
+        if self.graphs is None:
+            return self._predict(tokens_BNC, masked_BN, picked_Bm)[:, :, :count]
+        z_GBmD = self.graphs(tokens_BNC, masked_BN, picked_Bm, key=self._graph_key())
+        assert z_GBmD is not None
+        return z_GBmD[:, :, :count]
+
+    def _graph_key(self) -> int:
+        """Graphs are for one length of the cache, unless what they hold asks the device for it."""
+        return 0 if self.frame_pass.kernels else self.cache.length
+
+    def _predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
+        return self.frame_pass.predict(tokens_BNC, masked_BN, picked_Bm, self.cache)
+
+    def _observe_one(self, tokens_BNC: Tensor) -> None:
+        self.frame_pass.observe(tokens_BNC, self.cache)
 
     def _double(self, values: Tensor) -> Tensor:
         return torch.cat([values] * self.halves) if self.halves > 1 else values

@@ -13,24 +13,21 @@ from torch import Tensor, nn
 
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
-from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table
-from magi.model.diffusion_head import DiffusionHead
+from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table, solver_table
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts, random_order
+from magi.sampling.denoise import Denoiser, draw_noise
+from magi.sampling.fast_path import FastPath
 from magi.sampling.past import Past
-
-MODULATION_BYTES = 64 * 2**20
-"""Modulations of the head are computed for as many denoising steps at once as fit in this."""
 
 
 @dataclass(frozen=True)
 class FramePlan:
-    """What is the same for every frame: tokens each iteration predicts, its guidance scale, and the reverse steps."""
+    """What is the same for every frame: for each iteration its count of tokens, guidance scale and reverse steps."""
 
     counts: tuple[int, ...]
     scales: tuple[float, ...]
-    table: ReverseTable
-    temperature: float
+    tables: tuple[ReverseTable, ...]
 
 
 def generate(
@@ -62,12 +59,26 @@ def plan_frame(model: Magi, config: SamplingConfig) -> FramePlan:
     """Counts, guidance scales and reverse steps of ``config``; ValueError for more iterations or steps than exist."""
     counts = cosine_counts(model.tokens_per_frame, config.iterations)
     predicted = torch.tensor(counts).cumsum(0) / model.tokens_per_frame
+    steps = annealed_steps(config)
+    tables = {count: _table(model, config, count) for count in set(steps)}
     return FramePlan(
         counts=tuple(counts),
         scales=tuple(guidance_scale(config, share) for share in predicted.tolist()),
-        table=reverse_table(respace(cosine_schedule(model.config.diffusion_steps), config.steps), config.x0_limit),
-        temperature=config.temperature,
+        tables=tuple(tables[count] for count in steps),
     )
+
+
+def annealed_steps(config: SamplingConfig) -> list[int]:
+    """Denoising steps of each iteration, falling linearly to ``last_steps`` (DiSA, arXiv 2505.20297)."""
+    first, last = config.steps, config.last_steps or config.steps
+    return [round(first + (last - first) * i / max(1, config.iterations - 1)) for i in range(config.iterations)]
+
+
+def _table(model: Magi, config: SamplingConfig, steps: int) -> ReverseTable:
+    schedule = respace(cosine_schedule(model.config.diffusion_steps), steps)
+    if config.solver == "ancestral":
+        return reverse_table(schedule, config.x0_limit)
+    return solver_table(schedule, config.x0_limit, stochastic=config.solver == "dpm++sde")
 
 
 def guidance_scale(config: SamplingConfig, predicted: float) -> float:
@@ -94,72 +105,52 @@ def _rollout(
     finished_BTNC = None if context_BTCHW is None else model.patchify(context_BTCHW.to(model.mask_token.device))
     done = 0 if finished_BTNC is None else finished_BTNC.shape[1]
     with evaluating(model):
-        past = Past(model, conditions, generators, frames, config)
+        path = FastPath.of(model)
+        past, denoiser = path.past(model, conditions, generators, frames, config), path.denoiser(model, config)
     for _ in range(done, frames):
         with evaluating(model):
             # A frame is observed when the next one needs it: it is shown earlier so, and the last one never is.
             if finished_BTNC is not None:
                 past.observe(finished_BTNC)
-            finished_BTNC = generate_frame(model, past, generators, plan)[:, None]
+            finished_BTNC = generate_frame(model, past, generators, plan, denoiser)[:, None]
         yield model.unpatchify(finished_BTNC.clone()).squeeze(1)
 
 
-def generate_frame(model: Magi, past: Past, generators: Sequence[torch.Generator], plan: FramePlan) -> Tensor:
-    """The iteration loop: tokens_BNC of the next frame, every token predicted exactly once in a random order."""
+def generate_frame(
+    model: Magi,
+    past: Past,
+    generators: Sequence[torch.Generator],
+    plan: FramePlan,
+    denoiser: Denoiser,
+    order_BN: Tensor | None = None,
+) -> Tensor:
+    """The iteration loop: tokens_BNC of the next frame, every token predicted exactly once.
+
+    The order is random unless given. The host draws random numbers and goes on; it never waits for the device.
+    """
     weight, N, C = model.mask_token, model.tokens_per_frame, model.token_channels
     batch, device, dtype = len(generators), weight.device, torch.promote_types(weight.dtype, torch.float32)
-    order_BN = torch.stack([random_order(N, generator) for generator in generators]).to(device)
+    if order_BN is None:
+        order_BN = torch.stack([random_order(N, generator) for generator in generators])
+    order_BN = _moved(order_BN, device)
+    scales = _moved(torch.tensor(plan.scales, dtype=dtype), device)
     tokens_BNC = torch.zeros(batch, N, C, device=device, dtype=dtype)
     masked_BN = torch.ones(batch, N, device=device, dtype=torch.bool)
     start = 0
-    for count, scale in zip(plan.counts, plan.scales, strict=True):
+    for count, scale, table in zip(plan.counts, scales, plan.tables, strict=True):
         picked_Bm = order_BN[:, start : start + count]
-        z_GBND = past.predict(tokens_BNC, masked_BN)
-        index = picked_Bm[None, :, :, None].expand(len(z_GBND), -1, -1, z_GBND.shape[-1])
-        z_GMD = z_GBND.gather(2, index).flatten(1, 2)
-        noise_IMC = draw_noise(generators, len(plan.table), count, C).to(device, dtype)
-        x_MC = denoise_tokens(model.head, z_GMD, noise_IMC, plan.table, scale, plan.temperature)
+        z_GMD = past.predict(tokens_BNC, masked_BN, picked_Bm).flatten(1, 2)
+        noise_IMC = _moved(draw_noise(generators, len(table), count, C).to(dtype), device)
+        x_MC = denoiser(z_GMD, noise_IMC, table, scale)
         tokens_BNC.scatter_(1, picked_Bm[..., None].expand(-1, -1, C), x_MC.unflatten(0, (batch, count)))
         masked_BN.scatter_(1, picked_Bm, False)
         start += count
     return tokens_BNC
 
 
-def draw_noise(generators: Sequence[torch.Generator], steps: int, count: int, channels: int) -> Tensor:
-    """All noise of an iteration, (steps, M, C) with M = B * count: one draw a video."""
-    noise = [torch.randn(steps, count, channels, generator=generator) for generator in generators]
-    return torch.stack(noise, dim=1).flatten(1, 2)
-
-
-def denoise_tokens(
-    head: DiffusionHead, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseTable, scale: float, temperature: float
-) -> Tensor:
-    """The denoising loop: tokens x_MC given their conditions.
-
-    Row 0 of the noise is the start, row i the noise of reverse step i. With G = 2 (with the label, then without) the
-    halves share x_t and noise: the noise prediction is without + scale * (with - without), the variance that of the
-    half with the label.
-    """
-    x_MC = noise_IMC[0]
-    for chunk in _chunks(head, z_GMD, len(table)):
-        timesteps_I11 = table.timesteps[chunk].to(z_GMD.device)[:, None, None]
-        modulations_I = head.modulations(timesteps_I11, z_GMD[None])
-        for index, modulations in zip(chunk, modulations_I, strict=True):
-            prediction_GMC = head.denoise(x_MC.to(z_GMD.dtype), modulations).to(x_MC.dtype)
-            predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
-            if len(prediction_GMC) == 2:
-                without, _ = prediction_GMC[1].chunk(2, dim=-1)
-                predicted_noise = without + scale * (predicted_noise - without)
-            x_MC = table.step(index, x_MC, predicted_noise, interpolation, noise_IMC[index], temperature)
-    return x_MC
-
-
-def _chunks(head: DiffusionHead, z_GMD: Tensor, steps: int) -> Iterator[list[int]]:
-    """Step indices from the last to 0, in pieces whose modulations fit in ``MODULATION_BYTES``."""
-    bytes_a_step = z_GMD.shape[0] * z_GMD.shape[1] * head.modulation.out_features * z_GMD.element_size()
-    size = max(1, MODULATION_BYTES // bytes_a_step)
-    indices = list(range(steps - 1, -1, -1))
-    return (indices[start : start + size] for start in range(0, steps, size))
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the CPU on ``device``, through pinned memory so that nobody waits."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager

@@ -6,20 +6,20 @@ It knows what a dataset yields (``Clip`` or ``LatentClip``) and the draws; no mo
 import hashlib
 import signal
 from collections.abc import Generator
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from magi.config import Config
 from magi.data.clips import Clip, ClipDataset
 from magi.data.latents import LatentClip, LatentDataset
 from magi.errors import DataError
-from magi.model.conditioning import Conditions
-from magi.model.noise_injection import noise_level
+from magi.training.clip_batch import Batch as Batch
+from magi.training.clip_batch import stack_draws
 from magi.training.draws import ClipDraws, DrawShape, draw_clip
 from magi.training.order import StepOrder
 
@@ -45,61 +45,20 @@ def data_identity(clips: Clips) -> str | None:
     return f"{len(clips.index.videos)} videos {digest.hexdigest()[:16]}"
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B clips: ``video_BTHWC`` (uint8) or ``latents_BTCHW``, their conditions and their draws (see ``ClipDraws``)."""
-
-    samples: tuple[int, ...]
-    video_BTHWC: Tensor | None
-    latents_BTCHW: Tensor | None
-    interval_B: Tensor
-    label_B: Tensor | None
-    noise_level_B: Tensor
-    masked_BTN: Tensor
-    amplitude_B: Tensor
-    noise_BTNC: Tensor
-    timestep_RBTN: Tensor
-    diffusion_noise_RBTNC: Tensor
-
-    @property
-    def conditions(self) -> Conditions:
-        """What the model is told of the clips."""
-        return Conditions(self.interval_B, self.noise_level_B, self.label_B)
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; ``DataLoader`` looks for this name."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, function) -> Self:  # type: ignore[no-untyped-def]
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(value) for name, value in moved.items() if isinstance(value, Tensor)})
-
-
 def make_batch(clips: list[Clip | LatentClip], draws: list[ClipDraws], config: Config) -> Batch:
     """Stack clips with their draws; ``ValueError`` for a label that the model has no class for."""
     videos = [torch.from_numpy(np.ascontiguousarray(clip.video_THWC)) for clip in clips if isinstance(clip, Clip)]
     latents = [
         torch.from_numpy(np.array(clip.latents_TCHW, np.float32)) for clip in clips if isinstance(clip, LatentClip)
     ]
-    amplitude_B = torch.stack([draw.amplitude for draw in draws])
-    if config.model.teacher_forcing == "masked":
-        amplitude_B = torch.zeros_like(amplitude_B)  # no observation frames, so no noise to tell of
-    return Batch(
+    return stack_draws(
+        draws,
+        config,
         samples=tuple(clip.sample for clip in clips),
         video_BTHWC=torch.stack(videos) if videos else None,
         latents_BTCHW=torch.stack(latents) if latents else None,
         interval_B=torch.tensor([clip.interval for clip in clips]),
         label_B=_labels(clips, draws, config.model.classes) if config.model.classes else None,
-        noise_level_B=noise_level(amplitude_B, config.model.noise_max, config.model.noise_levels),
-        masked_BTN=torch.stack([draw.masked_TN for draw in draws]),
-        amplitude_B=amplitude_B,
-        noise_BTNC=torch.stack([draw.noise_TNC for draw in draws]),
-        timestep_RBTN=torch.stack([draw.timestep_RTN for draw in draws], dim=1),
-        diffusion_noise_RBTNC=torch.stack([draw.diffusion_noise_RTNC for draw in draws], dim=1),
     )
 
 
@@ -154,7 +113,14 @@ def load_batches(
         # A generator of its own: the loader draws a seed for its workers, which must not move the global state.
         generator=torch.Generator().manual_seed(config.training.seed),
     )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        # NOTE: said aloud, because with pinned memory the iterator has outlived its last user, and its workers, which
+        # ignore signals, were then waited for at exit for ever. One process has no such method.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()

@@ -13,7 +13,7 @@ from magi.config import ModelConfig
 from magi.model.diffusion import DiffusionLoss, NoiseSchedule, add_noise, cosine_schedule, diffusion_loss
 from magi.model.noise_injection import inject_noise
 from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing
-from magi.training.batch import Batch
+from magi.training.clip_batch import Batch
 
 
 class MagiLoss:
@@ -26,17 +26,18 @@ class MagiLoss:
     def __call__(self, model: Callable[..., Tensor], tokens_BTNC: Tensor, batch: Batch, total: int) -> DiffusionLoss:
         """The two parts of the loss of ``batch``, scalars in float32; their sum is to be minimised.
 
-        ``total`` is the number of masked tokens of the whole optimizer step, over all micro-batches and processes: the
-        parts of a step then add up to the mean over its masked tokens and noisings.
+        ``total`` is the number of masked tokens of the whole optimizer step, over all views, micro-batches and
+        processes: the parts of a step then add up to the mean over its masked tokens and noisings.
         """
-        sequence = inject_noise(self.force(tokens_BTNC, batch.masked_BTN), batch.noise_BTNC, batch.amplitude_B)
-        picked_BTN = batch.masked_BTN
-        timestep_RM = batch.timestep_RBTN[:, picked_BTN]
-        noise_RMC = batch.diffusion_noise_RBTNC[:, picked_BTN]
-        clean_RMC = tokens_BTNC[picked_BTN].expand_as(noise_RMC)
+        sequence = inject_noise(self.force(tokens_BTNC, batch.masked_BUN), batch.noise_BTNC, batch.amplitude_B)
+        picked_M, views = batch.picked_M, batch.masked_BUN.shape[1] // tokens_BTNC.shape[1]
+        timestep_RM = batch.timestep_RBUN.flatten(1).index_select(1, picked_M)
+        noise_RMC = batch.diffusion_noise_RBUNC.flatten(1, 3).index_select(1, picked_M)
+        clean_MC = tokens_BTNC.repeat(1, views, 1, 1).flatten(0, 2).index_select(0, picked_M)
+        clean_RMC = clean_MC.expand_as(noise_RMC)
         noisy_RMC = add_noise(self.schedule, clean_RMC, noise_RMC, timestep_RM)
         # The model may run in bfloat16; the loss does not.
-        prediction = model(sequence, batch.conditions, picked_BTN, noisy_RMC, timestep_RM).to(noise_RMC.dtype)
+        prediction = model(sequence, batch.conditions, picked_M, noisy_RMC, timestep_RM).to(noise_RMC.dtype)
         loss = diffusion_loss(self.schedule, prediction, clean_RMC, noisy_RMC, noise_RMC, timestep_RM)
         terms = total * len(timestep_RM)
         return DiffusionLoss(mse=loss.mse.sum() / terms, vlb=loss.vlb.sum() / terms)

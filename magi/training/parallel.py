@@ -98,6 +98,8 @@ def prepare(model: Magi, config: TrainingConfig, process: Process) -> nn.Module:
     if config.compile:
         for block in blocks:
             block.compile()
+        # Its rows are the masked tokens of a batch, another number every step.
+        model.get_submodule("head").compile(dynamic=True)
     if config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(process.device)):
         _autocast(model, process.device)
     if process.world == 1:

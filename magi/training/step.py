@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from magi.config import Config
+from magi.data.draws import posterior_noise
 from magi.errors import CheckpointError
 from magi.model.magi import Magi
 from magi.training.batch import Batch, Clips, data_identity, load_batches
@@ -21,7 +22,7 @@ from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
 from magi.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors, set_learning_rate
 from magi.training.order import StepOrder, step_samples
-from magi.training.parallel import Process, gradients_stay_local, prepare
+from magi.training.parallel import Process, gathered, gradients_stay_local, prepare, spread, whole
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import load_weights
 
@@ -52,10 +53,11 @@ class Trainer:
         self.model = model.to(process.device)
         self.vae = vae.to(process.device) if vae is not None else None
         self.shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
+        # Sharding replaces the parameters, so what holds on to them comes after.
+        self.wrapped = prepare(self.model, config.training, process)
         self.ema = Ema(self.model, config.training.ema_decay)
         self.optimizer = make_optimizer(self.model, config.training)
         self.loss = MagiLoss(config.model, process.device)
-        self.wrapped: nn.Module | None = None
         self.step = 0
         self.skips_in_a_row = 0
         self._batches: Generator[Batch, None, None] | None = None
@@ -63,9 +65,10 @@ class Trainer:
     # Continuing
 
     def checkpoint(self) -> Checkpoint:
-        """All that the run continues from."""
+        """All that the run continues from, in the first process; every process must call it."""
         ema, optimizer = self.ema.state(self.model), optimizer_tensors(self.optimizer, self.model)
-        return Checkpoint(self.model.state_dict(), ema, optimizer, self.checkpoint_state())
+        model, ema, optimizer = (gathered(part, self.process) for part in (self.model.state_dict(), ema, optimizer))
+        return Checkpoint(model, ema, optimizer, self.checkpoint_state())
 
     def checkpoint_state(self) -> dict[str, object]:
         """The part of a checkpoint that is no tensor."""
@@ -89,14 +92,13 @@ class Trainer:
                     f"{source}: the run was started with {name} {before}, now {now[key]}; give a new --run, or that one"
                 )
         load_weights(self.model, checkpoint.model, source)
-        load_optimizer(self.optimizer, self.model, checkpoint.optimizer)
-        self.ema.load(checkpoint.ema)
+        load_optimizer(self.optimizer, self.model, spread(checkpoint.optimizer, self.model))
+        self.ema.load(spread(checkpoint.ema, self.model))
         self.step, self.skips_in_a_row = checkpoint.step, int(checkpoint.state["skips_in_a_row"])
 
     def start(self) -> None:
-        """Wrap the model and open the data at the current step."""
+        """Open the data at the current step."""
         training, process = self.config.training, self.process
-        self.wrapped = prepare(self.model, training.precision, process)
         self.order = StepOrder(
             self.step, training.steps, training.batch, training.micro_batch, process.rank, process.world
         )
@@ -107,22 +109,27 @@ class Trainer:
         if self._batches is not None:
             self._batches.close()
 
-    def ema_model(self) -> Magi:
-        """A model of its own with the averaged weights, in evaluation mode."""
+    def ema_model(self) -> Magi | None:
+        """A model of its own with the averaged weights, in evaluation mode, in the first process (None elsewhere).
+
+        Every process must call it.
+        """
+        averages = gathered(self.ema.state(self.model), self.process)
+        if not self.process.is_first:
+            return None
         # The weights are overwritten; a generator of its own leaves the global state alone.
         averaged = Magi(self.model.config, self.model.latent, torch.Generator()).to(self.process.device)
-        averaged.load_state_dict(self.ema.state(self.model))
+        averaged.load_state_dict(averages)
         return averaged.eval().requires_grad_(False)
 
     # One step
 
     def take_step(self, stop_asked: Callable[[], bool] = lambda: False) -> StepResult:
         """One optimizer step over all processes; a non-finite one changes nothing, and ten in a row end the run."""
-        assert self.wrapped is not None, "start() comes first"
         self.model.train()
         training, number = self.config.training, self.step + 1
         parts = self._backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True))
         mse, vlb, gradient_norm = torch.stack([*parts, norm.float()]).tolist()
         bad = not torch.tensor([mse, vlb, gradient_norm]).isfinite().all()
         # One exchange a step: all processes skip or none, and all stop after the same step.
@@ -138,7 +145,7 @@ class Trainer:
 
     def _backward(self) -> Tensor:
         """Gradients of the step's loss over all micro-batches and processes; returns (mse, vlb) of this one's share."""
-        assert self.wrapped is not None and self._batches is not None
+        assert self._batches is not None, "start() comes first"
         training, process = self.config.training, self.process
         total = masked_tokens(training, self.shape, step_samples(self.step, training.batch))
         micro_batches = self.order.of_step(self.step)
@@ -161,7 +168,7 @@ class Trainer:
             assert batch.video_BTHWC is not None
             if self.vae is None:
                 raise ValueError("the data are videos, so training needs an autoencoder; set vae.name")
-            latents_BTCHW = self.vae.encode(batch.video_BTHWC)
+            latents_BTCHW = self._encoded(self.vae, batch)
         expected = self.model.latent
         if latents_BTCHW.shape[1:] != (expected.frames, expected.channels, expected.height, expected.width):
             raise ValueError(
@@ -169,3 +176,13 @@ class Trainer:
                 f"the model was built for {expected}; check data.frames, data.height, data.width and vae"
             )
         return latents_BTCHW
+
+    def _encoded(self, vae: VideoAutoencoder, batch: Batch) -> Tensor:
+        """Latents of raw videos; drawn from the posterior as the same samples of latents on disk would be."""
+        assert batch.video_BTHWC is not None
+        if not self.config.data.sample_posterior:
+            return vae.encode(batch.video_BTHWC)
+        posterior, seed = vae.posterior(batch.video_BTHWC), self.config.training.seed
+        shape = tuple(posterior.mean_BTCHW.shape[1:])
+        noise_BTCHW = torch.stack([posterior_noise(shape, seed, sample) for sample in batch.samples])
+        return posterior.mean_BTCHW + posterior.std_BTCHW * noise_BTCHW.to(posterior.mean_BTCHW.device)

@@ -1,0 +1,56 @@
+"""Models of the suite: random weights that do something everywhere, on the device, in evaluation mode."""
+
+import copy
+
+import torch
+
+from magi.bench.case import Setting
+from magi.config import LatentShape, ModelConfig
+from magi.model.conditioning import Conditions
+from magi.model.magi import Magi
+from magi.presets import size
+
+NOISE = 0.02
+
+
+def bench_model(config: ModelConfig, latent: LatentShape, device: torch.device, dtype: torch.dtype) -> Magi:
+    """A model whose zero-initialised layers are drawn too, so that no product is of zeros."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Magi(config, latent)
+        for layer in (model.head.modulation, model.head.output):
+            torch.nn.init.normal_(layer.weight, std=NOISE)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def paper_model(setting: Setting, blocks: int = 20) -> Magi:
+    """The paper's large model on SD latents of 256 x 256: 256 tokens of 16 channels, bf16; tiny in a smoke test."""
+    if setting.smoke:
+        return small_model("smoke", setting.device, torch.float32)
+    config = size("large", frames=16, classes=101, class_tokens=1, dropout=0.0)
+    config = config.model_copy(update={"blocks": blocks})
+    return bench_model(config, LatentShape(frames=16, channels=4, height=32, width=32), setting.device, torch.bfloat16)
+
+
+def in_format(model: Magi, dtype: torch.dtype) -> Magi:
+    """The same weights in another number format."""
+    return model if model.mask_token.dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+def small_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Magi:
+    """A named size on latents of 8 x 8: 16 tokens, as in the digits preset; 'smoke' is smaller than any size."""
+    if name == "smoke":
+        config = ModelConfig(
+            width=32, blocks=2, heads=2, frames=16, head_width=32, head_blocks=2, classes=4, class_tokens=1, dropout=0.0
+        )
+    else:
+        config = size(name, frames=16, classes=10, class_tokens=1, dropout=0.0)
+    return bench_model(config, LatentShape(frames=16, channels=4, height=8, width=8), device, dtype)
+
+
+def told(model: Magi, batch: int) -> Conditions:
+    """Conditions of ``batch`` videos and, after them, of the same without their label."""
+    device = model.mask_token.device
+    numbers = torch.arange(batch, device=device)
+    conditions = Conditions(torch.ones_like(numbers), torch.ones_like(numbers), numbers % model.config.classes)
+    return conditions.concatenate(conditions.without_label(model.config.classes))

@@ -1,0 +1,156 @@
+"""Reports of the suite on paper: a table, the same in Markdown between markers of a file, and what moved.
+
+It reads the JSON that ``runner`` writes and knows neither torch nor cases, so a report can be read anywhere.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BEGIN, END = "<!-- results:bench:begin -->", "<!-- results:bench:end -->"
+COLUMNS = ("case", "what", "ours", "baselines", "goal", "got", "verdict")
+_SCALES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, a goal of a case (or a case without goals)."""
+
+    case: str
+    what: str
+    ours: str
+    baselines: str
+    goal: str
+    got: str
+    verdict: str
+
+    def cells(self) -> tuple[str, ...]:
+        """In the order of ``COLUMNS``."""
+        return (self.case, self.what, self.ours, self.baselines, self.goal, self.got, self.verdict)
+
+
+def load_report(path: Path) -> dict[str, Any]:
+    """A report of the suite; ValueError for anything else."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable report of 'magi bench': {error}") from None
+    if not isinstance(report, dict) or report.get("format") != 1 or not isinstance(report.get("cases"), list):
+        raise ValueError(f"{path}: not a report of 'magi bench' (format 1)")
+    return report
+
+
+def rows(reports: Sequence[dict[str, Any]]) -> list[Row]:
+    """The rows of several reports as one table: of each case the first report that has a number."""
+    best: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        for record in report["cases"]:
+            known = best.get(record["name"])
+            if known is None or (known["status"] != "measured" and record["kind"] == report["device"]):
+                best[record["name"]] = record
+    return [row for record in best.values() for row in _rows_of(record)]
+
+
+def _rows_of(record: dict[str, Any]) -> Iterable[Row]:
+    name, unit = record["name"], record["unit"]
+    if record["status"] != "measured":
+        goals = "; ".join(_goal(goal) for goal in record["goals"])
+        yield Row(name, record["measures"], "", "", goals, "", f"{record['status']}: {record['reason']}")
+        return
+    contenders = record.get("contenders", {})
+    ours = _time(contenders["ours"], unit) if "ours" in contenders else _listed(record["metrics"])
+    baselines = "; ".join(f"{other}: {_time(times, unit)}" for other, times in contenders.items() if other != "ours")
+    if not record["goals"]:
+        yield Row(name, record["measures"], ours, baselines, "", "", "reported")
+    for number, goal in enumerate(record["goals"]):
+        value = "" if goal["value"] is None else f"{goal['value']:.4g}"
+        first = number == 0
+        yield Row(
+            name if first else "",
+            record["measures"] if first else "",
+            ours if first else "",
+            baselines if first else "",
+            _goal(goal),
+            value,
+            goal["verdict"],
+        )
+
+
+def _goal(goal: dict[str, Any]) -> str:
+    sign = "<=" if goal["smaller"] else ">="
+    return f"{goal['metric']} {sign} {goal['must']:g} (reach {goal['reach']:g})"
+
+
+def _listed(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _time(times: dict[str, Any], unit: str) -> str:
+    """The median, and how far the rounds spread around it."""
+    median = times["median_seconds"]
+    spread = (times["highest_seconds"] - times["lowest_seconds"]) / median / 2
+    for scale, name in _SCALES:
+        if median >= scale:
+            return f"{median / scale:.3g} {name}/{unit} ±{spread:.0%}"
+    return f"{median:.3g} s/{unit}"
+
+
+def print_table(report: dict[str, Any], console: Console) -> None:
+    """The table of one report on a terminal."""
+    table = Table(title=title(report), show_lines=False)
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for row in rows([report]):
+        table.add_row(*row.cells())
+    console.print(table)
+
+
+def title(report: dict[str, Any]) -> str:
+    """Where and with what a report was made."""
+    machine = report["machine"]
+    where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    smoke = "; smoke shapes, no speed" if report["smoke"] else ""
+    return f"{where}; torch {machine['torch']}; {machine['when'][:10]}; load {machine['load'][0]}{smoke}"
+
+
+def markdown(reports: Sequence[dict[str, Any]]) -> str:
+    """The same as a table in Markdown, of several reports."""
+    lines = [f"Measured on {'; and on '.join(title(report) for report in reports)}.", ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row.cells()) + " |" for row in rows(reports)]
+    return "\n".join(lines)
+
+
+def write_between_markers(path: Path, text: str) -> None:
+    """Replace what stands between the markers of a file; ValueError where it has none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file (--readme)")
+    old = path.read_text(encoding="utf-8")
+    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
+        raise ValueError(f"{path}: expected one '{BEGIN}' and, after it, one '{END}'; add them where the table belongs")
+    before, after = old[: old.index(BEGIN) + len(BEGIN)], old[old.index(END) :]
+    path.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+
+def comparison(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """What moved: (case, metric, old, new, new over old) of every metric that either report has."""
+    before = {record["name"]: record for record in old["cases"]}
+    after = {record["name"]: record for record in new["cases"]}
+    found = []
+    for name in list(before) + [name for name in after if name not in before]:
+        was = before.get(name, {}).get("metrics", {})
+        now = after.get(name, {}).get("metrics", {})
+        for metric in list(was) + [metric for metric in now if metric not in was]:
+            a, b = was.get(metric), now.get(metric)
+            change = f"{b / a:.3f}" if a and b is not None else ""
+            found.append((name, metric, _figure(a), _figure(b), change))
+    return found
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"

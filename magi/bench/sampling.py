@@ -1,0 +1,325 @@
+"""Speed of whole frames, with 15 finished frames in the cache."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
+from magi.bench.mar_style import GrownCache, MarStyleSampler, keep_in_place
+from magi.bench.models import in_format, paper_model, small_model, told
+from magi.config import SamplingConfig
+from magi.model.magi import Magi
+from magi.presets import SPEEDS, at_speed
+from magi.sampling.denoise import Denoiser, draw_noise
+from magi.sampling.fast_path import FastPath
+from magi.sampling.past import Past
+from magi.sampling.sampler import FramePlan, generate_frame, plan_frame
+
+SD_FRAMES, COSMOS_FRAMES = 1, 4
+"""Video frames of a latent frame with a 2-D autoencoder and with one that compresses time four times."""
+EXACT_LIMIT = {"cpu": 1e-4, "cuda": 1e-3}
+"""Of a frame in float32: rounding grows through 40 layers and from iteration to iteration."""
+PAPER = SamplingConfig(iterations=64, steps=100, guidance=3.0)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our sampler over ``batch`` videos with a cache filled at random; ``frame`` makes the next frame."""
+
+    model: Magi
+    batch: int
+    plan: FramePlan
+    past: Past
+    denoiser: Denoiser
+    generators: list[torch.Generator]
+
+    def frame(self, order_BN: Tensor | None = None) -> Tensor:
+        """tokens_BNC of the frame after those in the cache."""
+        return generate_frame(self.model, self.past, self.generators, self.plan, self.denoiser, order_BN)
+
+    def observed_frame(self, tokens_BTNC: Tensor) -> Tensor:
+        """The last frame of the cache observed anew, then the next one made."""
+        self.past.cache.rewind(self.past.cache.length - 1)
+        self.past.observe(tokens_BTNC)
+        return self.frame()
+
+
+def make_ours(
+    model: Magi, config: SamplingConfig, batch: int, known: int = 15, path: FastPath | None = None, frames: int = 16
+) -> Ours:
+    """A sampler with ``known`` frames in its cache."""
+    path = path or FastPath.of(model)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+    past = path.past(model, told(model, batch), generators, frames, config)
+    generator = torch.Generator(past.cache.stored.device).manual_seed(2)
+    if known:
+        for layer in past.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
+            layer.normal_(generator=generator)
+        past.cache.rewind(known)
+        past.frame_pass.place(past.time_T[known])
+        past.recent_BTNC = random_frame(model, batch)
+    return Ours(model, batch, plan_frame(model, config), past, path.denoiser(model, config), generators)
+
+
+def random_frame(model: Magi, batch: int) -> Tensor:
+    """tokens_BTNC of one frame."""
+    size = (batch, 1, model.tokens_per_frame, model.token_channels)
+    return torch.randn(size, device=model.mask_token.device, dtype=model.mask_token.dtype)
+
+
+def make_plain(ours: Ours, config: SamplingConfig, compile_mode: str | None = None) -> MarStyleSampler:
+    """The baseline with the same frames in its cache."""
+    sampler = MarStyleSampler(ours.model, told(ours.model, ours.batch), config, ours.batch, compile_mode)
+    cache = ours.past.cache
+    sampler.cache = GrownCache(
+        [
+            (stored[:, :, 0].transpose(1, 2).contiguous(), stored[:, :, 1].transpose(1, 2).contiguous())
+            for stored in cache.stored[:, :, : cache.length]
+        ]
+    )
+    if compile_mode is not None:
+        keep_in_place(*(tensor for pair in sampler.cache.layers if pair is not None for tensor in pair))
+    return sampler
+
+
+def sorted_order(plan: FramePlan, batch: int, tokens: int) -> Tensor:
+    """A random order whose tokens of one iteration are in the order of their positions, as a mask picks them."""
+    generator = torch.Generator().manual_seed(3)
+    orders = [torch.randperm(tokens, generator=generator) for _ in range(batch)]
+    return torch.stack([torch.cat([part.sort().values for part in order.split(list(plan.counts))]) for order in orders])
+
+
+def frame_parities(model: Magi, batch: int, config: SamplingConfig) -> tuple[Parity, ...]:
+    """A frame of few iterations with given order and noise: against the baseline in float32, graphs against none."""
+    few = config.model_copy(update={"iterations": min(4, config.iterations), "steps": min(10, config.steps)})
+    exact = in_format(model, torch.float32)
+    ours = make_ours(exact, few, batch)
+    order_BN = sorted_order(ours.plan, batch, model.tokens_per_frame)
+    plain = make_plain(ours, few)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+    expected = plain.frame(order_BN, lambda steps, count, channels: draw_noise(generators, steps, count, channels))
+    found = [
+        Parity(
+            "float32 frame", relative_error(ours.frame(order_BN), expected), EXACT_LIMIT[model.mask_token.device.type]
+        )
+    ]
+    del ours, plain, exact
+    path = FastPath.of(model)
+    if path.graphs:
+        replayed = make_ours(model, few, batch).frame(order_BN)
+        eager = _without_graphs(model, few, batch, path).frame(order_BN)
+        found.append(Parity("graphs against eager", float((replayed - eager).abs().max()), 0.0))
+    return tuple(found)
+
+
+def _without_graphs(model: Magi, config: SamplingConfig, batch: int, path: FastPath) -> Ours:
+    """The same code as the graphs hold, rows padded as theirs, one operation at a time."""
+    ours = make_ours(model, config, batch, path=FastPath(graphs=False, kernels=path.kernels))
+    ours.past.padded = True
+    ours.denoiser.padded = True
+    return ours
+
+
+def shapes_of(ours: Ours, config: SamplingConfig) -> dict[str, object]:
+    model = ours.model
+    return {
+        "batch": ours.batch,
+        "guidance": config.guidance,
+        "iterations": config.iterations,
+        "steps": config.steps,
+        "frames in the cache": ours.past.cache.length,
+        "tokens": model.tokens_per_frame,
+        "positions": model.positions,
+        "width": model.config.width,
+        "blocks": model.config.blocks,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.mask_token.dtype),
+    }
+
+
+def _sample(batch: int, compiled: bool, eager_rounds: int | None) -> Callable[[Setting], Trial]:
+    @torch.inference_mode()
+    def prepare(setting: Setting) -> Trial:
+        model = paper_model(setting)
+        videos = 2 if setting.smoke else batch
+        config = PAPER.model_copy(update={"iterations": 3, "steps": 4}) if setting.smoke else PAPER
+        # The parity first, while the memory is free.
+        parities = frame_parities(model, min(videos, 2), config)
+        torch.cuda.empty_cache()
+        ours = make_ours(model, config, videos)
+        plain = make_plain(ours, config)
+        contenders = [Contender(OURS, torch.inference_mode()(ours.frame), warmups=2)]
+        if compiled:
+            mode = "reduce-overhead" if setting.device.type == "cuda" else "default"
+            faster = make_plain(ours, config, mode)
+            contenders.append(Contender("compiled", torch.inference_mode()(faster.frame), warmups=2))
+        else:
+            plain = make_plain(ours, config)
+            warmups = 1 if batch < 64 else 0
+            contenders.append(Contender("eager", torch.inference_mode()(plain.frame), warmups, sparse=eager_rounds))
+
+        def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
+            rate = videos / seconds[OURS]
+            return {"latent frames a second": rate, "fps SD": rate * SD_FRAMES, "fps Cosmos": rate * COSMOS_FRAMES}
+
+        return Trial(tuple(contenders), check=lambda: parities, metrics=metrics, shapes=shapes_of(ours, config))
+
+    return prepare
+
+
+@torch.inference_mode()
+def _presets(setting: Setting) -> Trial:
+    """Frames of cheaper settings, batch 1 and 8; speed only, their quality is in the figures of the evaluation."""
+    model = paper_model(setting)
+    contenders, rates = [], {}
+    for batch in (1, 8):
+        for name in SPEEDS:
+            config = at_speed(PAPER, name)
+            if setting.smoke:
+                config = config.model_copy(update={"iterations": 3, "steps": 4, "last_steps": 0})
+            ours = make_ours(model, config, batch)
+            label = f"{name} b{batch}"
+            rates[label] = batch
+            contenders.append(Contender(label, torch.inference_mode()(ours.frame), warmups=2))
+    return Trial(
+        tuple(contenders),
+        check=lambda: (),
+        metrics=lambda seconds: {f"fps SD {name}": batch / seconds[name] for name, batch in rates.items()},
+        shapes={"guidance": PAPER.guidance, "frames in the cache": 15, "quality": "speed only"},
+    )
+
+
+@torch.inference_mode()
+def _first_frame(setting: Setting) -> Trial:
+    """From weights on the device to the first frame: kernels built, graphs recorded."""
+    import time
+
+    model = paper_model(setting)
+    config = PAPER.model_copy(update={"iterations": 3, "steps": 4}) if setting.smoke else PAPER
+    began = time.perf_counter()
+    ours = make_ours(model, config, 1)
+    float(ours.frame().sum())
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    again = make_ours(model, config, 1)
+    float(again.frame().sum())
+    second = time.perf_counter() - began
+    return Trial(
+        (),
+        check=lambda: (),
+        metrics=lambda seconds: {"cold s": first, "again s": second},
+        shapes=shapes_of(ours, config),
+    )
+
+
+def _end_to_end(name: str) -> Callable[[Setting], Trial]:
+    """Two frames of 8 iterations x 5 steps after one of context, on a CPU."""
+
+    @torch.inference_mode()
+    def prepare(setting: Setting) -> Trial:
+        model = small_model("smoke" if setting.smoke else name, setting.device)
+        config = SamplingConfig(iterations=8, steps=5, guidance=3.0)
+        context = random_frame(model, 1)
+
+        def run_ours() -> Tensor:
+            ours = make_ours(model, config, 1, known=0)
+            ours.past.observe(context)
+            first = ours.frame()
+            ours.past.observe(first[:, None])
+            return ours.frame()
+
+        def run_plain() -> Tensor:
+            plain = MarStyleSampler(model, told(model, 1), config, 1)
+            plain.observe(context)
+            first = plain.frame()
+            plain.observe(first[:, None])
+            return plain.frame()
+
+        return Trial(
+            (
+                Contender(OURS, torch.inference_mode()(run_ours), calls=2),
+                Contender("eager", torch.inference_mode()(run_plain), calls=2),
+            ),
+            check=torch.inference_mode()(lambda: frame_parities(model, 1, config)),
+            shapes=shapes_of(make_ours(model, config, 1), config) | {"frames in the cache": [1, 2], "frames": 2},
+        )
+
+    return prepare
+
+
+CASES = (
+    Case(
+        "compile.time",
+        "cuda",
+        "weights on the device to the first frame, cold",
+        "frame",
+        _first_frame,
+        (Goal("cold s", 120, 60, smaller=True),),
+        minutes=0.5,
+    ),
+    Case(
+        "sample.b1",
+        "cuda",
+        "a latent frame, 64 x 100, guidance, 15 past frames",
+        "frame",
+        _sample(1, compiled=False, eager_rounds=None),
+        (Goal("x eager", 12, 20), Goal("seconds", 0.34, 0.20, smaller=True)),
+        minutes=1.5,
+    ),
+    Case(
+        "sample.compiled",
+        "cuda",
+        "the same, against the plain sampler compiled",
+        "frame",
+        _sample(1, compiled=True, eager_rounds=None),
+        (Goal("x compiled", 2.2, 4),),
+        minutes=2.0,
+    ),
+    Case(
+        "sample.b8",
+        "cuda",
+        "a latent frame, 64 x 100, of 8 videos at once",
+        "batch",
+        _sample(8, compiled=False, eager_rounds=None),
+        (Goal("x eager", 4, 4.9),),
+        minutes=1.0,
+    ),
+    Case(
+        "sample.b64",
+        "cuda",
+        "a latent frame, 64 x 100, of 64 videos at once",
+        "batch",
+        _sample(64, compiled=False, eager_rounds=2),
+        (Goal("x eager", 1.6, 2.0),),
+        minutes=2.5,
+    ),
+    Case(
+        "sample.presets",
+        "cuda",
+        "a latent frame at each named speed (speed only)",
+        "frame",
+        _presets,
+        (Goal("fps SD faster b1", 12, 22), Goal("fps SD fastest b1", 20, 27)),
+        minutes=0.8,
+    ),
+    Case(
+        "cpu.e2e",
+        "cpu",
+        "two frames of the tiny model, 8 x 5, guidance",
+        "run",
+        _end_to_end("tiny"),
+        (Goal("x eager", 2, 4),),
+        minutes=0.3,
+    ),
+    Case(
+        "cpu.e2e.base",
+        "cpu",
+        "two frames of the base model, 8 x 5, guidance",
+        "run",
+        _end_to_end("base"),
+        (),
+        minutes=1.5,
+    ),
+)

@@ -1,0 +1,98 @@
+"""``magi bench``: the speed cases of this machine, what moved between two reports, and the table of the README."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from magi.cli.options import Device, check_device, parse
+
+WIDTH = 160  # of the table where the terminal is narrower, or none
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Measure speed cases, each against its baselines in the same run; a table, and all figures as JSON in OUT.
+
+    A case is a name or its first parts: 'sample.b1', 'head.step', 'cpu'. Cases for another device are listed as not
+    measured. A case without parity with its reference has no number.
+    """
+
+    cases: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CASE")] = ()
+    """cases to run; none is all"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON to write, after every case anew; default build/bench_DEVICE.json"""
+    rounds: int = 5
+    """interleaved rounds of a case"""
+    minutes: float = 10.0
+    """cases that would not end within this are listed as not measured"""
+    threads: int = 0
+    """threads of a CPU; 0 is all cores"""
+    smoke: bool = False
+    """tiny shapes on any device: checks that the cases work, measures nothing"""
+    compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="OLD NEW")] = None
+    """print what moved between two reports, and run nothing"""
+    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...")] = ()
+    """print the table of these reports, and run nothing"""
+    readme: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """also write the table between the 'results:bench' markers of this file"""
+
+
+def bench(words: list[str]) -> None:
+    """Run cases, or read reports."""
+    options = parse(BenchOptions, "bench", words)
+    if options.rounds < 1 or options.minutes <= 0 or options.threads < 0:
+        raise ValueError("--rounds and --minutes must be above 0, --threads not below it")
+    if options.compare is not None:
+        _compare(*options.compare)
+        return
+    from rich.console import Console
+
+    from magi.bench.report import load_report, markdown, print_table, write_between_markers
+
+    reports = [load_report(path) for path in options.results] or [_run(options)]
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    for report in reports:
+        print_table(report, console)
+    if options.readme is not None:
+        write_between_markers(options.readme, markdown(reports))
+        print(options.readme)
+
+
+def _run(options: BenchOptions) -> dict[str, object]:
+    check_device(options.device)
+    import os
+
+    import torch
+
+    from magi.bench.case import Setting
+    from magi.bench.runner import run_suite
+    from magi.bench.suite import chosen
+
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    setting = Setting(torch.device(name), options.smoke, options.rounds)
+    out = options.out or Path("build") / f"bench_{name}.json"
+    report = run_suite(chosen(options.cases), setting, out, options.minutes, say=lambda line: print(line, flush=True))
+    print(out)
+    return report
+
+
+def _compare(old: Path, new: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from magi.bench.report import comparison, load_report
+
+    table = Table(title=f"{old} against {new}")
+    for column in ("case", "metric", "old", "new", "new / old"):
+        table.add_column(column)
+    for row in comparison(load_report(old), load_report(new)):
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,37 @@
+"""A linear layer that is run again and again on few rows: on a CPU its weights are laid out once for the product.
+
+``F.linear`` on a CPU arranges the weights for oneDNN at every call, which at eight rows costs more than the product.
+The compiler of torch packs them beforehand by the same two operations; where a build lacks them ``F.linear`` it is.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEAST_WEIGHTS = 2**18
+"""Smaller layers stay in a core's cache, and packing them gains nothing."""
+ROWS = 8
+
+
+class PackedLinear:
+    """x W^T + b for x (..., inputs); the same as ``F.linear`` of weight and bias as they are now, up to rounding."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        self.packed: Tensor | None = None
+        if weight.numel() >= LEAST_WEIGHTS and can_pack(weight):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows through the layer."""
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this build packs such weights."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    return known and torch.backends.mkldnn.is_available()

@@ -1,0 +1,172 @@
+"""The denoising loop: tokens from their conditions, for all steps of an iteration at once (paper sections 4 and 5).
+
+``denoise_tokens`` is the one function; ``Denoiser`` chooses how it runs. It knows no frames and no transformer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magi.model.diffusion import ReverseTable
+from magi.model.diffusion_head import DiffusionHead, FoldedHead
+from magi.sampling.graphs import Replayed
+
+MODULATION_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+"""Modulations of the head are computed for as many denoising steps at once as fit in this."""
+
+LEAST_ROWS, MOST_ROWS = 8, 128
+KERNEL_PROGRAMS = 128
+KERNEL_ROWS = 16
+"""Rows, both halves of guidance together, that the kernel takes."""
+
+
+class Head(Protocol):
+    """What the loop needs of a diffusion head; see ``FoldedHead``."""
+
+    @property
+    def modulation_width(self) -> int:
+        """Modulations of one token at one step."""
+        ...
+
+    def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
+        """All that depends on timestep and condition alone."""
+        ...
+
+    def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
+        """Noise and variance interpolation of noisy tokens."""
+        ...
+
+
+def draw_noise(generators: Sequence[torch.Generator], steps: int, count: int, channels: int) -> Tensor:
+    """All noise of an iteration, (steps, M, C) with M = B * count: one draw a video."""
+    noise = [torch.randn(steps, count, channels, generator=generator) for generator in generators]
+    return torch.stack(noise, dim=1).flatten(1, 2)
+
+
+def denoise_tokens(
+    head: Head, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseTable, scale: float | Tensor, temperature: float
+) -> Tensor:
+    """The denoising loop: tokens x_MC given their conditions.
+
+    Row 0 of the noise is the start, row i the noise of reverse step i. With G = 2 (with the label, then without) the
+    halves share x_t and noise: the noise prediction is without + scale * (with - without), the variance that of the
+    half with the label.
+    """
+    x_MC, previous_MC = noise_IMC[0], None
+    noise_IMC = noise_IMC * temperature
+    for chunk in _chunks(head, z_GMD, len(table)):
+        timesteps_I11 = table.timesteps[chunk[-1] : chunk[0] + 1].flip(0).to(z_GMD.device)[:, None, None]
+        modulations_I = head.modulations(timesteps_I11, z_GMD[None]).unbind()
+        for index, modulations in zip(chunk, modulations_I, strict=True):
+            prediction_GMC = head.denoise(x_MC.to(z_GMD.dtype), modulations).to(x_MC.dtype)
+            predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
+            if len(prediction_GMC) == 2:
+                without, _ = prediction_GMC[1].chunk(2, dim=-1)
+                predicted_noise = torch.lerp(without, predicted_noise, scale)
+            x_MC, previous_MC = table.step(index, x_MC, predicted_noise, interpolation, noise_IMC[index], previous_MC)
+    return x_MC
+
+
+def _chunks(head: Head, z_GMD: Tensor, steps: int) -> Iterator[list[int]]:
+    """Step indices from the last to 0, in pieces whose modulations fit in ``MODULATION_BYTES``."""
+    bytes_a_step = z_GMD.shape[0] * z_GMD.shape[1] * head.modulation_width * z_GMD.element_size()
+    size = max(1, MODULATION_BYTES[z_GMD.device.type] // bytes_a_step)
+    indices = list(range(steps - 1, -1, -1))
+    return (indices[start : start + size] for start in range(0, steps, size))
+
+
+def padded_rows(rows: int) -> int:
+    """Rows that a graph is recorded for: a power of two, then multiples of ``MOST_ROWS``, so there are few graphs."""
+    if rows >= MOST_ROWS:
+        return -(-rows // MOST_ROWS) * MOST_ROWS
+    return max(LEAST_ROWS, 1 << (rows - 1).bit_length())
+
+
+class Denoiser:
+    """``denoise_tokens`` of one head as it is now: folded, and with ``graphs`` all steps as one CUDA graph.
+
+    With ``kernel`` a loop of few rows is one kernel (``magi.model.head_kernels``). ``dtype`` is that of the head's
+    products (the head's own if None). Rows are independent, so those that pad a graph's inputs change nothing;
+    ``padded`` says whether they are there.
+    """
+
+    def __init__(
+        self,
+        head: DiffusionHead,
+        temperature: float,
+        dtype: torch.dtype | None = None,
+        graphs: bool = False,
+        kernel: bool = False,
+        pool: Any = None,
+    ) -> None:
+        self.source, self.head = head, FoldedHead(head, dtype)
+        self.temperature, self.kernel = temperature, kernel
+        self.graph = Replayed(self._run, pool) if graphs else None
+        self.padded = graphs
+        self._tables: dict[int, tuple[ReverseTable, ReverseTable]] = {}
+        self._loops: dict[int, Any] = {}
+
+    def __call__(self, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseTable, scale: Tensor) -> Tensor:
+        """Tokens x_MC; ``scale`` () of the guidance. A graph's next call overwrites them."""
+        rows = z_GMD.shape[1]
+        if self.padded:
+            z_GMD, noise_IMC = _padded(z_GMD), _padded(noise_IMC)
+        # Before the recording: copies of the weights and what comes from the host do not belong in a graph.
+        table = self._prepared(z_GMD.device, table)
+        if self.graph is None:
+            return self._run(z_GMD, noise_IMC, scale, table)[:rows]
+        x_MC = self.graph(z_GMD, noise_IMC, scale, key=id(table), arguments=(table,))
+        assert x_MC is not None
+        return x_MC[:rows]
+
+    def path(self, z_GMD: Tensor, table: ReverseTable) -> str:
+        """How such a loop runs, in words."""
+        kernel = self._kernel(_padded(z_GMD), self._prepared(z_GMD.device, table))
+        loop = "plain loop" if kernel is None else "persistent kernel"
+        return f"{loop}, {'one graph' if self.graph is not None else 'no graph'}"
+
+    def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, table: ReverseTable) -> Tensor:
+        kernel = self._kernel(z_GMD, table)
+        if kernel is not None:
+            return kernel(z_GMD, noise_IMC, scale, self.temperature)
+        return denoise_tokens(self.head, z_GMD, noise_IMC, table, scale, self.temperature)
+
+    def _prepared(self, device: torch.device, table: ReverseTable) -> ReverseTable:
+        """The table with its timesteps on the device, and its kernel if there is one; made once a table."""
+        if id(table) not in self._tables:
+            moved = replace(table, timesteps=table.timesteps.to(device))
+            programs = kernel_programs(self.source) if self.kernel else 0
+            if programs and not table.one_step_memory and self.head.dtype == self.source.input.weight.dtype:
+                from magi.model.head_kernels import PersistentDenoiser
+
+                self._loops[id(moved)] = PersistentDenoiser(self.source, moved, programs)
+            # Both are kept, so that their numbers stay their own.
+            self._tables[id(table)] = (table, moved)
+        return self._tables[id(table)][1]
+
+    def _kernel(self, z_GMD: Tensor, table: ReverseTable) -> Any:
+        """The kernel for these rows and steps, or None."""
+        halves, rows = z_GMD.shape[:2]
+        return self._loops.get(id(table)) if halves * rows <= KERNEL_ROWS else None
+
+
+def kernel_programs(head: DiffusionHead) -> int:
+    """Thread blocks that the kernel of the denoising loop takes for a head, 8 columns each; 0 if it does not fit.
+
+    It wants powers of two, 16 channels at least, and all of its blocks on the GPU at once.
+    """
+    width, channels, device = head.input.out_features, head.input.in_features, head.input.weight.device
+    if device.type != "cuda" or width & (width - 1) or channels & (channels - 1) or channels < 16:
+        return 0
+    programs = min(KERNEL_PROGRAMS, width // 8)
+    return programs if programs <= torch.cuda.get_device_properties(device).multi_processor_count else 0
+
+
+def _padded(values: Tensor) -> Tensor:
+    """Rows (the last axis but one) up to a number that graphs are recorded for."""
+    rows = values.shape[-2]
+    return F.pad(values, (0, 0, 0, padded_rows(rows) - rows))

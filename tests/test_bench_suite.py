@@ -1,0 +1,78 @@
+"""Every sampling case works from end to end at tiny shapes, its parity holds, and the command prints and writes it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from magi.bench.case import Setting
+from magi.bench.runner import run_case
+from magi.bench.suite import CASES, chosen
+from magi.cli.main import main
+
+OURS = ("calib", "head.step.128", "pass.b1", "kv.scaling", "compile.time", "sample.b1", "sample.presets")
+
+
+@pytest.mark.parametrize("name", [*OURS, "cpu.linear", "cpu.head", "cpu.e2e"])
+def test_a_case_works_and_its_parity_holds(name: str) -> None:
+    (case,) = [case for case in CASES if case.name == name]
+    record = run_case(case, Setting(torch.device("cpu"), smoke=True, rounds=1))
+    assert record["status"] == "measured", record.get("traceback", record.get("reason"))
+    # The compiled baseline of a head is left out of a smoke test.
+    assert {goal["metric"] for goal in record["goals"]} <= set(record["metrics"]) | {"x compiled"}
+    assert record["metrics"] or record["contenders"]
+
+
+def test_cases_have_names_of_their_own_and_goals_in_order() -> None:
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    for case in CASES:
+        for goal in case.goals:
+            assert goal.verdict(goal.reach) == "reached"
+            assert goal.must == goal.reach or goal.verdict(goal.must) == "must", (case.name, goal)
+
+
+def test_cases_are_chosen_by_name_or_its_first_parts() -> None:
+    assert [case.name for case in chosen(["head.step"])] == ["head.step.16", "head.step.128", "head.step.1024"]
+    assert [case.name for case in chosen(["pass.b8"])] == ["pass.b8"]
+    assert chosen([]) == list(CASES)
+    with pytest.raises(ValueError, match=r"unknown case 'cpu\.haed'; did you mean 'cpu\.head'"):
+        chosen(["cpu.haed"])
+
+
+def test_the_command_writes_json_table_and_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, readme = tmp_path / "bench.json", tmp_path / "README.md"
+    readme.write_text("<!-- results:bench:begin -->\n<!-- results:bench:end -->\n")
+    words = ["bench", "cpu.linear", "pass.b8", "--device", "cpu", "--rounds", "1", "--threads", "1", "--smoke"]
+    assert main([*words, "--out", str(out), "--readme", str(readme)]) == 0
+    report = json.loads(out.read_text())
+    assert [record["name"] for record in report["cases"]] == ["cpu.linear", "pass.b8"]
+    assert "cpu.linear" in capsys.readouterr().out
+    assert "| pass.b8 |" in readme.read_text()
+    assert main(["bench", "--compare", str(out), str(out)]) == 0
+    assert "1.000" in capsys.readouterr().out
+    assert main(["bench", "--results", str(out)]) == 0
+    assert "smoke" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "unknown case 'nothing'"),
+        (["--rounds", "0"], "--rounds"),
+        (["--compare", "a.json", "b.json"], "a.json: not a readable report"),
+        (["--results", "a.json"], "a.json: not a readable report"),
+        (
+            ["--readme", "nowhere.md", "cpu.linear", "--smoke", "--rounds", "1", "--out", "OUT"],
+            "nowhere.md: no such file",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "out.json") if word == "OUT" else word for word in words]
+    assert main(["bench", "--device", "cpu", "--threads", "1", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
