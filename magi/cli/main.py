@@ -34,13 +34,23 @@ VERBS = (
     Verb("data digits", "data", "data_digits", "write the built-in videos as mp4 files, one folder a class"),
     Verb("data index", "data", "data_index", "decode every video once, safely; write the index and a report"),
     Verb("encode", "data", "encode", "latents on disk; restartable; N workers need no coordination"),
+    Verb("vae check", "vae", "check", "quality, speed and normalisation of an autoencoder on your videos"),
+    Verb("vae import", "vae", "import_weights", "released OmniTokenizer or Cosmos weights as a folder of safetensors"),
     Verb("train-vae", "train", "train_vae", "train a small autoencoder on your own videos"),
     Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),
     Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
     Verb("evaluate digits", "evaluate", "evaluate_digits", "oracle figures of continued digits, and a report"),
+    Verb("evaluate import-weights", "weights", "import_weights", "check and keep a published weight file"),
+    Verb("evaluate selftest", "weights", "selftest", "hold the feature networks against published numbers"),
+    Verb("evaluate digits3d", "protocols", "evaluate_digits3d", "Frechet video distance of continued built-in videos"),
+    Verb("evaluate protocols", "protocols", "list_protocols", "the named protocols, or all fields of one"),
+    Verb("evaluate compare", "protocols", "compare", "rank results whose protocol cards are equal"),
+    Verb("evaluate", "protocols", "evaluate_protocol", "score a model: evaluate PROTOCOL MODEL DATA OUT"),
+    Verb("bench", "bench", "bench", "speed cases against their baselines in the same run; JSON and a table"),
     Verb("inspect mask", "inspect", "inspect_mask", "the attention mask of teacher forcing as rows of 0 and 1"),
     Verb("inspect model", "inspect", "inspect_model", "parameters and shapes of a preset, size, config or MODEL"),
+    Verb("inspect cost", "cost", "inspect_cost", "operations, memory, GPU-days and disk of a preset, before it is run"),
 )
 
 EPILOGUE = """
@@ -93,15 +103,16 @@ def _dispatch(words: list[str]) -> int:
 
 def _find_verb(words: list[str]) -> tuple[Verb | None, list[str]]:
     """The verb that ``words`` begin with and what follows it; no verb where help is wanted."""
-    for verb in VERBS:
-        length = len(verb.name.split())
-        if " ".join(words[:length]) == verb.name:
-            return verb, words[length:]
     groups = {verb.name.split()[0] for verb in VERBS if " " in verb.name}
     if not words or words[0] in ("-h", "--help", "help"):
         return None, []
-    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+    help_wanted = words[1:2] in (["-h"], ["--help"]) and words[0] not in {verb.name for verb in VERBS}
+    if words[0] in groups and (len(words) == 1 or help_wanted):
         return None, words[:1]
+    for verb in VERBS:  # 'evaluate' comes after the verbs that begin with it
+        length = len(verb.name.split())
+        if " ".join(words[:length]) == verb.name:
+            return verb, words[length:]
     given = " ".join(words[: 2 if words[0] in groups else 1])
     nearest = difflib.get_close_matches(given, [verb.name for verb in VERBS], n=1)
     hint = f"did you mean 'magi {nearest[0]}'?" if nearest else "'magi --help' lists the verbs"
@@ -110,7 +121,8 @@ def _find_verb(words: list[str]) -> tuple[Verb | None, list[str]]:
 
 def _help(group: list[str]) -> str:
     verbs = [verb for verb in VERBS if not group or verb.name.split()[0] == group[0]]
-    rows = "\n".join(f"  {verb.name:<16} {verb.summary}" for verb in verbs)
+    width = max(len(verb.name) for verb in verbs)
+    rows = "\n".join(f"  {verb.name:<{width}}  {verb.summary}" for verb in verbs)
     opening = "magi: from video files to generated video (masked autoregressive, complete teacher forcing)"
     return f"{opening}\n\nusage: magi VERB ...\n\n{rows}\n{EPILOGUE}"
 

@@ -1,0 +1,203 @@
+"""Evaluation protocols as data: everything that two scores must share before they can be compared, under a name.
+
+A Frechet video distance is a function of the split, the choice of real clips, their frame interval, every resize, the
+number of clips and the network; published numbers differ by factors for reasons no larger than these. A protocol fixes
+all of them. What the paper leaves open is a decision, and a variant has the other choice. Knows no files and no models.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from magi.config import Section
+
+Choice = Literal["one_window", "centre_window", "random_window", "windows", "grid"]
+
+
+class EvaluationProtocol(Section):
+    """One way to score videos; every field is on the protocol card."""
+
+    name: str = Field(description="as on the command line; a variant has a longer name")
+    source: str = Field(description="where it is from, and what that leaves open")
+    split: str = Field(description="which videos the data folder is to hold")
+    frames: int = Field(16, ge=1, description="frames of a clip, real and made, the context included")
+    interval: int = Field(1, ge=1, description="frames between the frames of a real clip; the model is told it")
+    choice: Choice = Field(
+        "one_window",
+        description="real clips: one_window (distinct videos, a random window each), centre_window (the middle one), "
+        "random_window (random video, window and place), windows (of all that do not overlap), grid (windows x places)",
+    )
+    windows: int = Field(2, ge=1, description="of a grid: windows spread evenly over a video")
+    places: int = Field(3, ge=1, description="of a grid: crops spread evenly along the longer side")
+    crop: Literal["centre", "random", "grid", "squash"] = Field(
+        "centre", description="where the square is cut; squash takes the whole frame and changes its shape"
+    )
+    read_size: int = Field(256, ge=1, description="height and width that real clips are resized to")
+    read_filter: Literal["lanczos", "bicubic", "bilinear"] = Field("lanczos", description="antialiased, Pillow's")
+    jpeg_quality: int = Field(0, ge=0, le=100, description="real frames pass through JPEG of this quality; 0 is none")
+    score_size: int = Field(256, ge=1, description="height and width at which real and made clips meet the network")
+    score_kernel: Literal["half_pixel", "tf1"] = Field(
+        "half_pixel", description="bilinear kernel of the resize to score_size, no antialias"
+    )
+    context_frames: int = Field(0, ge=0, description="real frames that the model continues; 0 makes clips from nothing")
+    context: Literal["decoded", "ground_truth"] = Field(
+        "decoded", description="context frames of a made clip: out of the autoencoder, or the real ones"
+    )
+    context_set: Literal["real", "floor"] = Field(
+        "real",
+        description="whose clips are continued: the real ones that are scored against, as in the literature, or the "
+        "floor's, so that a perfect model scores the floor",
+    )
+    labels: Literal["none", "real", "uniform"] = Field(
+        "none", description="class that the model is told: none, that of the real clip, or a uniform draw"
+    )
+    count: int = Field(2048, ge=1, description="clips a side and fold")
+    folds: int = Field(1, ge=1, description="how many times, with other samples; 1 gives a bootstrap interval")
+    network: Literal["i3d", "digits3d"] = Field("i3d", description="feature network")
+    network_input: Literal["tats", "videogpt", "google", "magvit_train"] = Field(
+        "tats", description="preprocessing of I3D: tats squashes by half-pixel, google and magvit_train by TF1 bilinear"
+    )
+    network_eps: Literal["published", "torch-port"] = Field(
+        "published", description="epsilon of I3D's batch norms: 1e-3 of the published graph, 1e-5 of the torch ports"
+    )
+    table_seed: int = Field(0, ge=0, description="of the choice of real clips")
+
+
+def _ucf101_256() -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="ucf101-256-2048-s3",
+        source="paper section 6 and appendix, UCF-101 unconditional: 2,048 real against 2,048 made clips of 16 frames, "
+        "real interval 3. The split is not stated: all 13,320 videos, as Latte trains; centre square, Lanczos",
+        split="all",
+        interval=3,
+    )
+
+
+def _ucf101_128() -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="ucf101-128-class-10k",
+        source="paper section 6, class-conditional UCF-101 after MAGVIT (appendix B.3): train split 1, random clips of "
+        "16 frames, labels those of the real clips, 10,000 clips x 4, TF1 resize",
+        split="trainlist01",
+        choice="random_window",
+        crop="random",
+        read_size=128,
+        read_filter="bilinear",
+        score_size=128,
+        labels="real",
+        count=10_000,
+        folds=4,
+        network_input="magvit_train",
+    )
+
+
+def _k600() -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="k600-64-f5-50k",
+        source="paper section 6, Kinetics-600: 5 frames continued to 16, 50,000 clips of the test set, interval 1, "
+        "scored at 64 x 64. Kernel to 64 and crop are not stated: half-pixel bilinear, centre square; the made clip "
+        "is scored whole, its context out of the autoencoder",
+        split="test",
+        read_size=256,
+        read_filter="bilinear",
+        score_size=64,
+        context_frames=5,
+        choice="windows",
+        count=50_000,
+    )
+
+
+def _digits3d() -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="digits3d",
+        source="this project: built-in videos of a seed of their own, 4 frames continued to 16, features of digits3d",
+        split="all",
+        read_size=64,
+        read_filter="bicubic",
+        score_size=64,
+        context_frames=4,
+        context_set="floor",
+        count=256,
+        network="digits3d",
+    )
+
+
+def _variant(base: Callable[[], EvaluationProtocol], name: str, why: str, **changes: object) -> EvaluationProtocol:
+    values = base().model_dump() | {"name": name, "source": why} | changes
+    return EvaluationProtocol.model_validate(values)
+
+
+def _ucf101_protocols() -> list[EvaluationProtocol]:
+    latte = "after Latte: real frames pass through JPEG of quality 75, as its converter leaves them"
+    larp = "after LARP: random 16-frame windows that do not overlap, centre crop, antialiased resize, one fold"
+    tats = "after TATS: 2,048 clips, uniform labels, random clips of the train split, half-pixel resize, epsilon 1e-5"
+    single = {"folds": 1, "crop": "centre", "network_input": "tats"}
+    return [
+        _ucf101_256(),
+        _variant(_ucf101_256, "ucf101-256-2048-s1", "as ucf101-256-2048-s3 at real interval 1", interval=1),
+        _variant(_ucf101_256, "ucf101-256-2048-s3-17", "17 frames, for 3-D autoencoders", frames=17),
+        _variant(_ucf101_256, "ucf101-256-2048-s3-jpeg", latte, jpeg_quality=75),
+        _ucf101_128(),
+        _variant(_ucf101_128, "ucf101-128-class-10k-17", "17 frames, for 3-D autoencoders", frames=17),
+        _variant(_ucf101_128, "ucf101-128-class-10k-larp", larp, choice="windows", **single),
+        _variant(
+            _ucf101_128,
+            "ucf101-128-class-2048",
+            tats,
+            labels="uniform",
+            count=2048,
+            network_eps="torch-port",
+            **single,
+        ),
+    ]
+
+
+def _k600_protocols() -> list[EvaluationProtocol]:
+    magvit = "after MAGVIT (appendix B.3): 2 windows x 3 places a video, x 4, at 128, then 64 by TF1 bilinear"
+    omni = "after OmniTokenizer's released script: 2,048 train videos, 17 centre frames, whole frame squashed"
+    larp = "after LARP: validation split, 128 centre crop, one fold"
+    tf1 = {"score_kernel": "tf1", "network_input": "magvit_train"}
+    grid = {"split": "eval", "choice": "grid", "crop": "grid", "read_size": 128, "folds": 4}
+    centre = {"split": "train", "choice": "centre_window", "crop": "squash", "read_size": 64, "count": 2048}
+    ports = {"network_input": "videogpt", "network_eps": "torch-port"}
+    return [
+        _k600(),
+        _variant(_k600, "k600-64-f5-50k-17", "5 frames continued to 17, for the paper's 3-D autoencoder", frames=17),
+        _variant(_k600, "k600-64-f5-50k-grid", magvit, **grid, **tf1),
+        _variant(_k600, "k600-64-f5-50k-larp", larp, split="val", read_size=128),
+        _variant(_k600, "k600-64-f5-2048-omni", omni, frames=17, **centre, **ports),
+        _variant(
+            _k600, "k600-64-f5-50k-given", "as k600-64-f5-50k with the real context frames", context="ground_truth"
+        ),
+    ]
+
+
+def _digits3d_protocols() -> list[EvaluationProtocol]:
+    return [
+        _digits3d(),
+        _variant(_digits3d, "digits3d-s2", "as digits3d at interval 2", interval=2),
+        _variant(_digits3d, "digits3d-f1", "as digits3d from the first frame alone", context_frames=1),
+    ]
+
+
+PROTOCOLS: dict[str, EvaluationProtocol] = {
+    protocol.name: protocol for protocol in (*_ucf101_protocols(), *_k600_protocols(), *_digits3d_protocols())
+}
+
+
+def protocol(name: str) -> EvaluationProtocol:
+    """The protocol called ``name``; a ``ValueError`` names the nearest."""
+    if name not in PROTOCOLS:
+        nearest = difflib.get_close_matches(name, list(PROTOCOLS), n=1)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(PROTOCOLS)}"
+        raise ValueError(f"unknown protocol '{name}'; {hint}")
+    return PROTOCOLS[name]
+
+
+def overridden(base: EvaluationProtocol, **changes: int | str | None) -> tuple[EvaluationProtocol, dict[str, object]]:
+    """``base`` with the changes that are not None, and those changes: they go on the card and into the printed name."""
+    given: dict[str, object] = {key: value for key, value in changes.items() if value is not None}
+    different = {key: value for key, value in given.items() if value != getattr(base, key)}
+    return EvaluationProtocol.model_validate(base.model_dump() | different), different
