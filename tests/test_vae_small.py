@@ -170,7 +170,7 @@ def break_file(folder: Path, how: str) -> None:
         ("latents_std=[1, 1, 0]", "latents_std must be positive"),
         ("latents_mean=[1, 1, NaN]", "latents_mean must be 3 finite"),
         ("width=[8, 16]", "did you mean 'widths'"),
-        ('name="pixel"', "config.json: name"),
+        ('name="pixel"', "not the config of a small autoencoder"),
     ],
 )
 def test_a_damaged_or_foreign_folder_is_refused_in_one_line(vae: SmallVae, tmp_path: Path, how: str, said: str) -> None:

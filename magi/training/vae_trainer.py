@@ -39,7 +39,8 @@ from magi.training.parallel import chosen_device
 from magi.training.run_folder import METRICS_FILE, StopRequest, locked
 from magi.training.vae_frames import Log, evenly, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
-from magi.vae.small import CONFIG_FILE, SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
+from magi.vae.own_folder import CONFIG_FILE
+from magi.vae.small import SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
 from magi.weights import load_weights
 
 SKIPS_ALLOWED = 10

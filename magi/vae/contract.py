@@ -56,6 +56,10 @@ class VideoAutoencoder(Protocol):
         """Whether ``decode_stream`` yields frames as latents arrive: the decoder never looks at later latents."""
         ...
 
+    def check_frame_size(self, height: int, width: int) -> None:
+        """Refuse, with a ``ValueError``, a size in pixels that the autoencoder cannot encode."""
+        ...
+
     def latent_frames(self, frames: int) -> int:
         """Latent frames of a clip of ``frames`` frames; ``ValueError`` for a length the autoencoder cannot encode."""
         ...
@@ -126,7 +130,7 @@ def check_latents(latents_BTCHW: torch.Tensor, channels: int) -> None:
 
 def latent_shape(vae: VideoAutoencoder, config: DataConfig) -> LatentShape:
     """Return the size of an encoded clip of ``config``; ``ValueError`` where the autoencoder cannot encode it."""
-    check_size(config.height, config.width, vae.spatial_stride)
+    vae.check_frame_size(config.height, config.width)
     return LatentShape(
         frames=vae.latent_frames(config.frames),
         channels=vae.channels,

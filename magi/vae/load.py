@@ -79,7 +79,7 @@ def named_vae(word: str) -> VaeConfig:
     """
     name, colon, weights = word.partition(":")
     if name == "pixel":
-        if colon and not weights.isdecimal():
+        if colon and not (weights.isdecimal() and int(weights)):
             raise ValueError(f"{word}: expected pixel:STRIDE, as pixel:8")
         return VaeConfig(name="pixel", pixel_stride=int(weights)) if colon else VaeConfig(name="pixel")
     if word == "demo":

@@ -7,7 +7,6 @@ knows how to load, save, encode and decode; the released checkpoint's format is 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +14,13 @@ from typing import Self
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from magi.config import explain
-from magi.errors import CheckpointError
 from magi.vae.contract import Posterior, check_latents, check_video, decode_at_the_end
+from magi.vae.diffusers_weights import weights_hash
 from magi.vae.omni_network import OmniNetwork
-from magi.vae.omni_shape import OmniShape
-from magi.vae.small import CONFIG_FILE, WEIGHTS_FILE, weights_hash
-from magi.weights import load_weights, read_json, read_tensors
+from magi.vae.omni_shape import OmniShape, check_square
+from magi.vae.own_folder import read_shape, read_weights, save_folder
 
 
 class OmniVae:
@@ -68,6 +65,10 @@ class OmniVae:
         """Frames a latent frame covers, after the first, which covers one."""
         return self.shape.temporal_patch
 
+    def check_frame_size(self, height: int, width: int) -> None:
+        """``ValueError`` for anything but a square whose side whole windows of patches divide."""
+        check_square(height, width, self.shape.size_step)
+
     def latent_frames(self, frames: int) -> int:
         """Latent frames of ``frames`` frames: 1 + n of 1 + 4 n (17 -> 5); ``ValueError`` for other lengths."""
         stride = self.temporal_stride
@@ -89,7 +90,7 @@ class OmniVae:
         Every latent depends on every frame of its clip, on later ones too.
         """
         check_video(video_BTHWC, self.spatial_stride)
-        self._check_side(*video_BTHWC.shape[2:4])
+        self.check_frame_size(*video_BTHWC.shape[2:4])
         self.latent_frames(video_BTHWC.shape[1])
         std_C11 = self._std_C[:, None, None]
         means, stds = [], []
@@ -109,7 +110,7 @@ class OmniVae:
         latent_frames, height, width = (latents_BTCHW.shape[axis] for axis in (1, 3, 4))
         if latent_frames < 1:
             raise ValueError("expected at least one latent frame, got none")
-        self._check_side(height * self.spatial_stride, width * self.spatial_stride)
+        self.check_frame_size(height * self.spatial_stride, width * self.spatial_stride)
         videos = []
         for clips_BTCHW in self._batches(latents_BTCHW, 1 + (latent_frames - 1) * self.temporal_stride):
             latents = clips_BTCHW.to(self._device, torch.float32) * self._std_C[:, None, None]
@@ -134,15 +135,6 @@ class OmniVae:
     def _device(self) -> torch.device:
         return self._mean_C.device
 
-    def _check_side(self, height: int, width: int) -> None:
-        step = self.shape.size_step
-        if height != width or height < step or height % step:
-            side = max(1, round(min(height, width) / step)) * step
-            raise ValueError(
-                f"height {height} x width {width}: this autoencoder takes squares with a side divisible by {step}; "
-                f"try {side} x {side}"
-            )
-
     def _batches(self, clips: torch.Tensor, frames: int) -> Iterator[torch.Tensor]:
         if len(clips) == 0:
             raise ValueError("expected at least one clip, got none")
@@ -156,39 +148,12 @@ class OmniVae:
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` (float32), each beside and then renamed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        values = self.shape.model_dump(mode="json") | {"weights_sha256": weights_hash(state)}
-        beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-        save_file(state, beside)
-        os.replace(beside, folder / WEIGHTS_FILE)
-        beside = folder / f".{CONFIG_FILE}.{os.getpid()}"
-        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, folder / CONFIG_FILE)
+        save_folder(folder, self.shape, self.network)
 
     @classmethod
     def load(cls, folder: Path, frames_per_batch: int = 64) -> "OmniVae":
         """Read what ``save`` wrote; a missing, damaged or foreign file is a one-line ``CheckpointError``."""
-        shape, expected_hash = _read_shape(folder / CONFIG_FILE)
-        weights = folder / WEIGHTS_FILE
-        state = read_tensors(weights)
+        shape, expected_hash = read_shape(folder, OmniShape, "an imported OmniTokenizer", "magi vae import")
         network = OmniNetwork(shape)
-        load_weights(network, state, weights)
-        if weights_hash(state) != expected_hash:
-            raise CheckpointError(f"{weights}: the weights do not have the hash in config.json; copy both files again")
+        read_weights(folder, network, expected_hash)
         return cls(shape, network, frames_per_batch)
-
-
-def _read_shape(path: Path) -> tuple[OmniShape, str]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a folder that `magi vae import` wrote")
-    values = read_json(path)
-    expected_hash = values.pop("weights_sha256", None)
-    if values.get("name") != "omni" or not isinstance(expected_hash, str):
-        raise CheckpointError(
-            f"{path}: not the config of an imported OmniTokenizer; give the folder of `magi vae import`"
-        )
-    try:
-        return OmniShape.model_validate(values), expected_hash
-    except ValidationError as error:
-        raise CheckpointError(explain(error, str(path), OmniShape).splitlines()[0]) from None

@@ -26,7 +26,7 @@ from magi.vae.omni_names import MOMENTS_WEIGHT, differing_names, is_window_table
 from magi.vae.omni_network import OmniNetwork
 from magi.vae.omni_reader import TENSORS_FILE, Answer
 from magi.vae.omni_shape import OmniShape
-from magi.vae.small import CONFIG_FILE
+from magi.vae.own_folder import CONFIG_FILE
 from magi.weights import load_weights, read_tensors, sha256, shortened
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]

@@ -68,3 +68,13 @@ class OmniShape(Section):
         if any(value <= 0 for value in self.latents_std):
             raise ValueError(f"latents_std must be positive, got {list(self.latents_std)}")
         return self
+
+
+def check_square(height: int, width: int, step: int) -> None:
+    """Refuse, with a ``ValueError``, what is no square with a side in pixels that ``step`` divides."""
+    if height != width or height < step or height % step:
+        side = max(1, round(min(height, width) / step)) * step
+        raise ValueError(
+            f"height {height} x width {width}: this autoencoder takes squares with a side divisible by {step}; "
+            f"try {side} x {side}"
+        )

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from einops import rearrange
 
-from magi.vae.contract import Posterior, check_latents, check_video
+from magi.vae.contract import Posterior, check_latents, check_size, check_video
 
 _HALF_RANGE = 127.5  # uint8 0..255 becomes -1..1
 
@@ -38,6 +38,10 @@ class PixelVae:
     def channels(self) -> int:
         """3 colours times the pixels of a block."""
         return 3 * self.spatial_stride**2
+
+    def check_frame_size(self, height: int, width: int) -> None:
+        """``ValueError`` for a size in pixels that the stride does not divide."""
+        check_size(height, width, self.spatial_stride)
 
     def latent_frames(self, frames: int) -> int:
         """Every frame is one latent frame."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from magi.errors import CheckpointError
-from magi.vae.contract import Posterior, check_latents, check_video, decode_at_the_end
+from magi.vae.contract import Posterior, check_latents, check_size, check_video, decode_at_the_end
 from magi.vae.diffusers_weights import (
     State,
     WeightFiles,
@@ -161,6 +161,10 @@ class PretrainedVae:
     def temporal_stride(self) -> int:
         """Frames a latent frame covers."""
         raise NotImplementedError
+
+    def check_frame_size(self, height: int, width: int) -> None:
+        """``ValueError`` for a size in pixels that the stride does not divide."""
+        check_size(height, width, self.spatial_stride)
 
     def latent_frames(self, frames: int) -> int:
         """The first frame alone, then one latent frame for ``temporal_stride``; ``ValueError`` for other lengths.

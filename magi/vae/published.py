@@ -7,6 +7,7 @@ the same from its weights. It knows configs alone.
 from dataclasses import dataclass
 
 from magi.config import DataConfig, LatentShape, VaeConfig
+from magi.vae.omni_shape import OmniShape, check_square
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class PublishedSize:
     channels: int
     spatial_stride: int
     temporal_stride: int
+    square_step: int = 0
+    """Where frames must be squares, what divides their side; 0 where they need not."""
 
     def latent_frames(self, frames: int) -> int:
         """Latent frames of a clip; ``ValueError`` for a number of frames that is not 1 plus whole strides."""
@@ -27,10 +30,11 @@ class PublishedSize:
         return 1 + (frames - 1) // self.temporal_stride
 
 
+_OMNI = OmniShape()
 PUBLISHED = {
     "sd": PublishedSize(channels=4, spatial_stride=8, temporal_stride=1),
     "cosmos": PublishedSize(channels=16, spatial_stride=8, temporal_stride=4),
-    "omni": PublishedSize(channels=8, spatial_stride=8, temporal_stride=4),
+    "omni": PublishedSize(_OMNI.channels, _OMNI.patch, _OMNI.temporal_patch, _OMNI.size_step),
     "ltx": PublishedSize(channels=128, spatial_stride=32, temporal_stride=8),
 }
 
@@ -53,6 +57,8 @@ def published_latent(config: VaeConfig, data: DataConfig, patch: int) -> LatentS
             f"data.height {data.height} x data.width {data.width}: both must be divisible by {stride * patch} "
             f"(stride {stride} of vae '{config.name}' x model.patch_size {patch})"
         )
+    if size.square_step:
+        check_square(data.height, data.width, size.square_step)
     return LatentShape(
         frames=size.latent_frames(data.frames),
         channels=size.channels,

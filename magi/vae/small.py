@@ -7,7 +7,6 @@ to load, save, encode and decode; it does not know how it was trained (magi/trai
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +15,14 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from einops import rearrange
-from pydantic import Field, ValidationError, model_validator
-from safetensors.torch import save_file
+from pydantic import Field, model_validator
 
-from magi.config import Section, explain
-from magi.errors import CheckpointError
-from magi.vae.contract import Posterior, check_latents, check_video
+from magi.config import Section
+from magi.vae.contract import Posterior, check_latents, check_size, check_video
 from magi.vae.diffusers_weights import weights_hash
 from magi.vae.normalization import ChannelStatistics
-from magi.weights import load_weights, read_json, read_tensors
+from magi.vae.own_folder import read_shape, read_weights, save_folder
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _HALF_RANGE = 127.5  # uint8 0..255 becomes -1..1
 
 
@@ -124,6 +120,10 @@ class SmallVae:
         """Pixels a latent covers in height and in width."""
         return self.shape.spatial_stride
 
+    def check_frame_size(self, height: int, width: int) -> None:
+        """``ValueError`` for a size in pixels that the stride does not divide."""
+        check_size(height, width, self.spatial_stride)
+
     def latent_frames(self, frames: int) -> int:
         """Every frame is one latent frame."""
         return frames
@@ -182,40 +182,15 @@ class SmallVae:
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` (float32), each beside and then renamed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        values = self.shape.model_dump(mode="json") | {"weights_sha256": weights_hash(state)}
-        beside = folder / f".model.safetensors.{os.getpid()}"
-        save_file(state, beside)
-        os.replace(beside, folder / WEIGHTS_FILE)
-        beside = folder / f".config.json.{os.getpid()}"
-        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, folder / CONFIG_FILE)
+        save_folder(folder, self.shape, self.network)
 
     @classmethod
     def load(cls, folder: Path, frames_per_batch: int = 64) -> "SmallVae":
         """Read what ``save`` wrote; a missing, damaged or foreign file is a one-line ``CheckpointError``."""
-        shape, expected_hash = _read_shape(folder / CONFIG_FILE)
-        weights = folder / WEIGHTS_FILE
-        state = read_tensors(weights)
+        shape, expected_hash = read_shape(folder, SmallVaeShape, "a small autoencoder", "magi train-vae")
         network = build_network(shape)
-        load_weights(network, state, weights)
-        if weights_hash(state) != expected_hash:
-            raise CheckpointError(f"{weights}: the weights do not have the hash in config.json; copy both files again")
+        read_weights(folder, network, expected_hash)
         return cls(shape, network, frames_per_batch)
-
-
-def _read_shape(path: Path) -> tuple[SmallVaeShape, str]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a folder that `magi train-vae` wrote")
-    values = read_json(path)
-    expected_hash = values.pop("weights_sha256", None)
-    if not isinstance(expected_hash, str):
-        raise CheckpointError(f"{path}: not the config of a small autoencoder (no weights_sha256); give another folder")
-    try:
-        return SmallVaeShape.model_validate(values), expected_hash
-    except ValidationError as error:
-        raise CheckpointError(explain(error, str(path), SmallVaeShape).splitlines()[0]) from None
 
 
 def _shape_json(shape: SmallVaeShape) -> str:
