@@ -23,8 +23,8 @@ class DataConfig(Section):
 
     root: str = Field(
         "",
-        description="folder of videos (sub-folders become class labels), folder of latents, or a .csv or .jsonl with the "
-        "columns path, label, split",
+        description="folder of videos (sub-folders become class labels), folder of latents, or a .csv or .jsonl with "
+        "the columns path, label, split",
     )
     annotations: str = Field(
         "",
@@ -190,7 +190,9 @@ class SamplingConfig(Section):
     iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
     steps: int = Field(100, ge=2, description="denoising steps a token")
     last_steps: int = Field(
-        0, ge=0, description="denoising steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all"
+        0,
+        ge=0,
+        description="denoising steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all",
     )
     solver: Literal["ancestral", "dpm++", "dpm++sde"] = Field(
         "ancestral", description="reverse steps: DDPM's (the paper's), or DPM-Solver++ as an ODE or an SDE"

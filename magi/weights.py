@@ -80,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such weight file")
     with path.open("rb") as file:
         start = file.read(9)
-    # The first 8 bytes of safetensors are the length of the header, which may begin as a pickle does: one in 32 has 0x80.
+    # Safetensors begin with the length of their header, whose first byte may be that of a pickle: one in 32 has 0x80.
     holds_header = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
     if not holds_header and (start[:1] == b"\x80" or start[:2] == b"PK"):
         raise CheckpointError(

@@ -1,5 +1,6 @@
 """``magi evaluate digits``: models against the exact physics of the built-in videos."""
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Self
 
 import tyro
 
-from magi.cli.options import existing_folder, parse
+from magi.cli.options import Speed, existing_folder, parse
 from magi.cli.progress import Report, progress
 
 
@@ -38,6 +39,10 @@ class EvaluateDigitsOptions:
     """clips continued at a time"""
     labels: bool = False
     """tell the models the class; by default they see it in the context only"""
+    speeds: tuple[Speed, ...] = ("full",)
+    """speeds of sampling to evaluate every model at (magi sample --speed)"""
+    keep_speeds: bool = False
+    """keep the figures of the speeds in the folder of their model, for 'magi sample --speed' to print"""
     readme: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """also write the table of figures between the markers of this file"""
 
@@ -51,7 +56,10 @@ def evaluate_digits(words: list[str]) -> None:
     from magi.evaluation.report import write_results_table
     from magi.sampling.pipeline import MagiPipeline
 
-    models: dict[str, MagiPipeline] = {name: MagiPipeline.from_pretrained(source) for name, source in sources.items()}
+    models: dict[str, MagiPipeline] = {}
+    for name, source in sources.items():
+        pipeline = MagiPipeline.from_pretrained(source)
+        models |= {_at_speed(name, speed): pipeline.at_speed(speed) for speed in options.speeds}
     with Stages() as tell:
         results = digits.evaluate_digits(
             models,
@@ -66,9 +74,31 @@ def evaluate_digits(words: list[str]) -> None:
             {name: Path(source) for name, source in sources.items() if (Path(source) / "metrics.jsonl").is_file()},
             tell,
         )
+    if options.keep_speeds:
+        for name, source in sources.items():
+            _keep_speeds(results, name, source, options.speeds)
     if options.readme is not None:
         write_results_table(options.out / "digits.json", options.readme)
     _print(results, options.out)
+
+
+def _at_speed(name: str, speed: str) -> str:
+    """What a model at a speed is called in the report."""
+    return name if speed == "full" else f"{name}-{speed}"
+
+
+def _keep_speeds(results: dict[str, Any], name: str, source: str, speeds: Sequence[str]) -> None:
+    """Write speeds.json into the folder of a model: the mean of every oracle over every range, at each speed."""
+    from magi.data.write import published
+    from magi.sampling.pretrained import SPEEDS_FILE, find_model
+
+    kept = {}
+    for speed in speeds:
+        ranges = results["series"][_at_speed(name, speed)]["ranges"]
+        means = {frames: {oracle: value["mean"] for oracle, value in ranges[frames].items()} for frames in ranges}
+        kept[speed] = {"protocol": results["protocol"], "clips": results["settings"]["count"], "frames": means}
+    with published(find_model(source) / SPEEDS_FILE) as beside:
+        beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def model_sources(given: Sequence[str]) -> dict[str, str]:

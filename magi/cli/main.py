@@ -28,6 +28,8 @@ class Verb:
     module: str
     function: str
     summary: str
+    alone: bool = False
+    """Does something without further words, though other verbs begin with it."""
 
 
 VERBS = (
@@ -47,7 +49,10 @@ VERBS = (
     Verb("evaluate protocols", "protocols", "list_protocols", "the named protocols, or all fields of one"),
     Verb("evaluate compare", "protocols", "compare", "rank results whose protocol cards are equal"),
     Verb("evaluate", "protocols", "evaluate_protocol", "score a model: evaluate PROTOCOL MODEL DATA OUT"),
-    Verb("bench", "bench", "bench", "speed cases against their baselines in the same run; JSON and a table"),
+    Verb("bench data", "bench", "bench_data", "clips a second that one core reads from encoded latents"),
+    Verb(
+        "bench", "bench", "bench", "speed cases against their baselines in the same run; JSON and a table", alone=True
+    ),
     Verb("inspect mask", "inspect", "inspect_mask", "the attention mask of teacher forcing as rows of 0 and 1"),
     Verb("inspect model", "inspect", "inspect_model", "parameters and shapes of a preset, size, config or MODEL"),
     Verb("inspect cost", "cost", "inspect_cost", "operations, memory, GPU-days and disk of a preset, before it is run"),
@@ -107,9 +112,10 @@ def _find_verb(words: list[str]) -> tuple[Verb | None, list[str]]:
     if not words or words[0] in ("-h", "--help", "help"):
         return None, []
     help_wanted = words[1:2] in (["-h"], ["--help"]) and words[0] not in {verb.name for verb in VERBS}
-    if words[0] in groups and (len(words) == 1 or help_wanted):
+    incomplete = len(words) == 1 and words[0] not in {verb.name for verb in VERBS if verb.alone}
+    if words[0] in groups and (incomplete or help_wanted):
         return None, words[:1]
-    for verb in VERBS:  # 'evaluate' comes after the verbs that begin with it
+    for verb in VERBS:  # 'evaluate' and 'bench' come after the verbs that begin with them
         length = len(verb.name.split())
         if " ".join(words[:length]) == verb.name:
             return verb, words[length:]

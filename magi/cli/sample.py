@@ -1,5 +1,6 @@
 """``magi sample`` and ``magi export``: a trained model at work, and handed on."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from magi.cli.options import Device, check_device, parse
+from magi.cli.options import Device, Speed, check_device, parse
 from magi.cli.progress import Report, progress
 from magi.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from magi.config import Config, DataConfig
+    from magi.config import DataConfig, SamplingConfig
     from magi.sampling.pipeline import MagiPipeline
 
 FPS = 25.0  # of videos without a context video
@@ -51,7 +52,7 @@ class SampleOptions:
     """denoising steps a token"""
     temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """scale of the noise in the denoising steps"""
-    speed: Literal["full", "fast", "faster", "fastest"] = "full"
+    speed: Speed = "full"
     """share of the config's iterations and steps; all but full cost quality (docs/performance.md)"""
     longer: Annotated[Literal["window", "interpolate"] | None, tyro.conf.arg(metavar="window|interpolate")] = None
     """how videos grow longer than the model was trained on"""
@@ -81,7 +82,8 @@ def sample(words: list[str]) -> None:
     _check(options)
     pipeline = _load(options.model, options.device)
     if options.speed != "full":
-        pipeline.config = _at_speed(pipeline.config, options.speed)
+        _say_speed(options.model, pipeline.config.sampling, options.speed)
+        pipeline = pipeline.at_speed(options.speed)
     context = None
     if options.context is not None:
         context = read_context(options.context, options.context_frames, options.interval, pipeline.config.data)
@@ -91,16 +93,29 @@ def sample(words: list[str]) -> None:
     _write(options, videos, context)
 
 
-def _at_speed(config: "Config", name: str) -> "Config":
-    """The config with cheaper sampling, and what that means said aloud."""
+def _say_speed(model: str, full: "SamplingConfig", name: str) -> None:
+    """Say aloud what a speed changes, and what it costs where that was measured."""
     from magi.presets import SPEEDS, at_speed
+    from magi.sampling.pretrained import SPEEDS_FILE, find_model
 
-    sampling = at_speed(config.sampling, name)
+    sampling = at_speed(full, name)
     steps = f"{sampling.steps}" + (f"..{sampling.last_steps}" if sampling.last_steps else "")
-    full = f"{config.sampling.iterations} x {config.sampling.steps}"
-    print(f"speed {name}: {SPEEDS[name].summary}: {sampling.iterations} iterations x {steps} steps instead of {full}")
-    print("quality at this speed: not measured for this model, speed only")
-    return config.model_copy(update={"sampling": sampling})
+    print(
+        f"speed {name}: {SPEEDS[name].summary}: {sampling.iterations} iterations x {steps} steps "
+        f"instead of {full.iterations} x {full.steps}"
+    )
+    path = find_model(model) / SPEEDS_FILE
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if name not in measured:
+        print("quality at this speed: not measured for this model, speed only")
+        return
+    for frames, means in measured[name]["frames"].items():
+        full_means = measured.get("full", {}).get("frames", {}).get(frames, {})
+        figures = ", ".join(
+            f"{oracle} {value:.2f}" + (f" (full {full_means[oracle]:.2f})" if oracle in full_means else "")
+            for oracle, value in means.items()
+        )
+        print(f"quality at this speed, frames {frames} of {measured[name]['protocol']}: {figures}")
 
 
 def _check(options: SampleOptions) -> None:

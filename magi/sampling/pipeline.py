@@ -17,6 +17,7 @@ from torch import Tensor
 from magi.config import Config
 from magi.errors import NumericsError
 from magi.model.magi import Magi
+from magi.presets import at_speed
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
 from magi.sampling.request import Labels, batch_of, context_batch, make_conditions, sampling_settings
 from magi.sampling.sampler import generate
@@ -60,6 +61,11 @@ class MagiPipeline:
         self.model.to(device)
         self.vae = self.vae.to(device)
         return self
+
+    def at_speed(self, name: str) -> Self:
+        """The same model with cheaper sampling settings (``magi.presets.SPEEDS``); all but "full" cost quality."""
+        config = self.config.model_copy(update={"sampling": at_speed(self.config.sampling, name)})
+        return type(self)(self.model, self.vae, config, self.classes)
 
     def __call__(
         self,

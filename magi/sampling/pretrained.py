@@ -24,6 +24,8 @@ from magi.weights import CHECKPOINTS, MODEL_FILE, load_ema, load_weights, read_t
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+SPEEDS_FILE = "speeds.json"
+"""In the folder of a model: its scores at each speed, where they were measured (``magi evaluate digits --speeds``)."""
 CONFIG_FILE, CLASSES_FILE, CARD_FILE, VAE_FOLDER = "config.yaml", "classes.json", "README.md", "vae"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
