@@ -9,7 +9,7 @@ from magi.cli import progress
 from magi.cli.main import main
 from magi.config import DataConfig
 from magi.data.latents import LatentDataset
-from tests.lookalikes import write_kinetics600, write_ucf101
+from tests.look_alikes import write_kinetics600, write_ucf101
 from tests.test_data_decode import HEIGHT, WIDTH
 
 
@@ -72,7 +72,13 @@ MISTAKES = [
     ("data index {ucf} --annotations {lists} --split trainlist07", "trainlist07.txt: no such split file"),
     ("data index {ucf} --annotations nowhere --split x", "data.annotations nowhere: no such file or folder"),
     ("data index nowhere.csv", "nowhere.csv: no such list"),
-    ("encode {ucf} {out} --vae pixel --worker 1/2", "no index; before several workers run 'magi data index"),
+    ("encode {ucf} {out} --vae pixel --worker 1/2", "no index; before several workers run 'magi data index {ucf}'"),
+    (
+        "encode {ucf} {out} --annotations {lists} --split trainlist02 --vae pixel --worker 1/2",
+        "run 'magi data index {ucf} --annotations {lists} --split trainlist02'",
+    ),
+    ("data index {ucf} --annotations {lists}/trainlist01.txt --split x", "is one split file; name its folder"),
+    ("encode {ucf} {ucf} --vae pixel", "is the folder of the videos"),
     ("encode {ucf} {out} --vae pixel --worker 5/4", "--worker 5/4: expected i/N"),
     ("encode {ucf} {out} --vae pixel --height 60", "divisible by the autoencoder's stride 8"),
     ("encode {ucf} {out} --vae cosmos", "cosmos: name the weights too"),
@@ -89,7 +95,15 @@ def test_a_mistake_is_one_line(
     places = {"ucf": data / "ucf" / "UCF-101", "lists": data / "ucf" / "ucfTrainTestlist", "out": tmp_path / "out"}
     assert main(command.format(**places).split()) == 2
     said = capsys.readouterr().err
-    assert said.count("magi: error:") == 1 and line in said, said
+    assert said.count("magi: error:") == 1 and line.format(**places) in said, said
+
+
+def test_the_end_of_a_work_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one worker's as of another's: its share is known at its end alone."""
+    with progress.progress("encoding videos", "videos") as report:
+        for done, total in ((9, 11), (11, 11), (11, 11)):
+            report(done, total)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_progress_tells_the_rate_of_this_call_and_the_time_left(

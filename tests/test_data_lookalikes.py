@@ -12,7 +12,7 @@ from magi.data.decode import read_frames
 from magi.data.index import VideoIndex, open_index
 from magi.data.listing import Source
 from magi.errors import DataError
-from tests.lookalikes import KINETICS_CLASSES, UCF_CLASSES, write_kinetics600, write_ucf101
+from tests.look_alikes import KINETICS_CLASSES, UCF_CLASSES, write_kinetics600, write_ucf101
 from tests.test_data_decode import COUNT, HEIGHT, WIDTH, number_in
 
 

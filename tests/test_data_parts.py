@@ -79,6 +79,13 @@ def test_workers_share_the_work_and_the_last_one_writes_the_index(folder: Path, 
     assert again.index is not None and len(probed) == 1000
 
 
+@pytest.mark.parametrize("worker", [0, 1, 2])
+def test_a_worker_is_done_once_though_its_share_is_an_estimate(folder: Path, worker: int) -> None:
+    steps: list[tuple[int, int]] = []
+    index_share(Source.of(folder), (worker, 3), 1.0, lambda done, total: steps.append((done, total)))
+    assert [step for step in steps if step[0] >= step[1]] == steps[-1:] and steps[-1][0] == len(steps) - 1
+
+
 @pytest.mark.parametrize("worker", [(2, 2), (-1, 2), (5, 4)])
 def test_an_impossible_worker_is_refused(folder: Path, worker: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="expected i/N with i from 0 to N - 1"):

@@ -88,6 +88,8 @@ def test_clips_that_a_published_autoencoder_cannot_take() -> None:
         published_latent(VaeConfig(name="cosmos"), DataConfig(frames=16), patch=2)
     with pytest.raises(ValueError, match=r"data\.height 100 .* divisible by 16"):
         published_latent(VaeConfig(name="sd"), DataConfig(height=100), patch=2)
+    with pytest.raises(ValueError, match=r"192 x width 128: .* squares with a side divisible by 64; try 128 x 128"):
+        published_latent(VaeConfig(name="omni"), DataConfig(frames=17, height=192, width=128), patch=2)
     assert published_latent(VaeConfig(name="small"), DataConfig(), patch=2) is None
 
 

@@ -119,6 +119,7 @@ def test_one_word_names_an_adapter_and_its_weights(tmp_path: Path) -> None:
         ("sd", "sd: name the weights too"),
         ("cosmos:", "cosmos:: name the weights too"),
         ("pixel:two", "expected pixel:STRIDE"),
+        ("pixel:0", "expected pixel:STRIDE"),
         ("{empty}", "no config.json; expected the folder of an autoencoder"),
         ("{other}", r"no autoencoder that is known \(AutoencoderKLWan\)"),
     ],

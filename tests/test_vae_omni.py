@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from magi.config import DataConfig
 from magi.errors import CheckpointError
+from magi.vae.contract import latent_shape
 from magi.vae.omni import OmniVae
 from magi.vae.omni_attention import grid_angles, rotate, window_offsets
 from magi.vae.omni_network import OmniNetwork, from_patches, to_patches
@@ -191,6 +193,14 @@ def test_videos_it_cannot_take(vae: OmniVae, size: tuple[int, ...], message: str
     with pytest.raises(ValueError, match=message) as raised:
         vae.encode(torch.zeros(size, dtype=torch.uint8))
     assert "\n" not in str(raised.value)
+
+
+def test_a_size_it_cannot_take_is_refused_before_any_video(vae: OmniVae) -> None:
+    assert latent_shape(vae, DataConfig(frames=3, height=16, width=16)).width == 4
+    with pytest.raises(ValueError, match="height 16 x width 8: this autoencoder takes squares"):
+        latent_shape(vae, DataConfig(frames=3, height=16, width=8))
+    with pytest.raises(ValueError, match="divisible by 8; try 16 x 16"):
+        latent_shape(vae, DataConfig(frames=3, height=12, width=12))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from magi.cli.options import Device, check_device, parse
+from magi.cli.options import Device, check_device, checked, existing_folder, parse
+from magi.config import DataConfig
 
 WIDTH = 160  # of the table where the terminal is narrower, or none
 
@@ -61,6 +62,54 @@ def bench(words: list[str]) -> None:
     if options.readme is not None:
         write_between_markers(options.readme, markdown(reports))
         print(options.readme)
+
+
+@dataclass(frozen=True)
+class BenchDataOptions:
+    """Read random clips from encoded latents on one core, the page cache warm, and tell how many a second.
+
+    The clip is as in training: random video, start and interval, float32, drawn from the posterior; and, for
+    comparison, the posterior's mean. Latents of a 3-D autoencoder have the frames that they were encoded with.
+    """
+
+    latents: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """folder that `magi encode` wrote"""
+    frames: int = 16
+    """frames of a clip, where every frame has latents of its own"""
+    interval_max: int = 25
+    """largest interval, where every frame has latents of its own; 1 is the smallest"""
+    seconds: float = 5.0
+    """time to measure, twice"""
+
+
+def bench_data(words: list[str]) -> None:
+    """Measure how fast clips are read from latents."""
+    options = parse(BenchDataOptions, "bench data", words)
+    if not options.seconds > 0:
+        raise ValueError(f"--seconds {options.seconds}: expected more than 0")
+    existing_folder(options.latents)
+    from magi.bench.data import clips_per_second
+    from magi.data.latents import read_header
+
+    header = read_header(options.latents)
+    config = checked(
+        DataConfig.model_construct(
+            frames=header.frames if header.by_clips else options.frames,
+            height=header.height,
+            width=header.width,
+            interval_min=header.interval_min if header.by_clips else 1,
+            interval_max=header.interval_max if header.by_clips else options.interval_max,
+        )
+    )
+    for sampled in (True, False):
+        speed = clips_per_second(
+            options.latents, config.model_copy(update={"sample_posterior": sampled}), options.seconds
+        )
+        name = "drawn from the posterior" if sampled else "its mean"
+        print(
+            f"{name:<24}  {speed.clips_per_second:,.0f} clips/s at best, {speed.clips / speed.seconds:,.0f} on average "
+            f"over {speed.clips:,}; {speed.bytes_per_clip / 1024:,.3g} KiB a clip"
+        )
 
 
 def _run(options: BenchOptions) -> dict[str, object]:

@@ -153,8 +153,8 @@ def _lines(made: "Plan", config: Config, latent: LatentShape) -> list[str]:
         f"memory       {'peak of one GPU':<20} {memory.peak / GIB:7.2f} GiB of {made.gpu.memory_gib:.0f} "
         f"({USABLE_MEMORY:.0%} usable)",
         f"GPU          {made.gpus} x {made.gpu.name}, {made.gpu.tflops:g} TFLOP/s dense bf16 ({made.gpu.source})",
-        f"speed        {made.step_seconds:.2f} s a step, {made.steps_a_day:,.0f} steps a day at {made.utilisation:.0%} "
-        "of the peak (stated, not measured)",
+        f"speed        {_seconds(made.step_seconds)} s a step, {made.steps_a_day:,.0f} steps a day "
+        f"at {made.utilisation:.0%} of the peak (stated, not measured)",
         f"schedule     {made.steps:,} steps: {made.gpu_days:.1f} GPU-days, {made.gpu_days / made.gpus:.1f} days",
     ]
 
@@ -272,3 +272,8 @@ def _row(config: Config, latent: LatentShape, gpu: "Gpu", gpus: int, utilisation
                 f"{made.gpu_days / gpus:.1f} |"
             )
     return f"| {gpu.name} | does not fit | | | | | | |"
+
+
+def _seconds(value: float) -> str:
+    """Two decimals, or two digits of what would be 0.00."""
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"

@@ -178,6 +178,8 @@ def encode(words: list[str]) -> None:
     options = parse(EncodeOptions, "encode", words)
     worker = parse_worker(options.worker)
     _existing_source(options.data)
+    if options.out.resolve() == options.data.resolve():
+        raise ValueError(f"{options.out}: is the folder of the videos; latents need another one")
     check_device(options.device)
     fields = ("annotations", "split", "height", "width", "frames", "interval_min", "interval_max", "max_bad_fraction")
     data = checked(
@@ -219,7 +221,7 @@ def _opened_index(data: DataConfig, worker: tuple[int, int]) -> "VideoIndex":
 
     source = Source.of(Path(data.root), data.annotations, data.split)
     if worker[1] > 1 and not source.index_path.is_file():
-        raise ValueError(f"{source.index_path}: no index; before several workers run 'magi data index {data.root}'")
+        raise ValueError(f"{source.index_path}: no index; before several workers run '{source.index_command}'")
     with progress("decoding videos", "videos") as report:
         return open_index(data, report)
 

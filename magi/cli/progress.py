@@ -57,13 +57,14 @@ class _Lines:
         self.what, self.unit = what, unit
         self.began = self.told = time.monotonic()
         self.before: int | None = None
+        self.shown: tuple[int, int] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         self.before = max(0, done - 1) if self.before is None else self.before
-        if done < total and now - self.told < LINE_SECONDS:
+        if (done < total and now - self.told < LINE_SECONDS) or self.shown == (done, total):
             return
-        self.told, seconds = now, now - self.began
+        self.told, self.shown, seconds = now, (done, total), now - self.began
         rate = (done - self.before) / seconds if seconds else 0.0
         left = f"{_time((total - done) / rate)} left" if rate and done < total else _time(seconds)
         print(f"{self.what}: {done}/{total} {self.unit}, {rate:.3g} a second, {left}", file=sys.stderr, flush=True)

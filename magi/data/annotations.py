@@ -106,6 +106,8 @@ def open_annotations(path: Path, split: str) -> Annotations:
     """The rows of ``split``; ``ValueError`` if a file or the split is missing, ``TableError`` for a bad table."""
     if not path.exists():
         raise ValueError(f"data.annotations {path}: no such file or folder")
+    if path.suffix.lower() == ".txt" and path.is_file():
+        raise ValueError(f"data.annotations {path}: is one split file; name its folder, and the split as data.split")
     if path.is_dir() and (path / _CLASS_LIST).is_file():
         return _open_ucf(path, split)
     if path.is_dir():

@@ -149,7 +149,7 @@ def index_share(
 def load_index(source: Source) -> VideoIndex:
     """Read the index of a source without looking at its videos; ``DataError`` if there is none or it is damaged."""
     path = source.index_path
-    again = f"run 'magi data index {source.path_list or source.root}'"
+    again = f"run '{source.index_command}'"
     if not path.is_file():
         raise DataError(f"{path}: no index; {again}")
     try:

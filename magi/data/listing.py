@@ -93,6 +93,13 @@ class Source:
         return self.root / f".{self._name}.parts"
 
     @property
+    def index_command(self) -> str:
+        """The command that makes the index."""
+        words = [f"magi data index {self.path_list or self.root}"]
+        words += [f"--annotations {self.annotations}"] if self.annotations else []
+        return " ".join(words + ([f"--split {self.split}"] if self.split else []))
+
+    @property
     def _name(self) -> str:
         return f"{_OWN_NAMES}-{self.tag}" if self.tag else _OWN_NAMES
 

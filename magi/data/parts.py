@@ -115,8 +115,10 @@ class Parts:
             for block, entry in found:
                 writer.write(block, entry)
                 done += 1
-                if progress is not None:
-                    progress(done, max(done, total))
+                if progress is not None:  # one of several workers estimates its total, and knows it at the end
+                    progress(done, max(done + (of > 1), total))
+        if progress is not None and of > 1 and done:
+            progress(done, done)
         return names
 
     def missing(self, names: Iterable[PartName]) -> list[PartName]:
