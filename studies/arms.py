@@ -1,0 +1,206 @@
+"""An arm of a study: a model trained with some settings and a seed, what it generates, and what is measured of it.
+
+    python -m studies.arms ctf --source digits --seed 0 --out build/studies
+
+Two sets of videos are generated from held-out ones: 16 frames from the first frame (the paper's first-frame prediction
+on UCF-101), and 104 frames from four. Of the first come the features of fvd[digits3d] and of a Frechet distance a
+frame on 8x8 grey frames (fid[grey8x8]: weight-free, and named so that nobody takes it for FID); of the second the
+change between adjacent frames, and on digits the oracles. A class-conditional arm is also measured at every guidance
+scale, from nothing but the class. Everything is kept in the arm's folder, so a study that is stopped continues, and two
+studies that need the same arm share it. What is measured is in ``studies.measures``.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from magi.cli.options import Device, check_device
+from magi.data.write import contact_sheet, write_png
+from magi.sampling.pipeline import MagiPipeline
+from magi.training.parallel import chosen_device
+from studies.commands import command, options_of
+from studies.measures import (
+    GUIDANCE_SCALES,
+    LONG_CLIPS,
+    LONG_CONTEXT,
+    LONG_FRAMES,
+    PREDICTED_FRAMES,
+    Measures,
+    clip_features,
+    continued,
+    guided_measures,
+    keep,
+    labels_of,
+    long_curves,
+    read_measures,
+)
+from studies.sources import INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, source
+
+MEASURES_FILE = "measures.safetensors"
+GUIDED_ARM = "ctf-class"
+FULL_CLIPS = 48_000
+
+CTF = ("--model.teacher-forcing", "complete")
+MTF = ("--model.teacher-forcing", "masked")
+FIXED_INTERVAL = ("--data.interval-max", "1")
+DYNAMIC_INTERVAL = ("--data.interval-max", str(INTERVAL_MAX))
+NO_NOISE = ("--model.noise-max", "0", "--sampling.noise-level", "1")
+NOISE = ("--model.noise-max", "0.7", "--sampling.noise-level", "1")
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "ctf": (*CTF, *DYNAMIC_INTERVAL, *NOISE),
+    "ctf-without-interval": (*CTF, *FIXED_INTERVAL, *NOISE),
+    "ctf-without-noise": (*CTF, *DYNAMIC_INTERVAL, *NO_NOISE),
+    "ctf-without-both": (*CTF, *FIXED_INTERVAL, *NO_NOISE),
+    # Masked teacher forcing has no observation frames, so there is nothing to put noise on.
+    "mtf": (*MTF, *DYNAMIC_INTERVAL, *NO_NOISE),
+    "mtf-without-interval": (*MTF, *FIXED_INTERVAL, *NO_NOISE),
+    "ctf-class": (*CTF, *DYNAMIC_INTERVAL, *NOISE, "--model.classes", "10", "--training.class-dropout", "0.1"),
+}
+"""Settings by name; ``ctf`` is the paper's whole recipe."""
+
+ArmName = Literal[
+    "ctf", "ctf-without-interval", "ctf-without-noise", "ctf-without-both", "mtf", "mtf-without-interval", "ctf-class"
+]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every arm of a study is trained with, the same for all."""
+
+    steps: int = 3000
+    """optimizer steps"""
+    batch: int = 16
+    """clips a step"""
+    size: Literal["tiny", "small"] = "tiny"
+    """of the transformer and its head"""
+
+    @property
+    def is_short(self) -> bool:
+        """Fewer clips than the budget that the studies are meant for."""
+        return self.steps * self.batch < FULL_CLIPS
+
+    @property
+    def name(self) -> str:
+        """Names the folder of the arms."""
+        return f"{self.size}-{self.steps}x{self.batch}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model to train and measure."""
+
+    name: str
+    source: SourceName
+    seed: int
+    budget: Budget
+
+    def folder(self, out: Path) -> Path:
+        """Where all of it is kept."""
+        return out / self.source / self.budget.name / f"{self.name}-{self.seed}"
+
+
+def train_arm(arm: Arm, source: Source, folder: Path, device: str) -> None:
+    """Train the arm's model, or continue."""
+    budget = arm.budget
+    words = ("--run", folder / "run", "--data.root", source.latents, "--vae.weights", source.vae, "--device", device)
+    schedule = {
+        "steps": budget.steps,
+        "batch": budget.batch,
+        "warmup-steps": min(200, budget.steps // 10),
+        "cooldown-steps": budget.steps // 4,
+        "seed": arm.seed,
+        "ema-decay": 0.998,
+        "sample-every": 0,
+        "log-every": 50,
+        "checkpoint-every": 500,
+    }
+    training = [word for name, value in schedule.items() for word in (f"--training.{name}", value)]
+    sampling = ("--sampling.iterations", 4, "--sampling.steps", 50, "--sampling.temperature", 0.9)
+    magi(
+        "train",
+        "digits",
+        *words,
+        "--size",
+        budget.size,
+        "--model.classes",
+        0,
+        "--data.workers",
+        1,
+        *training,
+        *sampling,
+        *ARMS[arm.name],
+    )
+
+
+def load_measures(arm: Arm, folder: Path) -> Measures | None:
+    """Measures of an arm that is finished, else None; ``ValueError`` where those there are of other settings."""
+    path = folder / MEASURES_FILE
+    return read_measures(path, settings_of(arm)) if path.is_file() else None
+
+
+def measure_arm(arm: Arm, source: Source, folder: Path, device: str) -> Measures:
+    """Generate from the arm's model and measure; kept, so a second call reads."""
+    if (known := load_measures(arm, folder)) is not None:
+        return known
+    torch.backends.cuda.matmul.allow_tf32 = False
+    pipe = MagiPipeline.from_pretrained(folder / "run", chosen_device(device))
+    first_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
+    labels = labels_of(source, len(first_BTHWC)) if arm.name == GUIDED_ARM else None
+    tensors = clip_features(continued(pipe, first_BTHWC[:, :1], PREDICTED_FRAMES, labels), device)
+    for scale in GUIDANCE_SCALES if labels is not None else ():
+        tensors |= guided_measures(pipe, labels or [], scale, device)
+    long_BTHWC = continued(pipe, held_out_clips(source, LONG_CONTEXT, count=LONG_CLIPS), LONG_FRAMES, longer="window")
+    tensors |= long_curves(source, long_BTHWC)
+    if arm.name == "ctf":
+        stretched_BTHWC = continued(pipe, long_BTHWC[:, :LONG_CONTEXT], LONG_FRAMES, longer="interpolate")
+        curves = long_curves(source, stretched_BTHWC)
+        tensors |= {f"interpolated_{name}": values_BT for name, values_BT in curves.items()}
+    rows = [video.numpy() for video in long_BTHWC[:6]]
+    write_png(folder / "samples.png", contact_sheet(rows, context_frames=LONG_CONTEXT))
+    return keep(folder / MEASURES_FILE, tensors, settings_of(arm))
+
+
+def settings_of(arm: Arm) -> str:
+    """Names all that an arm's measures depend on, so that those of other settings are refused."""
+    values: dict[str, Any] = asdict(arm) | {"settings": ARMS[arm.name], "long": [LONG_FRAMES, LONG_CLIPS]}
+    if arm.name == GUIDED_ARM:
+        values["guidance"] = GUIDANCE_SCALES
+    return f"{arm.name} {hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class ArmOptions:
+    """Train and measure one arm."""
+
+    arm: Annotated[ArmName, tyro.conf.Positional]
+    """which settings"""
+    source: SourceName = "digits"
+    """which videos"""
+    seed: int = 0
+    """of weights, order, masks and noise"""
+    out: Path = Path("build/studies")
+    """folder of all arms"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+    budget: Budget = field(default_factory=Budget)
+
+
+def main() -> None:
+    """Train and measure the arm that the command line names."""
+    options = options_of(ArmOptions, "studies.arms")
+    check_device(options.device)
+    arm = Arm(options.arm, options.source, options.seed, options.budget)
+    place = source(options.source, options.out)
+    prepare(place, options.device)
+    train_arm(arm, place, arm.folder(options.out), options.device)
+    measure_arm(arm, place, arm.folder(options.out), options.device)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,141 @@
+"""Study: with dynamic interval the change between adjacent frames stays near that of real video (paper's Figure 8).
+
+    python -m studies.drift --source digits
+
+Held-out clips are continued from 4 frames to 104 in a sliding window, by models trained with intervals 1 to 4 and at
+interval 1 alone. Judged is the change from frame to frame over the last 26 frames against that of real clips at
+interval 1: near is within a quarter, and the distance from real (in logarithms, so that freezing and flickering count
+alike) is to be smaller with dynamic interval than without.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from magi.evaluation.drift import band, curves_to_json
+from studies.arms import ARMS
+from studies.claims import Judged, Statement, all_of, effect_of, judge
+from studies.commands import command, options_of
+from studies.measures import LONG_FRAMES
+from studies.reporting import (
+    COLOURS,
+    REAL_COLOUR,
+    Outcome,
+    figure_of,
+    real_scores,
+    training_notes,
+    training_settings,
+    write_outcome,
+)
+from studies.running import Arms, StudyOptions, gathered
+
+STUDY = "drift"
+WITH, WITHOUT = "ctf", "ctf-without-interval"
+LAST_FRAMES = 26
+NEAR = 1.25
+INTERVALS = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class DriftOptions(StudyOptions):
+    """Train with and without dynamic interval and follow both over 104 frames."""
+
+
+def log_ratio(made_BT: Tensor, real_BT: Tensor) -> float:
+    """Logarithm of the mean change of the last frames over that of real clips; a frozen video is at a thousandth."""
+    made, real = (float(values_BT[:, -LAST_FRAMES:].double().mean()) for values_BT in (made_BT, real_BT))
+    return math.log(max(made / real, 1e-3))
+
+
+def judged(arms: Arms) -> list[Judged]:
+    """Near the real curve with dynamic interval, and nearer than without."""
+    real_BT, clips = arms.real["adjacent_l2"], len(arms.real["adjacent_l2"])
+
+    def near(values_BT: Tensor) -> Callable[[Tensor], float]:
+        return lambda picked_N: log_ratio(values_BT[picked_N], real_BT[picked_N])
+
+    def nearer(with_BT: Tensor, without_BT: Tensor) -> Callable[[Tensor], float]:
+        one, other = near(with_BT), near(without_BT)
+        return lambda picked_N: abs(one(picked_N)) - abs(other(picked_N))
+
+    with_, without = ([one["adjacent_l2"] for one in arms.by_name[name]] for name in (WITH, WITHOUT))
+    quantity = f"log of the change between frames over real, last {LAST_FRAMES} of {LONG_FRAMES} frames"
+    first = Statement("with dynamic interval near the real curve", quantity, -math.log(NEAR), math.log(NEAR))
+    second = Statement("nearer than without", f"difference of the absolute {quantity}", None, 0.0)
+    pairs = zip(with_, without, strict=True)
+    return [
+        judge(first, effect_of([near(values_BT) for values_BT in with_], clips)),
+        judge(second, effect_of([nearer(one, other) for one, other in pairs], clips)),
+    ]
+
+
+def numbers_of(arms: Arms) -> dict[str, Any]:
+    """Curves with bands, and the log ratio of every seed."""
+    curves = {name: torch.cat([one["adjacent_l2"] for one in seeds]) for name, seeds in arms.by_name.items()}
+    curves |= {"real": arms.real["adjacent_l2"]}
+    curves |= {f"real, interval {interval}": arms.real[f"adjacent_l2_{interval}"] for interval in INTERVALS}
+    ratios = {
+        name: [log_ratio(one["adjacent_l2"], arms.real["adjacent_l2"]) for one in seeds]
+        for name, seeds in arms.by_name.items()
+    }
+    return {
+        "log_ratio": ratios,
+        "curves": curves_to_json({name: band(values_BT) for name, values_BT in curves.items()}),
+    }
+
+
+def draw(numbers: dict[str, Any]) -> Figure:
+    """Every curve over the frame number; real ones are grey, fainter the larger the interval."""
+    figure = figure_of(8, 4.5)
+    axes = figure.subplots()
+    colours = iter(COLOURS)
+    alpha = 1.0
+    for name, curve in numbers["curves"].items():
+        frames = range(2, len(curve["mean"]) + 2)
+        if name.startswith("real"):
+            axes.plot(frames, curve["mean"], "--", color=REAL_COLOUR, alpha=alpha, linewidth=1, label=name)
+            alpha *= 0.65
+        else:
+            colour = next(colours)
+            axes.plot(frames, curve["mean"], color=colour, label=name)
+            axes.fill_between(frames, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("frame number")
+    axes.set_title("change from the frame before (root mean square)", fontsize=11)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def study(options: StudyOptions) -> Path | None:
+    """Train what is missing, judge and write the result; None after a dry run."""
+    arms = gathered(options, (WITH, WITHOUT))
+    if arms is None:
+        return None
+    parts, numbers, real = judged(arms), numbers_of(arms), real_scores(arms.real)
+    trained = {name: ARMS[name] for name in (WITH, WITHOUT)}
+    outcome = Outcome(
+        STUDY,
+        options.source,
+        all_of(part.verdict for part in parts),
+        parts,
+        numbers | {"real": real},
+        {"command": f"python -m studies.{STUDY} --source {options.source}"}
+        | training_settings(options.source, options.seeds, options.budget, trained),
+        training_notes(options.seeds, options.budget, real),
+    )
+    return write_outcome(outcome, draw(numbers), options.results)
+
+
+def main() -> None:
+    """The study that the command line asks for."""
+    study(options_of(DriftOptions, f"studies.{STUDY}"))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,213 @@
+"""Study: 100 and more frames from training on 16 (paper section 5), by interpolated positions and by a sliding window.
+
+    python -m studies.length --model demo           (the shipped model; no training)
+    python -m studies.length --source digits        (arms of 'ctf')
+
+Held-out clips are continued from 4 frames to 104. Far from the context a video is coherent where it still changes as
+much from frame to frame as a real one, is as sharp, and (digits) still shows its class. The exact path is reported and
+not judged: a bounce that comes a frame late is a path that is off for good, however good the video.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from magi.cli.options import check_device
+from magi.evaluation.drift import band
+from magi.sampling.pipeline import MagiPipeline
+from magi.training.parallel import chosen_device
+from studies.arms import ARMS
+from studies.claims import Judged, Statement, Verdict, all_of, effect_of, judge
+from studies.commands import command, options_of
+from studies.measures import LONG_CLIPS, LONG_CONTEXT, LONG_FRAMES, Measures, continued, frame_curves, long_curves
+from studies.models import file_name, fingerprint, kept_or_made
+from studies.reporting import COLOURS, REAL_COLOUR, Outcome, figure_of, training_settings, write_outcome
+from studies.running import StudyOptions, check, check_writable, gathered
+from studies.sources import Source, held_out_clips, prepare_held_out, source
+
+MODES: dict[str, Literal["window", "interpolate"]] = {"": "window", "interpolated_": "interpolate"}
+"""Prefix of a measure -> how the videos were made longer."""
+SERIES = {"real": REAL_COLOUR, "window": COLOURS[0], "interpolate": COLOURS[1]}
+TRAINED_FRAMES = 16
+LAST_FRAMES = 16
+RATIOS = {"adjacent_l2": (0.5, 2.0), "sharpness": (0.7, 1.3)}
+LEAST_CLASS_KEPT = 0.6
+PANELS = {
+    "adjacent_l2": "change from the frame before",
+    "sharpness": "sharpness",
+    "class_kept": "class kept (share of clips)",
+    "path_error_px": "distance from exact path (px)",
+}
+
+
+@dataclass(frozen=True)
+class LengthOptions(StudyOptions):
+    """Continue held-out clips far beyond the trained length."""
+
+    seeds: int = 1
+    """trainings of every arm"""
+    model: str = ""
+    """a finished model of the digits instead of arms: demo, a run, an export or a hub id"""
+    count: int = 32
+    """clips that a finished model continues"""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Measures of what was made, a set a seed, and of the real clips it continues."""
+
+    made: list[Measures]
+    real: Measures
+
+
+def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
+    """A finished model's continuations, and what the result says of it; None after a dry run."""
+    check_device(options.device)
+    if options.source != "digits":
+        raise ValueError(f"--model {options.model} continues digits; leave --source out")
+    if not 2 <= options.count <= LONG_CLIPS:
+        raise ValueError(f"--count {options.count}: expected 2 to {LONG_CLIPS}")
+    pipe = MagiPipeline.from_pretrained(options.model, chosen_device(options.device))
+    print(
+        f"to generate: {len(MODES)} x {options.count} clips of {LONG_FRAMES} frames with '{options.model}'", flush=True
+    )
+    if options.dry_run:
+        return None
+    check_writable(options.results)
+    place = source("digits", options.out)
+    prepare_held_out(place)
+    made = {prefix: _made(options, pipe, place, mode) for prefix, mode in MODES.items()}
+    tensors = {prefix + name: values for prefix, one in made.items() for name, values in one.tensors.items()}
+    real = Measures(frame_curves(held_out_clips(place, LONG_FRAMES, count=options.count)))
+    settings = {"model": options.model, "weights": fingerprint(pipe), "clips": options.count}
+    return Continued([Measures(tensors)], real), settings
+
+
+def _made(
+    options: LengthOptions, pipe: MagiPipeline, place: Source, mode: Literal["window", "interpolate"]
+) -> Measures:
+    name = f"length-{file_name(options.model)}-{mode}-{options.count}.safetensors"
+    settings = f"{fingerprint(pipe)} {LONG_CONTEXT} to {LONG_FRAMES} frames"
+
+    def make() -> dict[str, Tensor]:
+        context_BTHWC = held_out_clips(place, LONG_CONTEXT, count=options.count)
+        return long_curves(place, continued(pipe, context_BTHWC, LONG_FRAMES, longer=mode))
+
+    return kept_or_made(options.out / "models" / name, settings, make)
+
+
+def of_arms(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
+    """Continuations of the arms 'ctf'; None after a dry run."""
+    arms = gathered(options, ["ctf"])
+    if arms is None:
+        return None
+    settings = training_settings(options.source, options.seeds, options.budget, {"ctf": ARMS["ctf"]})
+    return Continued(arms.by_name["ctf"], arms.real), settings
+
+
+def judged(found: Continued) -> list[Judged]:
+    """Both ways of growing longer: change and sharpness of the last frames against real ones, and the class."""
+    parts = []
+    for prefix, mode in MODES.items():
+        for name, (low, high) in RATIOS.items():
+            statement = Statement(
+                f"{mode}: {name} of the last {LAST_FRAMES} frames near real", f"ratio of {name}", low, high
+            )
+            statistics = [_ratio(one[prefix + name], found.real[name]) for one in found.made]
+            parts.append(judge(statement, effect_of(statistics, len(found.made[0][prefix + name]))))
+        if prefix + "class_kept" in found.made[0]:
+            statement = Statement(
+                f"{mode}: class kept after frame {TRAINED_FRAMES}", "share of frames", LEAST_CLASS_KEPT, None
+            )
+            statistics = [_kept(one[prefix + "class_kept"]) for one in found.made]
+            parts.append(judge(statement, effect_of(statistics, len(found.made[0][prefix + "class_kept"]))))
+    return parts
+
+
+def _ratio(made_BT: Tensor, real_BT: Tensor) -> Any:
+    def ratio(picked_N: Tensor) -> float:
+        return float(made_BT[picked_N, -LAST_FRAMES:].mean() / real_BT[picked_N, -LAST_FRAMES:].mean())
+
+    return ratio
+
+
+def _kept(made_BT: Tensor) -> Any:
+    return lambda picked_N: float(made_BT[picked_N, TRAINED_FRAMES:].mean())
+
+
+def draw(found: Continued) -> Figure:
+    """Each measure against the frame number, mean over clips and seeds, with its interval over clips."""
+    shown = [name for name in PANELS if name in found.made[0]]
+    figure = figure_of(6.5 * min(2, len(shown)), 3.6 * -(-len(shown) // 2))
+    for axes, name in zip(figure.subplots(-(-len(shown) // 2), min(2, len(shown))).flat, shown, strict=False):
+        curves: dict[str, Tensor] = {"real": found.real[name]} if name in found.real else {}
+        for prefix, mode in MODES.items():
+            curves[mode] = torch.cat([one[prefix + name] for one in found.made])
+        for label, values_BT in curves.items():
+            one, colour = band(values_BT), SERIES[label]
+            numbers = torch.arange(LONG_FRAMES - len(one.mean_T), LONG_FRAMES) + 1
+            axes.plot(numbers, one.mean_T, color=colour, label=label)
+            axes.fill_between(numbers, one.low_T, one.high_T, color=colour, alpha=0.15, linewidth=0)
+        axes.axvline(TRAINED_FRAMES + 0.5, color="black", linewidth=0.8, linestyle=":")
+        axes.set_title(PANELS[name], fontsize=11)
+        axes.set_xlabel("frame number (dotted: trained length)")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    return figure
+
+
+def numbers_of(found: Continued) -> dict[str, Any]:
+    """Means of every measure in stretches of frames, a list over seeds; and of the real clips."""
+    stretches = {"5-16": slice(4, 16), "17-60": slice(16, 60), "61-104": slice(60, 104)}
+
+    def means(values_BT: Tensor) -> dict[str, float]:
+        first = LONG_FRAMES - values_BT.shape[1]  # changes begin at the second frame
+        return {
+            name: float(values_BT[:, part.start - first : part.stop - first].mean()) for name, part in stretches.items()
+        }
+
+    made = {
+        name: [means(one[name]) for one in found.made]
+        for name in found.made[0].tensors
+        if "grey8x8" not in name and "digits3d" not in name
+    }
+    real = {name: means(found.real[name]) for name in ("adjacent_l2", "brightness", "sharpness")}
+    return {"made": made, "real": real}
+
+
+def study(options: LengthOptions) -> Path | None:
+    """Generate, judge and write the result; None after a dry run."""
+    check(options)
+    read = of_model(options) if options.model else of_arms(options)
+    if read is None:
+        return None
+    found, settings = read
+    variant = file_name(options.model) if options.model else options.source
+    words = f"--model {options.model} --count {options.count}" if options.model else f"--source {options.source}"
+    parts, notes = judged(found), [] if options.seeds > 1 else ["one seed: intervals are over clips"]
+    if not options.model and options.budget.is_short:
+        notes.append(f"short training: {options.budget.steps * options.budget.batch} clips an arm")
+    verdicts = {mode: _verdict(parts, mode) for mode in MODES.values()}
+    numbers = numbers_of(found) | {"verdicts": verdicts}
+    shape = {"context": LONG_CONTEXT, "frames": LONG_FRAMES}
+    settings = {"command": f"python -m studies.length {words}"} | settings | shape
+    outcome = Outcome("length", variant, all_of(part.verdict for part in parts), parts, numbers, settings, notes)
+    return write_outcome(outcome, draw(found), options.results)
+
+
+def _verdict(parts: Sequence[Judged], mode: str) -> Verdict:
+    return all_of(part.verdict for part in parts if part.statement.text.startswith(mode))
+
+
+def main() -> None:
+    """The study that the command line asks for."""
+    study(options_of(LengthOptions, "studies.length"))
+
+
+if __name__ == "__main__":
+    command(main)

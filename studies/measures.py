@@ -1,0 +1,183 @@
+"""What is measured of generated and of real videos, and how measures are kept: tensors by name, a row a clip.
+
+- ``digits3d`` (B, D): features of clips of 16 frames, for fvd[digits3d];
+- ``grey8x8`` (B, T, 64): frames as 8x8 grey levels, for fid[grey8x8], a Frechet distance a frame that needs no weights;
+- ``adjacent_l2``, ``brightness``, ``sharpness`` (B, T): curves of long videos; on digits also the oracles of
+  ``magi evaluate digits``: ``class_kept``, ``path_error_px``, ``energy_ratio``.
+
+Neither distance is on the scale of the FVD and FID of papers, so they always carry their names. Knows no training.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magi.data.write import published
+from magi.evaluation.classifier import load_classifier
+from magi.evaluation.digits import read_real_clips
+from magi.evaluation.digits3d import Digits3d
+from magi.evaluation.drift import adjacent_l2, brightness, sharpness
+from magi.evaluation.frechet import distance_of
+from magi.evaluation.oracles import measure as measure_oracles
+from magi.sampling.pipeline import MagiPipeline
+from magi.training.parallel import chosen_device
+from studies.sources import Source, held_out_clips, video_number
+
+FVD, FID = "fvd[digits3d]", "fid[grey8x8]"
+PREDICTED_FRAMES = 16
+LONG_FRAMES = 104
+LONG_CONTEXT = 4
+LONG_CLIPS = 64
+BATCH = 64
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 9.0)
+FLOOR_START = 40
+_REAL_SETTINGS = "2"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is known of an arm, or of real clips: tensors by name, a row a clip."""
+
+    tensors: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+
+def fvd(made_BD: Tensor, real_BD: Tensor) -> float:
+    """fvd[digits3d] of features; ``ValueError`` for no features."""
+    return distance_of(made_BD.double(), real_BD.double(), allow_singular=True)
+
+
+def fid(made_BTF: Tensor, real_BTF: Tensor) -> float:
+    """fid[grey8x8]: the distance of each frame but the first, which is given; mean over frames."""
+    frames = range(1, made_BTF.shape[1])
+    distances = [distance_of(made_BTF[:, t].double(), real_BTF[:, t].double(), allow_singular=True) for t in frames]
+    return sum(distances) / len(distances)
+
+
+def continued(
+    pipe: MagiPipeline,
+    context_BTHWC: Tensor | None,
+    frames: int,
+    labels: list[int] | None = None,
+    guidance: float | None = None,
+    longer: Literal["window", "interpolate"] | None = None,
+) -> Tensor:
+    """Video_BTHWC uint8 of ``frames`` frames that begin with the context, if any; clip k is drawn with seed k."""
+    clips = len(labels or ()) if context_BTHWC is None else len(context_BTHWC)
+    made = []
+    for first in range(0, clips, BATCH):
+        part = slice(first, min(first + BATCH, clips))
+        result = pipe(
+            frames=frames,
+            context=None if context_BTHWC is None else context_BTHWC[part],
+            labels=None if labels is None else labels[part],
+            seeds=range(part.start, part.stop),
+            guidance=guidance,
+            longer=longer,
+        )
+        made.append(result.video_BTHWC.cpu())
+    return torch.cat(made)
+
+
+def clip_features(video_BTHWC: Tensor, device: str) -> dict[str, Tensor]:
+    """``digits3d`` (B, D) of whole clips and ``grey8x8`` (B, T, 64) of their frames."""
+    network = Digits3d.load().to(chosen_device(device))
+    features = [network.features(part_BTHWC).cpu() for part_BTHWC in video_BTHWC.split(BATCH)]
+    grey_BTHW = video_BTHWC.float().mean(-1) / 255
+    small = torch.nn.functional.adaptive_avg_pool2d(grey_BTHW, 8).flatten(2)
+    return {"digits3d": torch.cat(features), "grey8x8": small}
+
+
+def guided_measures(pipe: MagiPipeline, labels: list[int], scale: float, device: str) -> dict[str, Tensor]:
+    """Of 16 frames made from a class alone, guided at ``scale``: features, and whether the class is seen (B, T)."""
+    video_BTHWC = continued(pipe, None, PREDICTED_FRAMES, labels, scale)
+    seen_BT = load_classifier()[0].classify(video_BTHWC.flatten(0, 1).numpy()).reshape(len(labels), -1)
+    kept_BT = torch.from_numpy(seen_BT) == torch.tensor(labels)[:, None]
+    return {
+        f"digits3d_guidance_{scale:g}": clip_features(video_BTHWC, device)["digits3d"],
+        f"class_guidance_{scale:g}": kept_BT.float(),
+    }
+
+
+def long_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
+    """All that is measured of long videos, frame by frame."""
+    return frame_curves(video_BTHWC) | (oracle_curves(source, video_BTHWC) if source.name == "digits" else {})
+
+
+def frame_curves(video_BTHWC: Tensor) -> dict[str, Tensor]:
+    """Change between adjacent frames (B, T-1), brightness and sharpness (B, T)."""
+    curves = {"adjacent_l2": adjacent_l2, "brightness": brightness, "sharpness": sharpness}
+    return {name: curve(video_BTHWC) for name, curve in curves.items()}
+
+
+def oracle_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
+    """The oracles of ``magi evaluate digits`` (B, T): class kept, path error in pixels, ink against real."""
+    clips, _ = read_real_clips(source.held_out, len(video_BTHWC), video_BTHWC.shape[1])
+    curves = measure_oracles(video_BTHWC.numpy(), clips, load_classifier()[0])
+    return {name: torch.from_numpy(np.ascontiguousarray(values_BT)) for name, values_BT in curves.items()}
+
+
+def labels_of(source: Source, count: int) -> list[int]:
+    """Classes of the held-out digits, in the order of ``held_out_clips``: their folders."""
+    paths = sorted(source.held_out.glob("[0-9]/*.mp4"), key=lambda path: video_number(path.name))
+    return [int(path.parent.name) for path in paths[:count]]
+
+
+def real_measures(source: Source, folder: Path, device: str) -> Measures:
+    """The same of real clips: those that are continued, and others for the distance of real from real (``floor_``).
+
+    And of real clips spoilt in time (``shuffled_``: frames in another order, ``frozen_``: the first one alone), which
+    must score worse than the floor, or the measure is blind to motion.
+    """
+    path, settings = folder / "real.safetensors", f"{source.name} {_REAL_SETTINGS}"
+    if path.is_file():
+        return read_measures(path, settings)
+    clips_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
+    floor_BTHWC = held_out_clips(source, PREDICTED_FRAMES, start=FLOOR_START)
+    order_T = torch.randperm(PREDICTED_FRAMES, generator=torch.Generator().manual_seed(0))
+    tensors = clip_features(clips_BTHWC, device)
+    for name, video_BTHWC in (
+        ("floor", floor_BTHWC),
+        ("shuffled", floor_BTHWC[:, order_T]),
+        ("frozen", floor_BTHWC[:, :1].expand_as(floor_BTHWC)),
+    ):
+        tensors |= {f"{name}_{key}": value for key, value in clip_features(video_BTHWC, device).items()}
+    tensors |= frame_curves(held_out_clips(source, LONG_FRAMES, count=LONG_CLIPS))
+    for interval in (2, 4, 8):
+        frames = (120 if source.name == "pendulum" else 200) // interval
+        long_BTHWC = held_out_clips(source, min(LONG_FRAMES, frames), interval=interval, count=LONG_CLIPS)
+        tensors[f"adjacent_l2_{interval}"] = adjacent_l2(long_BTHWC)
+    return keep(path, tensors, settings)
+
+
+def read_measures(path: Path, settings: str) -> Measures:
+    """Measures on disk; ``ValueError`` where they are of other settings."""
+    beside = path.with_suffix(".json")
+    found = json.loads(beside.read_text(encoding="utf-8"))["settings"] if beside.is_file() else "unknown settings"
+    if found != settings:
+        raise ValueError(f"{path}: measured with other settings ({found}); delete it, or name another --out")
+    return Measures(load_file(path))
+
+
+def keep(path: Path, tensors: Mapping[str, Tensor], settings: str) -> Measures:
+    """Write measures with the settings they belong to; whole or not at all."""
+    # Frames are compared over thousands of rows, so half precision of a grey level is plenty.
+    dtypes = {name: torch.float16 if "grey8x8" in name else torch.float32 for name in tensors}
+    kept = {name: value.to(dtypes[name]).contiguous() for name, value in tensors.items()}
+    with published(path.with_suffix(".json")) as beside:
+        beside.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+    with published(path) as beside:
+        save_file(kept, beside)
+    return Measures(kept)

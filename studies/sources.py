@@ -1,0 +1,131 @@
+"""What a study trains on: the built-in digits, or recorded episodes of a pendulum; videos, autoencoder, latents.
+
+Each is 64x64 video with an autoencoder of stride 8, so the same model and the same budget serve both. Every step is a
+``magi`` command, and what is there already is kept.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from magi.config import DataConfig, VaeConfig
+from magi.data.clips import clip_span, fit_frames
+from magi.data.decode import read_frames
+from magi.data.index import open_index
+from studies.processes import run
+
+SIZE = 64
+SourceName = Literal["digits", "pendulum"]
+TRAIN_SEED, HELD_OUT_SEED = 0, 1
+INTERVAL_MAX = 4
+"""Dynamic interval of the studies: these videos move faster for their length than the paper's, which goes to 25."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Folders of a source and its limits."""
+
+    name: SourceName
+    folder: Path
+    train_videos: int
+    held_out_videos: int
+    classes: int
+
+    @property
+    def train(self) -> Path:
+        """Videos that models are trained on."""
+        return self.folder / "train"
+
+    @property
+    def held_out(self) -> Path:
+        """Videos that no model has seen."""
+        return self.folder / "held_out"
+
+    @property
+    def latents(self) -> Path:
+        """The training videos, encoded."""
+        return self.folder / "latents"
+
+    @property
+    def vae(self) -> str:
+        """Weights of the autoencoder: the shipped one of the digits, or one trained on this source."""
+        return "demo" if self.name == "digits" else str(self.folder / "vae")
+
+    @property
+    def vae_config(self) -> VaeConfig:
+        """The autoencoder."""
+        return VaeConfig(name="small", weights=self.vae)
+
+
+def source(name: SourceName, folder: Path) -> Source:
+    """The source called ``name`` in ``folder``, prepared or not."""
+    if name == "digits":
+        return Source(name, folder / name, 1000, 256, 10)
+    return Source(name, folder / name, 300, 300, 0)
+
+
+def is_prepared(source: Source) -> bool:
+    """Whether videos, autoencoder and latents are there; a prepared source is only looked through by ``prepare``."""
+    vae = source.name == "digits" or (source.folder / "vae" / "model.safetensors").is_file()
+    return vae and _has_videos(source) and any(source.latents.glob("*.safetensors"))
+
+
+def prepare(source: Source, device: str) -> None:
+    """Write what is missing: videos, autoencoder, latents. ``ValueError`` where Gymnasium is missing for it."""
+    size = ("--height", SIZE, "--width", SIZE, "--device", device)
+    _write_videos(source, source.train, source.train_videos, TRAIN_SEED)
+    prepare_held_out(source)
+    if source.name == "pendulum" and not (source.folder / "vae" / "model.safetensors").is_file():
+        magi("train-vae", source.train, source.folder / "vae", "--steps", 1500, *size)
+    magi("encode", source.train, source.latents, "--vae", source.vae, *size)
+
+
+def prepare_held_out(source: Source) -> None:
+    """Write the held-out videos that are missing: all that a study of a finished model needs."""
+    _write_videos(source, source.held_out, source.held_out_videos, HELD_OUT_SEED)
+
+
+def _write_videos(source: Source, folder: Path, videos: int, seed: int) -> None:
+    if len(list(folder.rglob("*.mp4"))) >= videos:
+        return
+    if source.name == "digits":
+        magi("data", "digits", folder, "--clips", videos, "--size", SIZE, "--seed", seed)
+    elif find_spec("gymnasium") is None:
+        raise ValueError("--source pendulum: recording it needs Gymnasium; pip install -e '.[studies]'")
+    else:
+        run(["-m", "studies.record_gymnasium", folder, "--episodes", videos, "--seed", seed, "--size", SIZE])
+
+
+def _has_videos(source: Source) -> bool:
+    wanted = ((source.train, source.train_videos), (source.held_out, source.held_out_videos))
+    return all(len(list(folder.rglob("*.mp4"))) >= videos for folder, videos in wanted)
+
+
+def magi(*words: object) -> None:
+    """Run a command of this package; its output goes where ours goes."""
+    run(["-m", "magi", *words])
+
+
+def held_out_clips(source: Source, frames: int, start: int = 0, interval: int = 1, count: int = 0) -> Tensor:
+    """Video_BTHWC uint8 of the held-out videos that are long enough, in the order of their numbers.
+
+    Numbers go round the classes of the digits, so that the first ``count`` videos hold all of them.
+    """
+    index = open_index(DataConfig(root=str(source.held_out), max_bad_fraction=0.0))
+    clips = []
+    for record in sorted(index.videos, key=lambda record: video_number(record.path))[: count or None]:
+        if record.frames < start + clip_span(frames, interval):
+            continue
+        numbers = range(start, start + clip_span(frames, interval), interval)
+        video_THWC = read_frames(index.root / record.path, numbers, record)
+        clips.append(torch.from_numpy(fit_frames(video_THWC, SIZE, SIZE)))
+    return torch.stack(clips)
+
+
+def video_number(path: str) -> str:
+    """The number at the end of a video's name."""
+    return Path(path).stem.rpartition("_")[2]
