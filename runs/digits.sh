@@ -13,7 +13,7 @@ PATH="$PWD/.venv/bin:$PATH"
 work=build/digits
 
 magi data digits $work/train --clips 1000 --size 64 --seed 0
-magi data digits $work/held_out --clips 32 --size 64 --seed 1
+magi data digits $work/held_out --clips 128 --size 64 --seed 1
 magi train-vae $work/train $work/vae --height 64 --width 64 --steps 4000 --batch 16 --learning-rate 5e-3
 magi encode $work/train $work/latents --vae $work/vae --height 64 --width 64
 magi train digits --run $work/run --data.root $work/latents --vae.weights $work/vae --training.precision bf16 \
@@ -21,7 +21,7 @@ magi train digits --run $work/run --data.root $work/latents --vae.weights $work/
     --training.sample-every 0 --model.noise-max 0.7 --sampling.noise-level 1 --sampling.temperature 0.5 \
     --sampling.iterations 2 --sampling.steps 12
 magi export $work/run magi/demo_model --dtype float16
-magi evaluate digits $work/results --models demo=magi/demo_model --videos $work/held_out --count 32 --batch 16 \
+magi evaluate digits $work/results --models demo=magi/demo_model --videos $work/held_out --count 128 --batch 32 \
     --speeds full fast --keep-speeds --readme README.md
 
 mkdir -p results
