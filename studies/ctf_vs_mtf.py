@@ -11,12 +11,9 @@ without it.
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.arms import ARMS
-from studies.claims import all_of
 from studies.commands import command, options_of
 from studies.measures import FID, FVD
-from studies.prediction import compared, draw, scores
-from studies.reporting import Outcome, real_scores, training_notes, training_settings, write_outcome
+from studies.prediction import compared, write_prediction
 from studies.running import StudyOptions, gathered
 
 STUDY = "ctf_vs_mtf"
@@ -38,18 +35,7 @@ def study(options: StudyOptions) -> Path | None:
         compared(arms, f"{FVD} is lower with CTF", "ctf", "mtf", FVD),
         compared(arms, f"{FID} about equal", "ctf", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL),
     ]
-    values, real = scores(arms), real_scores(arms.real)
-    settings = training_settings(options.source, options.seeds, options.budget, {name: ARMS[name] for name in NAMES})
-    outcome = Outcome(
-        STUDY,
-        options.source,
-        all_of(part.verdict for part in parts),
-        parts,
-        {"arms": values, "real": real},
-        {"command": f"python -m studies.{STUDY} --source {options.source}"} | settings,
-        training_notes(options.seeds, options.budget, real),
-    )
-    return write_outcome(outcome, draw(values, real), options.results)
+    return write_prediction(options, STUDY, arms, parts)
 
 
 def main() -> None:

@@ -11,12 +11,9 @@ noise on. All predict 16 frames from the first frame of held-out clips at interv
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.arms import ARMS
-from studies.claims import all_of
 from studies.commands import command, options_of
 from studies.measures import FVD
-from studies.prediction import compared, draw, scores
-from studies.reporting import Outcome, real_scores, training_notes, training_settings, write_outcome
+from studies.prediction import compared, write_prediction
 from studies.running import StudyOptions, gathered
 
 STUDY = "exposure_bias"
@@ -47,18 +44,7 @@ def study(options: StudyOptions) -> Path | None:
     if arms is None:
         return None
     parts = [compared(arms, text, one, other, FVD) for text, one, other in COMPARISONS]
-    values, real = scores(arms), real_scores(arms.real)
-    settings = training_settings(options.source, options.seeds, options.budget, {name: ARMS[name] for name in names})
-    outcome = Outcome(
-        STUDY,
-        options.source,
-        all_of(part.verdict for part in parts),
-        parts,
-        {"arms": values, "real": real},
-        {"command": f"python -m studies.{STUDY} --source {options.source}"} | settings,
-        training_notes(options.seeds, options.budget, real),
-    )
-    return write_outcome(outcome, draw(values, real), options.results)
+    return write_prediction(options, STUDY, arms, parts)
 
 
 def main() -> None:

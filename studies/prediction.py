@@ -4,16 +4,27 @@ Knows arms and measures; no study's claim.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.claims import Judged, Statement, effect_of, judge, relative
+from studies.arms import ARMS
+from studies.claims import Judged, Statement, all_of, effect_of, judge, relative
 from studies.measures import FID, FVD, Measures, fid, fvd
-from studies.reporting import COLOURS, REAL_COLOUR, figure_of
-from studies.running import Arms
+from studies.reporting import (
+    COLOURS,
+    REAL_COLOUR,
+    Outcome,
+    figure_of,
+    real_scores,
+    training_notes,
+    training_settings,
+    write_outcome,
+)
+from studies.running import Arms, StudyOptions
 
 DISTANCES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {FVD: ("digits3d", fvd), FID: ("grey8x8", fid)}
 """Name of a distance -> the measure it is of, and the function."""
@@ -46,6 +57,22 @@ def compared(
     pairs = zip(arms.by_name[one], arms.by_name[other], strict=True)
     statement = Statement(text, f"{distance} of {one} less that of {other}, over it", low, high)
     return judge(statement, effect_of([statistic(first, second) for first, second in pairs], len(real)))
+
+
+def write_prediction(options: StudyOptions, study: str, arms: Arms, parts: Sequence[Judged]) -> Path:
+    """Write the result of a study of first-frame prediction whose claim holds where all of its ``parts`` do."""
+    values, real = scores(arms), real_scores(arms.real)
+    settings = training_settings(options.source, options.seeds, options.budget, {name: ARMS[name] for name in values})
+    outcome = Outcome(
+        study,
+        options.source,
+        all_of(part.verdict for part in parts),
+        parts,
+        {"arms": values, "real": real},
+        {"command": f"python -m studies.{study} --source {options.source}"} | settings,
+        training_notes(options.seeds, options.budget, real),
+    )
+    return write_outcome(outcome, draw(values, real), options.results)
 
 
 def draw(values: Mapping[str, Mapping[str, Sequence[float]]], real: Mapping[str, Any]) -> Figure:

@@ -7,6 +7,7 @@ knows no training and no configuration file but those of ``magi.vae.diffusers_we
 import hashlib
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ UNMEASURED = "none: latents as the network makes them"
 _HALF_RANGE = 127.5  # uint8 0..255 becomes -1..1
 
 
-class PretrainedVae:
+class PretrainedVae(ABC):
     """A diffusers autoencoder behind the contract; latents are normalised channel by channel."""
 
     name: ClassVar[str]
@@ -72,8 +73,8 @@ class PretrainedVae:
 
     @classmethod
     def _default_config(cls) -> dict[str, Any]:
-        """Configuration of weights that come without one."""
-        raise NotImplementedError
+        """Configuration of weights that come without one; an adapter with ``single_file`` gives it."""
+        raise AssertionError(f"{cls.name} takes no single file")
 
     @staticmethod
     def _today(state: State) -> State:
@@ -153,14 +154,14 @@ class PretrainedVae:
         return int(self.network.config.latent_channels)
 
     @property
+    @abstractmethod
     def spatial_stride(self) -> int:
         """Pixels a latent covers in height and in width."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def temporal_stride(self) -> int:
         """Frames a latent frame covers."""
-        raise NotImplementedError
 
     def check_frame_size(self, height: int, width: int) -> None:
         """``ValueError`` for a size in pixels that the stride does not divide."""
