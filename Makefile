@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 
 .PHONY: help install test lint demo
 
@@ -31,8 +32,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What only the tests of the GPU kernels need, which run in Triton's interpreter.
+$(KERNELS): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[kernels]"
+	@touch $@
+
 # Two at a time, each on one thread: the same machine does it in half of the time.
-test: lint
+test: lint $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(INSTALLED)

@@ -7,6 +7,7 @@ from magi.config import LatentShape, ModelConfig
 from magi.model.conditioning import Conditions
 from magi.model.frame_pass import FramePass, cached_attention
 from magi.model.magi import Magi
+from magi.model.packed_linear import can_pack
 
 VIDEOS, KNOWN = 2, 3
 
@@ -35,18 +36,27 @@ def normal(*shape: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("time", [3, 2.5])
 @pytest.mark.parametrize("forcing", ["complete", "masked"])
-def test_passes_are_those_of_the_model(forcing: str, time: float) -> None:
-    model = tiny_model(forcing)
+@pytest.mark.parametrize("packed", [False, True])
+def test_passes_are_those_of_the_model(
+    forcing: str, time: float, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, and in float32 with weights packed for the processor, as large layers are."""
+    model, tolerance = tiny_model(forcing), 1e-10
+    if packed:
+        monkeypatch.setattr("magi.model.packed_linear.LEAST_WEIGHTS", 1)
+        model, tolerance = model.float(), 1e-5
+    dtype = model.mask_token.dtype
     conditions, N = told(model), model.tokens_per_frame
     plain, fast = (model.new_cache(2 * VIDEOS, KNOWN) for _ in range(2))
     frame_pass = FramePass(model, conditions, halves=2)
-    tokens_BTNC = normal(VIDEOS, KNOWN + 1, N, 2)
+    assert (frame_pass.temporal[0].mlp_in.packed is not None) == (packed and can_pack(model.mask_token))
+    tokens_BTNC = normal(VIDEOS, KNOWN + 1, N, 2).to(dtype)
     for frame in range(KNOWN):
         model.observe(tokens_BTNC[:, frame : frame + 1].repeat(2, 1, 1, 1), torch.tensor([frame]), conditions, plain)
         frame_pass.place(torch.tensor(frame))
         frame_pass.observe(tokens_BTNC[:, frame], fast)
         fast.advance(1)
-    torch.testing.assert_close(fast.stored[:, :, :KNOWN], plain.stored[:, :, :KNOWN], atol=1e-10, rtol=0)
+    torch.testing.assert_close(fast.stored[:, :, :KNOWN], plain.stored[:, :, :KNOWN], atol=tolerance, rtol=0)
 
     masked_BN = torch.rand(VIDEOS, N, generator=torch.Generator().manual_seed(3)) < 0.5
     picked_Bm = torch.tensor([[5, 0, 2], [1, 1, 4]])
@@ -57,7 +67,7 @@ def test_passes_are_those_of_the_model(forcing: str, time: float) -> None:
     frame_pass.place(position)
     before = fast.stored.clone()
     got = frame_pass.predict(tokens_BNC, masked_BN, picked_Bm, fast)
-    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
     assert torch.equal(fast.stored, before), "a masked pass leaves no trace"
 
 

@@ -1,13 +1,16 @@
 """The denoising loop as one kernel: equal to the plain loop, in Triton's interpreter, with one program."""
 
+import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from magi.model.diffusion import cosine_schedule, respace, reverse_table
 from magi.model.diffusion_head import DiffusionHead
@@ -17,10 +20,10 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton co
 STEPS, WIDTH, CHANNELS, CONDITION = 6, 64, 16, 24
 
 
-def head() -> DiffusionHead:
+def head(blocks: int) -> DiffusionHead:
     """A head whose every weight matters."""
     torch.manual_seed(0)
-    made = DiffusionHead(CHANNELS, CONDITION, WIDTH, 3)
+    made = DiffusionHead(CHANNELS, CONDITION, WIDTH, blocks)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     for block in made.blocks:
@@ -28,29 +31,58 @@ def head() -> DiffusionHead:
     return made
 
 
-def largest_difference(halves: int, tokens: int, scale: float, temperature: float) -> float:
-    """Between kernel and plain loop, over the largest token."""
+CASES = ((3, 2, 8), (3, 2, 5), (3, 1, 16), (3, 1, 9), (2, 2, 8))
+"""Residual blocks, halves of guidance and tokens: with every row in use or some of them padding."""
+
+
+def errors(blocks: int, halves: int, tokens: int) -> tuple[float, float]:
+    """Of the plain loop and of the kernel in float32, against the plain loop in float64, over the largest token."""
     from magi.model.head_kernels import PersistentDenoiser
 
     table = reverse_table(respace(cosine_schedule(1000), STEPS), 10.0)
+    made = head(blocks)
     z_GMD, noise_IMC = torch.randn(halves, tokens, CONDITION), torch.randn(STEPS, tokens, CHANNELS)
     with torch.inference_mode():
-        plain = denoise_tokens(head(), z_GMD, noise_IMC, table, scale, temperature)
-        made = PersistentDenoiser(head(), table, programs=1, warps=4)(z_GMD, noise_IMC, scale, temperature)
-    return float((plain - made).abs().max() / plain.abs().max())
+        plain = denoise_tokens(made, z_GMD, noise_IMC, table, 2.5, 0.8)
+        fused = PersistentDenoiser(made, table, programs=1, warps=4)(z_GMD, noise_IMC, 2.5, 0.8)
+        exact = denoise_tokens(made.double(), z_GMD.double(), noise_IMC.double(), table, 2.5, 0.8)
+    largest = float(exact.abs().max())
+    return float((plain - exact).abs().max()) / largest, float((fused - exact).abs().max()) / largest
 
 
-@needs_triton
-@pytest.mark.parametrize(("halves", "tokens"), [(2, 8), (2, 5), (1, 16), (1, 9)])
-def test_the_kernel_equals_the_plain_loop(halves: int, tokens: int) -> None:
-    """Guided or not, with every row in use or some of them padding."""
-    # The interpreter is chosen when Triton is first imported, so it runs in a process of its own.
-    words = f"from tests.test_model_head_kernels import *; print(largest_difference({halves}, {tokens}, 2.5, 0.8))"
+def tokens_of_equal_columns() -> Tensor:
+    """Tokens of a head whose first rows are so nearly constant that rounding takes their variance below 0."""
+    from magi.model.head_kernels import PersistentDenoiser
+
+    made = head(1)
+    made.input.weight.data.mul_(1e-6)
+    made.input.bias.data.fill_(10.1)
+    table = reverse_table(respace(cosine_schedule(1000), 2), 10.0)
+    with torch.inference_mode():
+        return PersistentDenoiser(made, table, programs=1)(
+            torch.randn(1, 16, CONDITION), torch.randn(2, 16, CHANNELS), 1, 1
+        )
+
+
+def in_the_interpreter(expression: str) -> Any:
+    """What it gives in a process of its own, because the interpreter is chosen when Triton is first imported."""
+    words = f"from tests.test_model_head_kernels import *; print(json.dumps({expression}))"
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, env=environment, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1e-5
+    return json.loads(done.stdout)
+
+
+@needs_triton
+def test_the_kernel_equals_the_plain_loop() -> None:
+    """As near to float64 as the plain loop is: a step may enlarge rounding a hundred times, for both."""
+    found, finite = in_the_interpreter(
+        "[[errors(*case) for case in CASES], bool(tokens_of_equal_columns().isfinite().all())]"
+    )
+    assert finite
+    for case, (plain, fused) in zip(CASES, found, strict=True):
+        assert plain < 1e-3 and fused <= 3 * plain + 1e-6, (case, plain, fused)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or find_spec("triton") is None, reason="needs a GPU and Triton")

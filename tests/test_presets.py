@@ -101,10 +101,10 @@ def test_large_is_the_paper() -> None:
 
 def test_sizes_grow() -> None:
     shapes = [size(name) for name in SIZES]
-    assert list(SIZES) == ["tiny", "small", "base", "large"]
+    assert list(SIZES) == ["nano", "tiny", "small", "base", "large"]
     for smaller, larger in pairwise(shapes):
         assert (
-            smaller.width < larger.width and smaller.blocks < larger.blocks and smaller.head_width <= larger.head_width
+            smaller.width < larger.width and smaller.blocks <= larger.blocks and smaller.head_width <= larger.head_width
         )
 
 
@@ -139,8 +139,15 @@ def test_speeds_of_the_papers_settings_and_of_small_ones() -> None:
     made = {name: at_speed(SamplingConfig(), name) for name in SPEEDS}
     assert made["full"] == SamplingConfig()
     assert {name: (c.iterations, c.steps, c.last_steps) for name, c in made.items()} == {
-        "full": (64, 100, 0), "fast": (64, 50, 5), "faster": (32, 25, 0), "fastest": (16, 10, 0),
+        "full": (64, 100, 0), "fast": (64, 50, 5), "fast-dpm": (64, 25, 0), "faster": (32, 25, 0),
+        "fastest": (16, 10, 0),
     }  # fmt: skip
+    assert {name for name, config in made.items() if config.solver != "ancestral"} == {"fast-dpm"}
+    assert all(SamplingConfig.model_validate(config.model_dump()) == config for config in made.values())
+    ordinary = SamplingConfig(solver="dpm++")
+    assert at_speed(ordinary, "faster").solver == "dpm++" and at_speed(ordinary, "fast-dpm").solver == "dpm++sde"
+    # DPM-Solver++ as an ODE draws no noise, so the temperature, which stays the config's, would do nothing.
+    assert at_speed(SamplingConfig(temperature=0.7), "fast-dpm").temperature == 0.7
     least = at_speed(SamplingConfig(iterations=1, steps=2), "fastest")
     assert (least.iterations, least.steps) == (1, 2)
     with pytest.raises(ValueError, match=r"unknown speed 'fastes'; did you mean 'fastest'"):

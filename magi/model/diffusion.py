@@ -173,19 +173,6 @@ class ReverseTable:
         """Whether a step needs the clean token of the step before."""
         return any(self.mean_from_previous)
 
-    def coefficients(self, device: torch.device) -> Tensor:
-        """All numbers as (steps, 7), float32, in the order of the fields."""
-        columns = (
-            self.x0_from_xt,
-            self.x0_from_noise,
-            self.mean_from_x0,
-            self.mean_from_xt,
-            self.mean_from_previous,
-            self.log_std,
-            self.log_std_slope,
-        )
-        return torch.tensor(columns, dtype=torch.float32).T.contiguous().to(device)
-
     def step(
         self,
         index: int,

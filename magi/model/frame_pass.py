@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magi.model.kv_cache import KVCache
+from magi.model.packed_linear import PackedLinear
 from magi.model.positions import interpolate_rows
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Parameters of one attention and its MLP, as ``F.linear`` and ``F.layer_norm`` take them."""
+    """Layers of one attention and its MLP: linear ones, and parameters as ``F.layer_norm`` takes them."""
 
     norm: tuple[Tensor, Tensor]
-    qkv: tuple[Tensor, Tensor]
-    proj: tuple[Tensor, Tensor]
+    qkv: PackedLinear
+    proj: PackedLinear
     mlp_norm: tuple[Tensor, Tensor]
-    mlp_in: tuple[Tensor, Tensor]
-    mlp_out: tuple[Tensor, Tensor]
+    mlp_in: PackedLinear
+    mlp_out: PackedLinear
 
     @staticmethod
     def spatial(block: nn.Module) -> LayerWeights:
@@ -54,8 +55,16 @@ def _weights(block: nn.Module, half: str) -> LayerWeights:
         assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
         return weight, bias
 
+    def linear(name: str) -> PackedLinear:
+        return PackedLinear(*pair(name))
+
     return LayerWeights(
-        pair("norm"), pair("attention.qkv"), pair("attention.proj"), pair("mlp_norm"), pair("mlp.0"), pair("mlp.2")
+        norm=pair("norm"),
+        qkv=linear("attention.qkv"),
+        proj=linear("attention.proj"),
+        mlp_norm=pair("mlp_norm"),
+        mlp_in=linear("mlp.0"),
+        mlp_out=linear("mlp.2"),
     )
 
 
@@ -65,26 +74,28 @@ def _norm(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
 
 def _finish(x: Tensor, mixed: Tensor, w: LayerWeights) -> Tensor:
     """What follows the mixing of an attention: projection, residual, MLP, residual."""
-    x = x + F.linear(mixed, *w.proj)
-    return x + F.linear(F.gelu(F.linear(_norm(x, w.mlp_norm), *w.mlp_in)), *w.mlp_out)
+    x = x + w.proj(mixed)
+    return x + w.mlp_out(F.gelu(w.mlp_in(_norm(x, w.mlp_norm))))
 
 
-def spatial_layer(x_BPD: Tensor, w: LayerWeights, heads: int, picked_BmD: Tensor | None = None) -> Tensor:
-    """Full attention among P positions and the MLP; of the picked positions alone where an index is given."""
-    batch, positions, width = x_BPD.shape
-    normed = _norm(x_BPD, w.norm)
-    if picked_BmD is None:
-        q, k, v = F.linear(normed, *w.qkv).view(batch, positions, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    else:
-        weight, bias = w.qkv
-        k, v = (
-            F.linear(normed, weight[width:], bias[width:]).view(batch, positions, 2, heads, -1).permute(2, 0, 3, 1, 4)
-        )
-        q = F.linear(normed.gather(1, picked_BmD), weight[:width], bias[:width])
-        q = q.view(batch, -1, heads, width // heads).transpose(1, 2)
-        x_BPD = x_BPD.gather(1, picked_BmD)
+def spatial_layer(x_BPD: Tensor, w: LayerWeights, heads: int) -> Tensor:
+    """Full attention among P positions and the MLP."""
+    q, k, v = w.qkv(_norm(x_BPD, w.norm)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(q, k, v)
     return _finish(x_BPD, mixed.transpose(1, 2).reshape(x_BPD.shape), w)
+
+
+def picked_spatial_layer(
+    x_BPD: Tensor, w: LayerWeights, q_and_kv: tuple[PackedLinear, PackedLinear], heads: int, picked_BmD: Tensor
+) -> Tensor:
+    """``spatial_layer`` of the picked positions alone; ``q_and_kv`` is its ``qkv`` in two."""
+    to_q, to_kv = q_and_kv
+    normed = _norm(x_BPD, w.norm)
+    k, v = to_kv(normed).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    q = to_q(normed.gather(1, picked_BmD)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    x_BmD = x_BPD.gather(1, picked_BmD)
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return _finish(x_BmD, mixed.transpose(1, 2).reshape(x_BmD.shape), w)
 
 
 def cached_attention(qkv_R3hd: Tensor, stored_RT2hd: Tensor) -> Tensor:
@@ -112,6 +123,9 @@ class FramePass:
         self.model, self.halves, self.heads, self.kernels = model, halves, model.config.heads, kernels
         self.spatial = [LayerWeights.spatial(block) for block in model.transformer.blocks]
         self.temporal = [LayerWeights.temporal(block) for block in model.transformer.blocks]
+        # Of the last block one pass needs the queries of few positions, the other no queries.
+        self.last_spatial = self.spatial[-1].qkv.split(model.config.width)
+        _, self.last_keys_and_values = self.temporal[-1].qkv.split(model.config.width)
         condition_BKD, added_BD = model.conditioning(conditions)
         tokens_BND = condition_BKD.new_zeros(len(added_BD), model.tokens_per_frame, added_BD.shape[-1])
         told_BPD = (torch.cat([condition_BKD, tokens_BND], dim=1) + model.space_PD + added_BD[:, None]).detach()
@@ -140,7 +154,10 @@ class FramePass:
         index_BmD = position_Bm[..., None].expand(-1, -1, width)
         first_B1 = torch.arange(rows, device=x_BPD.device)[:, None] * self.model.positions
         for i, spatial in enumerate(self.spatial):
-            x_BPD = spatial_layer(x_BPD, spatial, self.heads, index_BmD if i == last else None)
+            if i == last:
+                x_BPD = picked_spatial_layer(x_BPD, spatial, self.last_spatial, self.heads, index_BmD)
+            else:
+                x_BPD = spatial_layer(x_BPD, spatial, self.heads)
             rows_M = (first_B1 + position_Bm).flatten() if i == last else None
             x_RD, _ = self._temporal_layer(x_BPD.flatten(0, 1), i, cache, rows_M)
             x_BPD = x_RD.unflatten(0, (rows, -1))
@@ -165,7 +182,7 @@ class FramePass:
     ) -> tuple[Tensor, Tensor]:
         """Attention along time and MLP of R positions (rows ``rows_M`` of the cache, or all); their keys and values."""
         w, stored_RT2hd = self.temporal[layer], cache.stored[layer]
-        qkv_R3hd = F.linear(_norm(x_RD, w.norm), *w.qkv).view(len(x_RD), 3, self.heads, -1)
+        qkv_R3hd = w.qkv(_norm(x_RD, w.norm)).view(len(x_RD), 3, self.heads, -1)
         if self.kernels:
             from magi.model.cache_kernels import read_cache
 
@@ -177,9 +194,7 @@ class FramePass:
 
     def _keys_and_values(self, x_RD: Tensor) -> Tensor:
         """Keys and values (R, 2, heads, d) of the last layer."""
-        w, width = self.temporal[-1], x_RD.shape[-1]
-        weight, bias = w.qkv
-        return F.linear(_norm(x_RD, w.norm), weight[width:], bias[width:]).view(len(x_RD), 2, self.heads, -1)
+        return self.last_keys_and_values(_norm(x_RD, self.temporal[-1].norm)).view(len(x_RD), 2, self.heads, -1)
 
     def _embed(self, tokens_BND: Tensor, base_BPD: Tensor) -> Tensor:
         """Hidden states: what a position is told, and its token."""

@@ -20,6 +20,7 @@ is ``magi.sampling.denoise.denoise_tokens``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from magi.model.grid_exchange import exchange_place
 
 if TYPE_CHECKING:
     from magi.model.diffusion import ReverseTable
@@ -37,6 +40,9 @@ ROWS = 16
 
 COEFFICIENTS = 8
 """Numbers a reverse step takes from its table, padded to a power of two."""
+
+# As if it were written here: Triton wants its language to be known where a function is from.
+_place = triton.jit(FunctionType(exchange_place.__code__, globals()))
 
 
 @triton.jit
@@ -81,7 +87,8 @@ def _mean_and_rstd(sums, WIDTH: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.c
     index = tl.arange(0, PROGRAMS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
     mean = tl.sum(tl.load(sums + index, cache_modifier=".cg"), axis=0) / WIDTH
     square = tl.sum(tl.load(sums + PROGRAMS * ROWS + index, cache_modifier=".cg"), axis=0) / WIDTH
-    return mean, tl.rsqrt(square - mean * mean + 1e-6)
+    # The difference of two sums that are nearly equal may round to below 0.
+    return mean, tl.rsqrt(tl.maximum(square - mean * mean, 0.0) + 1e-6)
 
 
 @triton.jit
@@ -106,7 +113,9 @@ def _reverse_step(x_RC, predicted, spread, noise, c, x0_limit):
     """``ReverseTable.step`` with the coefficients at ``c``."""
     clean = tl.load(c) * x_RC + tl.load(c + 1) * predicted
     clean = tl.minimum(tl.maximum(clean, -x0_limit), x0_limit)
-    deviation = tl.exp(tl.load(c + 4) + tl.load(c + 5) * spread) * tl.load(c + 6)
+    scale = tl.load(c + 6)
+    # The last step adds no noise, however large a variance is predicted: inf * 0 is not a number.
+    deviation = tl.where(scale == 0, 0.0, tl.exp(tl.load(c + 4) + tl.load(c + 5) * spread) * scale)
     return tl.load(c + 2) * clean + tl.load(c + 3) * x_RC + deviation * noise
 
 
@@ -127,8 +136,8 @@ def _residual_block(
     own = tl.arange(0, ROWS)[:, None] * WIDTH + column[None, :]
     at = (step * BLOCKS + block) * ROWS * WIDTH + own
     # Rows and sums alternate between two places: a slow program may still read what was there.
-    read = block % 2
-    write = 1 - read
+    read = _place(step, block, BLOCKS)
+    write = _place(step, block + 1, BLOCKS)
     first = _load_weights(first_ptr + block * WIDTH * WIDTH, program * BN, WIDTH, BN, SPLIT)
     mean_term = tl.load(mean_term_ptr + at)
     shift_term = tl.load(shift_term_ptr + at)
@@ -173,12 +182,13 @@ def _denoise_kernel(
     x_RC = tl.load(x_ptr + token)
     input_weight = tl.load(input_weight_ptr + channel[:, None] + column[None, :] * CHANNELS)
     input_bias = tl.load(input_bias_ptr + column).to(tl.float32)
-    last = BLOCKS % 2
     met = 0
     for step in range(steps):
         h = tl.dot(x_RC.to(input_weight.dtype), input_weight, input_precision="ieee") + input_bias[None, :]
         factor = tl.load(factor_ptr + step * (BLOCKS + 1) * ROWS * WIDTH + own)
-        _publish(h, factor, own, rows_ptr, sums_ptr, program, ROWS, PROGRAMS)
+        begin = _place(step, 0, BLOCKS)
+        sums = sums_ptr + begin * 2 * PROGRAMS * ROWS
+        _publish(h, factor, own, rows_ptr + begin * ROWS * WIDTH, sums, program, ROWS, PROGRAMS)
         for block in tl.static_range(BLOCKS):
             h = _residual_block(
                 h, weights, tables, exchange, step, block, met, program, WIDTH, BLOCKS, ROWS, PROGRAMS, SPLIT
@@ -190,6 +200,7 @@ def _denoise_kernel(
         shift_term = tl.load(output_shift_term_ptr + step * ROWS * 2 * CHANNELS + out)
         noise = tl.load(noise_ptr + step * TOKENS * CHANNELS + token)
         met += PROGRAMS
+        last = _place(step, BLOCKS, BLOCKS)
         _wait_for_all(counter_ptr, met, PROGRAMS)
         prediction = _product(rows_ptr + last * ROWS * WIDTH, output, WIDTH, ROWS, SPLIT)
         mean, rstd = _mean_and_rstd(sums_ptr + last * 2 * PROGRAMS * ROWS, WIDTH, ROWS, PROGRAMS)

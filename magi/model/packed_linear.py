@@ -1,15 +1,15 @@
 """A linear layer that is run again and again on few rows: on a CPU its weights are laid out once for the product.
 
-``F.linear`` on a CPU arranges the weights for oneDNN at every call, which at eight rows costs more than the product.
-The compiler of torch packs them beforehand by the same two operations; where a build lacks them ``F.linear`` it is.
+``F.linear`` on a CPU arranges the weights at every call, which at eight rows can cost more than the product. The
+compiler of torch packs them beforehand by the same two operations; where a build lacks them ``F.linear`` it is.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST_WEIGHTS = 2**18
-"""Smaller layers stay in a core's cache, and packing them gains nothing."""
+LEAST_WEIGHTS = 100_000
+"""Smaller layers stay in a core's cache, and packed they are slower."""
 ROWS = 8
 
 
@@ -17,10 +17,15 @@ class PackedLinear:
     """x W^T + b for x (..., inputs); the same as ``F.linear`` of weight and bias as they are now, up to rounding."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias = weight.detach(), bias.detach()
         self.packed: Tensor | None = None
         if weight.numel() >= LEAST_WEIGHTS and can_pack(weight):
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, ROWS)
+
+    def split(self, outputs: int) -> tuple["PackedLinear", "PackedLinear"]:
+        """The layer of the first ``outputs`` outputs, and that of the others."""
+        first = PackedLinear(self.weight[:outputs], self.bias[:outputs])
+        return first, PackedLinear(self.weight[outputs:], self.bias[outputs:])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows through the layer."""

@@ -5,6 +5,7 @@ A replay launches everything at once, so the host is out of the loop. It knows n
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,24 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor | None
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """The stream of a device on which everything is tried and recorded; kept, as libraries keep scratch a stream."""
+    return torch.cuda.Stream(device)
+
+
+def _forget_scratch() -> None:
+    """Give back cuBLAS' scratch memory, so that the next product on a stream asks for its own.
+
+    cuBLAS has one piece a handle and stream, allocated by the first product. Allocated in a recording it lies in that
+    graph's pool, and later recordings would hold its address too; it goes when the first graph does, or when code under
+    torch.compile records (pytorch/pytorch#193402), and they would then write to memory that is no longer theirs.
+    """
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
 
 
 class Replayed:
@@ -52,15 +71,19 @@ class Replayed:
 
     def _record(self, inputs: tuple[Tensor, ...], arguments: tuple[object, ...]) -> _Recording:
         static = tuple(given.clone() for given in inputs)
-        # Libraries set themselves up in the first calls, which a graph must not hold; on a stream of its own, as
-        # recording is.
-        side = torch.cuda.Stream()
+        side = _side_stream(torch.cuda.current_device())
+        # Libraries set themselves up in the first calls, which a graph must not hold; on the stream of the recording.
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUPS):
                 self._function(*static, *arguments)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            output = self._function(*static, *arguments)
+        # Before, so that the graph's scratch is in its own pool; after, so that nobody else's is.
+        _forget_scratch()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=side):
+                output = self._function(*static, *arguments)
+        finally:
+            _forget_scratch()
         return _Recording(graph, static, output)
