@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from magi.bench.report import BEGIN, END, comparison, load_report, markdown, rows, write_between_markers
+from magi.bench.report import comparison, load_report, markdown, merged, rows, write_between_markers
+
+BEGIN, END = "<!-- results:bench:begin -->", "<!-- results:bench:end -->"
 
 
 def times(median: float) -> dict[str, Any]:
@@ -70,6 +72,52 @@ def test_a_file_without_its_markers_is_refused_and_left(tmp_path: Path, text: st
     with pytest.raises(ValueError, match="results:bench:begin"):
         write_between_markers(path, "table")
     assert path.read_text() == text
+
+
+def test_metrics_beside_the_goals_are_told_too() -> None:
+    """What no goal, no column and no baseline says already."""
+    metrics = {"seconds": 2e-3, "x plain": 5.0, "share of matrix products": 0.3465}
+    (row,) = rows([report(record("pass.b1", metrics=metrics))])
+    assert row.ours == "2 ms/step ±10%; share of matrix products 0.3465"
+
+
+def test_a_merge_takes_the_last_number_of_a_case_and_tells_where_it_is_from() -> None:
+    old, new = report(record("a", metrics={"x": 1.0}), record("b")), report(record("a", metrics={"x": 2.0}))
+    new["machine"] = new["machine"] | {"when": "2026-01-03T00:00"}
+    parts = {"runs/old.json": old, "runs/new.json": new, "runs/third.json": report(missing("a"), missing("c"))}
+    made = merged(parts, {"b": "with the old kernel"})
+    found = {case["name"]: case for case in made["cases"]}
+    assert list(found) == ["a", "b", "c"] and found["a"]["metrics"] == {"x": 2.0}
+    assert found["a"]["source"] == {"file": "new.json", "machine": new["machine"]}
+    assert found["b"]["source"] == {"file": "old.json", "machine": old["machine"]}
+    assert found["c"]["status"] == "not measured" and "source" not in found["c"]
+    assert made["machine"]["when"] == "2026-01-03T00:00", "that of the newest run"
+    assert found["b"]["note"] == "with the old kernel" and "note" not in found["a"]
+    assert rows([made])[1].what == "a step (with the old kernel)"
+    again = merged({"merged.json": made, "more.json": report(record("d"))})
+    assert again["cases"][0] == found["a"], "merged again it keeps its first source"
+    assert "source" not in old["cases"][0], "what was read is left as it was"
+
+
+def test_a_number_is_never_replaced_by_none() -> None:
+    measured, without = report(record("a")), report(missing("a"))
+    for parts in ({"1": measured, "2": without}, {"1": without, "2": measured}):
+        (case,) = merged(parts)["cases"]
+        assert case["status"] == "measured"
+
+
+def test_reports_that_do_not_belong_together_are_refused() -> None:
+    here, gpu = report(record("a")), report(record("a", "cuda"), device="cuda")
+    with pytest.raises(ValueError, match=r"^b\.json: device is cuda, that of a\.json is cpu; merge reports of one"):
+        merged({"a.json": here, "b.json": gpu})
+    other = report(record("a"))
+    other["machine"] = other["machine"] | {"processor": "another chip"}
+    with pytest.raises(ValueError, match=r"^b\.json: machine is another chip, that of a\.json is a chip"):
+        merged({"a.json": here, "b.json": other})
+    with pytest.raises(ValueError, match=r"^b\.json: a smoke test"):
+        merged({"a.json": here, "b.json": here | {"smoke": True}})
+    with pytest.raises(ValueError, match=r"--note b=\.\.\.: none of these reports has that case"):
+        merged({"a.json": here}, {"b": "a note"})
 
 
 def test_what_moved() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from magi.bench import apart
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial
-from magi.bench.runner import run_case, run_suite
+from magi.bench.runner import run_case, run_suite, with_missing
+from magi.bench.suite import chosen
 
 CPU = Setting(torch.device("cpu"), rounds=3)
 
@@ -99,6 +102,48 @@ def test_a_failing_case_is_recorded_and_the_next_one_runs(tmp_path: Path) -> Non
     assert [record["status"] for record in saved[0]["cases"]] == ["error"], "written after every case"
     assert json.loads(out.read_text()) == report
     assert {"torch", "load", "threads", "processor"} <= set(report["machine"])
+
+
+def test_a_case_apart_is_measured_in_another_process() -> None:
+    """The real suite's, at tiny shapes: what comes back is what its own process measured."""
+    (kernel,) = chosen(["head.kernel"])
+    assert kernel.apart
+    report = run_suite([kernel], Setting(torch.device("cpu"), smoke=True, rounds=1))
+    (record,) = report["cases"]
+    assert (record["name"], record["status"]) == ("head.kernel", "measured"), record.get("reason")
+    assert set(record["contenders"]) == {OURS, "eager"}
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import os, sys; print('unspecified launch failure', file=sys.stderr, flush=True); os.abort()", "launch fail"),
+        ("import time; time.sleep(60)", "did not end within"),
+        ("pass", "ended with 0: no message"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_costs_its_own_case_alone(
+    program: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apart, "COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(apart, "START_SECONDS", 2 if "sleep" in program else 60)
+    goals = (Goal("x plain", 1, 2),)
+    report = run_suite([case(lambda _: trial(), apart=True, minutes=0, goals=goals), case(lambda _: trial())], CPU)
+    dead, alive = report["cases"]
+    assert dead["status"] == "error" and reason in dead["reason"] and dead["goals"][0]["verdict"] == "not measured"
+    assert alive["status"] == "measured"
+
+
+def test_a_report_lists_every_case_of_its_device() -> None:
+    cases = [
+        case(lambda _: trial(), name=name, kind=kind) for name, kind in (("a", "cpu"), ("b", "cpu"), ("g", "cuda"))
+    ]
+    report = run_suite(cases[1:2], CPU)
+    report["cases"].append(report["cases"][0] | {"name": "gone"})
+    listed = with_missing(report, cases)["cases"]
+    assert [record["name"] for record in listed] == ["a", "b", "gone"], "in their order, and what the suite has no more"
+    assert (listed[0]["status"], listed[0]["reason"]) == ("not measured", "not in this run")
+    assert listed[1]["status"] == "measured"
 
 
 def test_smoke_runs_cases_of_any_device_and_gives_no_verdict() -> None:

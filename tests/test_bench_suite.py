@@ -11,10 +11,10 @@ from magi.bench.runner import run_case
 from magi.bench.suite import CASES, chosen
 from magi.cli.main import main
 
-OURS = ("calib", "head.step.128", "pass.b1", "kv.scaling", "compile.time", "sample.b1", "sample.presets")
+OURS = ("calib", "head.step.128", "pass.b1", "kv.scaling", "compile.time", "sample.b1", "sample.presets", "decode.vae")
 
 
-@pytest.mark.parametrize("name", [*OURS, "cpu.linear", "cpu.head", "cpu.e2e"])
+@pytest.mark.parametrize("name", [*OURS, "cpu.linear", "cpu.head", "cpu.e2e", "cpu.long"])
 def test_a_case_works_and_its_parity_holds(name: str) -> None:
     (case,) = [case for case in CASES if case.name == name]
     record = run_case(case, Setting(torch.device("cpu"), smoke=True, rounds=1))
@@ -56,9 +56,58 @@ def test_the_command_writes_json_table_and_readme(tmp_path: Path, capsys: pytest
     assert "smoke" in capsys.readouterr().out
 
 
+def test_the_command_merges_reports_and_lists_what_no_one_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, out = (tmp_path / name for name in ("first.json", "second.json", "out.json"))
+    for path, value in ((first, 1.0), (second, 2.0)):
+        record = {
+            "name": "cpu.linear", "kind": "cpu", "measures": "a layer", "unit": "product", "status": "measured",
+            "goals": [], "metrics": {"x": value},
+        }  # fmt: skip
+        machine = {"processor": "a chip", "threads": 2, "torch": "2", "when": f"2026-01-0{value:.0f}", "load": [0]}
+        unmeasured = record | {"name": "cpu.head", "status": "not measured", "reason": "no time", "metrics": {}}
+        report = {"format": 1, "device": "cpu", "smoke": False, "machine": machine, "cases": [record, unmeasured]}
+        path.write_text(json.dumps(report))
+    words = ["bench", "--merge", str(first), str(second), "--out", str(out), "--note", "cpu.linear=one thread"]
+    words += ["--note", "cpu.head=a = b"]
+    assert main(words) == 0
+    made = json.loads(out.read_text())
+    assert {case["name"] for case in made["cases"]} == {case.name for case in CASES if case.kind == "cpu"}
+    measured = made["cases"][0]
+    assert (measured["metrics"], measured["source"]["file"], measured["note"]) == (
+        {"x": 2.0}, "second.json", "one thread",
+    )  # fmt: skip
+    assert [case["note"] for case in made["cases"] if "note" in case] == ["one thread", "a = b"]
+    assert "one thread" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_command_tells_where_the_time_of_a_case_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, readme = tmp_path / "profile.json", tmp_path / "performance.md"
+    readme.write_text("<!-- results:profile:begin -->\n<!-- results:profile:end -->\n")
+    words = ["bench", "--profile", "cpu.e2e", "--smoke", "--rounds", "1", "--out", str(out), "--readme", str(readme)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "| aten::addmm |" in printed and "times as fast as eager" in printed and printed.strip() in readme.read_text()
+    )
+    found = json.loads(out.read_text())["contenders"]
+    assert set(found) == {"ours", "eager"}
+    for operators in found.values():
+        seconds = [operator["seconds"] for operator in operators]
+        assert seconds == sorted(seconds, reverse=True) and operators[0]["calls"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--profile", "cpu"], "--profile cpu: names several cases"),
+        (["--profile", "cpu.haed"], "did you mean 'cpu.head'"),
+        (["--profile", "calib"], "calib: profiles are of CPU cases"),
+        (["--merge", "a.json", "--out", "b.json"], "a.json: not a readable report"),
+        (["--merge", "a.json"], "--merge: say with --out which file to write"),
+        (["--note", "a=b"], "--note is of cases that --merge writes"),
+        (["--merge", "a.json", "--out", "b.json", "--note", "a"], "--note a: expected CASE=TEXT"),
         (["nothing"], "unknown case 'nothing'"),
         (["--rounds", "0"], "--rounds"),
         (["--compare", "a.json", "b.json"], "a.json: not a readable report"),

@@ -29,8 +29,8 @@ class Contender:
     """One side of a comparison; ``run`` does ``Trial.units`` units of work and may return anything.
 
     ``run`` must not wait for the device: the runner takes the time with events there. ``warmups`` calls come before the
-    first round and are reported apart (compilation). ``calls`` calls are timed together in a round. With ``sparse`` a
-    contender takes part in only that many rounds, for baselines of many seconds.
+    first round and are reported apart (compilation). ``calls`` calls are timed together in a round, after ``before``,
+    which is not timed. With ``sparse`` a contender takes part in only that many rounds, for baselines of many seconds.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Contender:
     warmups: int = 1
     calls: int = 1
     sparse: int | None = None
+    before: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Goal:
 class Case:
     """A named measurement. ``kind`` is the device that its goals are for; ``unit`` is what its seconds are for one of.
 
-    ``minutes`` is about what it takes there; the runner leaves a case out when less time is left.
+    ``minutes`` is about what it takes there; the runner leaves a case out when less time is left. One that is ``apart``
+    runs in a process of its own: a GPU whose kernel failed takes no more calls of the process that launched it.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Case:
     prepare: Callable[[Setting], Trial]
     goals: tuple[Goal, ...] = ()
     minutes: float = 0.5
+    apart: bool = False
 
 
 def no_check() -> tuple[Parity, ...]:

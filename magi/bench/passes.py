@@ -145,7 +145,7 @@ CASES = (
         "pass",
         _pass(1, compiled=False),
         (Goal("x eager", 1.4, 2), Goal("ms", 3.0, 2.1, smaller=True)),
-        minutes=0.4,
+        minutes=0.2,
     ),
     Case(
         "pass.compiled",
@@ -181,6 +181,6 @@ CASES = (
         "pass",
         _cache_scaling,
         (Goal("us a past frame", 20, 15, smaller=True),),
-        minutes=0.5,
+        minutes=0.2,
     ),
 )

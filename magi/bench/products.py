@@ -74,7 +74,7 @@ def _cpu_linear(setting: Setting) -> Trial:
 
 
 CASES = (
-    Case("calib", "cuda", "what the GPU does in this run", "", _calibrate, minutes=0.4),
+    Case("calib", "cuda", "what the GPU does in this run", "", _calibrate, minutes=0.1),
     Case(
         "cpu.linear",
         "cpu",

@@ -4,7 +4,7 @@ It reads the JSON that ``runner`` writes and knows neither torch nor cases, so a
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BEGIN, END = "<!-- results:bench:begin -->", "<!-- results:bench:end -->"
 COLUMNS = ("case", "what", "ours", "baselines", "goal", "got", "verdict")
 _SCALES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
@@ -45,6 +44,50 @@ def load_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def merged(parts: Mapping[str, dict[str, Any]], notes: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """One report of several runs on the same kind of device, ``parts`` by the name of their file.
+
+    Of each case the last number counts: a later measurement replaces an earlier one, and a case without a number
+    replaces none with one. What has a number says in ``source`` which file it is from and on what and when that was
+    made; ``notes`` are added to cases by name. ValueError for reports of different devices, for smoke tests, and for a
+    note on a case that none of them has.
+    """
+    first = next(iter(parts.values()))
+    found: dict[str, dict[str, Any]] = {}
+    for file, report in parts.items():
+        _check_alike(file, report, next(iter(parts)), first)
+        for record in report["cases"]:
+            known = found.get(record["name"])
+            if record["status"] == "measured":
+                source = record.get("source", {"file": Path(file).name, "machine": report["machine"]})
+                found[record["name"]] = {**record, "source": source}
+            elif known is None or known["status"] != "measured":
+                found[record["name"]] = record
+    for name, note in (notes or {}).items():
+        if name not in found:
+            raise ValueError(f"--note {name}=...: none of these reports has that case")
+        found[name] = {**found[name], "note": note}
+    newest = max(parts.values(), key=lambda report: str(report["machine"]["when"]))
+    return {**newest, "cases": list(found.values())}
+
+
+def _check_alike(file: str, report: dict[str, Any], first_file: str, first: dict[str, Any]) -> None:
+    if report["smoke"]:
+        raise ValueError(f"{file}: a smoke test, which measures nothing; leave it out")
+    for what, got, expected in (
+        ("device", report["device"], first["device"]),
+        ("machine", _chip(report), _chip(first)),
+    ):
+        if got != expected:
+            raise ValueError(
+                f"{file}: {what} is {got}, that of {first_file} is {expected}; merge reports of one machine"
+            )
+
+
+def _chip(report: dict[str, Any]) -> str:
+    return str(report["machine"].get("gpu") or report["machine"]["processor"])
+
+
 def rows(reports: Sequence[dict[str, Any]]) -> list[Row]:
     """The rows of several reports as one table: of each case the first report that has a number."""
     best: dict[str, dict[str, Any]] = {}
@@ -57,22 +100,26 @@ def rows(reports: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def _rows_of(record: dict[str, Any]) -> Iterable[Row]:
-    name, unit = record["name"], record["unit"]
+    name, unit, measures = record["name"], record["unit"], record["measures"]
+    if "note" in record:
+        measures = f"{measures} ({record['note']})"
     if record["status"] != "measured":
         goals = "; ".join(_goal(goal) for goal in record["goals"])
-        yield Row(name, record["measures"], "", "", goals, "", f"{record['status']}: {record['reason']}")
+        yield Row(name, measures, "", "", goals, "", f"{record['status']}: {record['reason']}")
         return
     contenders = record.get("contenders", {})
-    ours = _time(contenders["ours"], unit) if "ours" in contenders else _listed(record["metrics"])
+    said = {"seconds", *(f"x {other}" for other in contenders), *(goal["metric"] for goal in record["goals"])}
+    more = _listed({metric: value for metric, value in record["metrics"].items() if metric not in said})
+    ours = "; ".join(filter(None, [_time(contenders["ours"], unit) if "ours" in contenders else "", more]))
     baselines = "; ".join(f"{other}: {_time(times, unit)}" for other, times in contenders.items() if other != "ours")
     if not record["goals"]:
-        yield Row(name, record["measures"], ours, baselines, "", "", "reported")
+        yield Row(name, measures, ours, baselines, "", "", "reported")
     for number, goal in enumerate(record["goals"]):
         value = "" if goal["value"] is None else f"{goal['value']:.4g}"
         first = number == 0
         yield Row(
             name if first else "",
-            record["measures"] if first else "",
+            measures if first else "",
             ours if first else "",
             baselines if first else "",
             _goal(goal),
@@ -126,14 +173,15 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a file; ValueError where it has none."""
+def write_between_markers(path: Path, text: str, name: str = "bench") -> None:
+    """Replace what stands between the markers ``results:NAME`` of a file; ValueError where it has none."""
+    begin, end = (f"<!-- results:{name}:{where} -->" for where in ("begin", "end"))
     if not path.is_file():
         raise ValueError(f"{path}: no such file (--readme)")
     old = path.read_text(encoding="utf-8")
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise ValueError(f"{path}: expected one '{BEGIN}' and, after it, one '{END}'; add them where the table belongs")
-    before, after = old[: old.index(BEGIN) + len(BEGIN)], old[old.index(END) :]
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise ValueError(f"{path}: expected one '{begin}' and, after it, one '{end}'; add them where the table belongs")
+    before, after = old[: old.index(begin) + len(begin)], old[old.index(end) :]
     path.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
 
 

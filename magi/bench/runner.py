@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from magi.bench.apart import measured_apart
 from magi.bench.case import OURS, Case, Contender, Goal, Setting, Trial
 from magi.bench.machine import gpu_clocks, machine_facts
 
@@ -54,13 +55,18 @@ def run_suite(
             )
         else:
             say(f"{case.name}: {case.measures}")
-            record = run_case(case, setting)
+            record = _run_apart(case, setting) if case.apart else run_case(case, setting)
             say(f"{case.name}: {record['status']} in {record['seconds']:.1f} s {record.get('reason', '')}")
         report["cases"].append(record)
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_report(report, out)
     return report
+
+
+def write_report(report: Record, out: Path) -> None:
+    """As JSON, in a folder that need not exist."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def run_case(case: Case, setting: Setting) -> Record:
@@ -81,6 +87,25 @@ def run_case(case: Case, setting: Setting) -> Record:
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
     return record | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def _run_apart(case: Case, setting: Setting) -> Record:
+    began = time.monotonic()
+    try:
+        return measured_apart(case, setting)
+    except RuntimeError as error:
+        return _not_measured(case, str(error), "error") | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def with_missing(report: Record, cases: Sequence[Case]) -> Record:
+    """The report with every case of ``cases`` for its device, in their order; those it lacks are not measured."""
+    found = {record["name"]: record for record in report["cases"]}
+    listed = [
+        found.pop(case.name, None) or _not_measured(case, "not in this run")
+        for case in cases
+        if case.name in found or case.kind == report["device"]
+    ]
+    return {**report, "cases": [*listed, *found.values()]}
 
 
 def _not_measured(case: Case, reason: str, status: str = "not measured") -> Record:
@@ -158,6 +183,7 @@ def _time_all(trial: Trial, setting: Setting) -> Record:
 
 
 def _cpu_seconds(contender: Contender, calls: int) -> float:
+    contender.before()
     began = time.perf_counter()
     for _ in range(calls):
         contender.run()
@@ -165,6 +191,7 @@ def _cpu_seconds(contender: Contender, calls: int) -> float:
 
 
 def _gpu_seconds(contender: Contender, calls: int) -> float:
+    contender.before()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from magi.bench import attention, head, passes, products, sampling, training
+from magi.bench import attention, decoding, head, long_video, passes, products, sampling, training
 from magi.bench.case import Case
 
 CASES: tuple[Case, ...] = (
@@ -11,8 +11,11 @@ CASES: tuple[Case, ...] = (
     *head.CASES,
     *passes.CASES,
     *sampling.CASES,
+    *long_video.CASES,
+    *decoding.CASES,
     *attention.CASES,
     *training.CASES,
+    *sampling.LATE_CASES,
     head.KERNEL_CASE,
 )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -36,10 +36,16 @@ class BenchOptions:
     """tiny shapes on any device: checks that the cases work, measures nothing"""
     compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="OLD NEW")] = None
     """print what moved between two reports, and run nothing"""
+    merge: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...")] = ()
+    """write one report of several runs on one machine to OUT, and run nothing; of a case the last number counts"""
+    note: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="CASE=TEXT")] = ()
+    """with --merge, once for every case: what its reader has to know; the table shows it"""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="CASE")] = None
+    """print the operators that the time of a CPU case goes to, write them to OUT if given, and measure nothing"""
     results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...")] = ()
     """print the table of these reports, and run nothing"""
     readme: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """also write the table between the 'results:bench' markers of this file"""
+    """also write the table between the 'results:bench' markers of this file ('results:profile' with --profile)"""
 
 
 def bench(words: list[str]) -> None:
@@ -50,11 +56,19 @@ def bench(words: list[str]) -> None:
     if options.compare is not None:
         _compare(*options.compare)
         return
+    if options.profile is not None:
+        _profile(options, options.profile)
+        return
+    if options.note and not options.merge:
+        raise ValueError("--note is of cases that --merge writes; give both")
     from rich.console import Console
 
     from magi.bench.report import load_report, markdown, print_table, write_between_markers
 
-    reports = [load_report(path) for path in options.results] or [_run(options)]
+    if options.merge:
+        reports = [_merge(options)]
+    else:
+        reports = [load_report(path) for path in options.results] or [_run(options)]
     console = Console()
     console.width = max(console.width, WIDTH)
     for report in reports:
@@ -112,7 +126,7 @@ def bench_data(words: list[str]) -> None:
         )
 
 
-def _run(options: BenchOptions) -> dict[str, object]:
+def _run(options: BenchOptions) -> dict[str, Any]:
     check_device(options.device)
     import os
 
@@ -130,6 +144,45 @@ def _run(options: BenchOptions) -> dict[str, object]:
     out = options.out or Path("build") / f"bench_{name}.json"
     report = run_suite(chosen(options.cases), setting, out, options.minutes, say=lambda line: print(line, flush=True))
     print(out)
+    return report
+
+
+def _profile(options: BenchOptions, name: str) -> None:
+    import torch
+
+    from magi.bench.case import Setting
+    from magi.bench.profile import profile_case, profile_report, profile_table
+    from magi.bench.report import write_between_markers
+    from magi.bench.runner import write_report
+    from magi.bench.suite import CASES, chosen
+
+    chosen([name])  # says what is near a misspelt name
+    found = [case for case in CASES if case.name == name]
+    if not found:
+        raise ValueError(f"--profile {name}: names several cases; give the whole name of one")
+    torch.set_num_threads(options.threads or 1)
+    profiles = profile_case(found[0], Setting(torch.device("cpu"), options.smoke, options.rounds))
+    table = profile_table(found[0], profiles)
+    print(table)
+    if options.out is not None:
+        write_report(profile_report(found[0], profiles), options.out)
+    if options.readme is not None:
+        write_between_markers(options.readme, table, "profile")
+
+
+def _merge(options: BenchOptions) -> dict[str, Any]:
+    from magi.bench.report import load_report, merged
+    from magi.bench.runner import with_missing, write_report
+    from magi.bench.suite import CASES
+
+    if options.out is None:
+        raise ValueError("--merge: say with --out which file to write")
+    notes = dict(note.partition("=")[::2] for note in options.note)
+    if not all(notes.values()):
+        raise ValueError(f"--note {' '.join(options.note)}: expected CASE=TEXT")
+    report = with_missing(merged({str(path): load_report(path) for path in options.merge}, notes), CASES)
+    write_report(report, options.out)
+    print(options.out)
     return report
 
 
