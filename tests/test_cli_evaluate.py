@@ -87,6 +87,8 @@ def test_second_call_keeps_everything_and_writes_the_score(
     table = readme.read_text()
     assert "| fresh |" in table and "stale" not in table and table.startswith("above\n") and table.endswith("\nbelow\n")
     assert told.startswith("fvd[digits3d; count=4; singular=True] by digits3d\n")
+    assert (tmp_path / "results" / "digits3d.json").read_bytes() == before
+    assert f"{tmp_path / 'results' / 'digits3d.json'}\n" in told and "fresh, change between frames over real" in told
     assert "real against real (the floor)" in told and str(evaluated / "report.html") in told
 
 

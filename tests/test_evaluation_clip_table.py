@@ -51,13 +51,54 @@ def test_real_clips_are_drawn_from_all_videos_not_the_first() -> None:
 
 
 def test_windows_do_not_overlap_and_a_grid_spans_the_long_side() -> None:
-    starts = {row.start for row in build_table(tiny("k600-64-f5-50k", 20), index_of([100] * 8)).rows}
+    starts = {row.start for row in build_table(tiny("k600-64-f5-50k-larp", 20), index_of([100] * 8)).rows}
     assert starts <= set(range(0, 85, 16)) and len(starts) > 4
     grid = build_table(tiny("k600-64-f5-50k-grid", 20), index_of([100] * 8)).rows
     assert {row.crop_x for row in grid} == {0.0, 0.5, 1.0} and {row.crop_y for row in grid} == {0.5}
     assert {row.start for row in grid} == {0, 84}
     tall = build_table(tiny("k600-64-f5-50k-grid", 20), index_of([100] * 8, width=120)).rows
     assert {row.crop_y for row in tall} == {0.0, 0.5, 1.0} and {row.crop_x for row in tall} == {0.5}
+
+
+def test_floor_is_of_other_videos_and_of_other_windows_only_where_they_run_out() -> None:
+    """The 50,000 videos of the paper's Kinetics-600 score leave too few for a floor of as many."""
+    enough = build_table(tiny("k600-64-f5-50k", 20), index_of([100] * 40))
+    assert not enough.videos("real") & enough.videos("floor") and enough.shared_clips == 0
+    table = build_table(tiny("k600-64-f5-50k", 20), index_of([100] * 26))
+    real, floor = ({row.video: row.start for row in table.of(name, 0)} for name in SETS)
+    assert len(real) == len(floor) == 20  # 20 videos each, a clip of each
+    assert len(floor.keys() - real.keys()) == 6 and table.shared_clips == 14
+    assert all(abs(floor[video] - real[video]) >= 16 for video in floor.keys() & real.keys())
+    alone = [overridden(protocol("k600-64-f5-50k"), count=1, table_seed=seed)[0] for seed in range(40)]
+    starts = [[row.start for row in build_table(one, index_of([49])).rows] for one in alone]
+    assert all(abs(floor - real) >= 16 and 0 <= floor <= 33 for real, floor in starts)
+    assert {floor > real for real, floor in starts} == {True, False}
+    with pytest.raises(ValueError, match="6 clips of 16 frames at interval 1, k600-64-f5-50k needs 8 "):
+        build_table(tiny("k600-64-f5-50k", 4), index_of([20] * 6))  # no second window fits
+
+
+@pytest.mark.parametrize("name", ["ucf101-128-class-2048", "ucf101-128-class-10k", "k600-64-f5-50k-larp"])
+def test_floor_of_several_clips_a_video_leaves_the_real_videos_where_others_are_as_many(name: str) -> None:
+    apart = build_table(tiny(name, 12), index_of([200] * 40))
+    folds = range(protocol(name).folds)
+    videos = [[{row.video for row in apart.of(name, fold)} for name in SETS] for fold in folds]
+    assert apart.shared_clips == 0 and not any(real & floor for real, floor in videos)
+    shared = build_table(tiny(name, 24), index_of([200] * 12))
+    assert len(shared.rows) == 48 * protocol(name).folds
+    used = {(row.fold, row.video) for row in shared.rows if row.set == "real"}
+    counted = [row for row in shared.rows if row.set == "floor" and (row.fold, row.video) in used]
+    assert shared.shared_clips == len(counted) > 12
+
+
+def test_random_clips_are_uniform_over_windows_and_random_windows_over_videos() -> None:
+    """Of two kinds of videos with 1 and 285 windows: half of the clips each, or nearly all of the long ones."""
+    index = index_of([16] * 40 + [300] * 40)
+
+    def long(name: str) -> float:
+        rows = build_table(tiny(name, 30), index).of("real", 0)
+        return sum(int(row.video[-8:-4]) >= 40 for row in rows) / len(rows)
+
+    assert 0.2 < long("ucf101-128-class-10k") < 0.8 and long("ucf101-128-class-2048") > 0.95
 
 
 def test_short_videos_are_listed_not_dropped_in_silence(tmp_path: Path) -> None:
@@ -72,7 +113,7 @@ def test_short_videos_are_listed_not_dropped_in_silence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ucf101-256-2048-s3", "5 videos of 16 frames at interval 3, ucf101-256-2048-s3 needs 12 "),
+        ("ucf101-256-2048-s3", "5 clips of 16 frames at interval 3, ucf101-256-2048-s3 needs 12 "),
         ("k600-64-f5-50k", "5 clips of 16 frames at interval 1, k600-64-f5-50k needs 12 "),
         ("ucf101-128-class-10k", "clips of 16 frames at interval 1, ucf101-128-class-10k needs 12 "),
     ],
@@ -123,3 +164,20 @@ def test_presets_are_those_of_the_literature() -> None:
     assert (ucf.count, ucf.interval, ucf.frames, ucf.score_size, ucf.labels) == (2048, 3, 16, 256, "none")
     assert (per_class.count, per_class.folds, per_class.score_size, per_class.labels) == (10_000, 4, 128, "real")
     assert (k600.count, k600.interval, k600.context_frames, k600.score_size) == (50_000, 1, 5, 64)
+    assert {name: one.choice for name, one in PROTOCOLS.items() if not name.startswith("digits3d")} == {
+        "ucf101-256-2048-s3": "one_window",
+        "ucf101-256-2048-s1": "one_window",
+        "ucf101-256-2048-s3-17": "one_window",
+        "ucf101-256-2048-s3-jpeg": "one_window",
+        "ucf101-128-class-10k": "random_window",
+        "ucf101-128-class-10k-17": "random_window",
+        "ucf101-128-class-10k-larp": "windows",
+        "ucf101-128-class-2048": "random_clip",
+        "k600-64-f5-50k": "one_window",
+        "k600-64-f5-50k-17": "one_window",
+        "k600-64-f5-50k-grid": "grid",
+        "k600-64-f5-50k-larp": "windows",
+        "k600-64-f5-2048-omni": "centre_window",
+        "k600-64-f5-50k-given": "one_window",
+    }
+    assert protocol("k600-64-f5-50k-larp").score_kernel == "antialiased" and k600.score_kernel == "half_pixel"

@@ -8,14 +8,13 @@ from torch.nn import functional
 from magi.data.digits import digit_video
 from magi.evaluation.drift import (
     CURVES,
+    INTERVALS,
     adjacent_l2,
     band,
     brightness,
     curves_to_json,
-    drift_curve,
     drift_ratio,
     motion,
-    real_drift_curves,
     sharpness,
 )
 
@@ -64,8 +63,7 @@ def test_freezing_blurring_and_dimming_show_where_they_should() -> None:
 
 def test_real_curves_rise_with_the_interval() -> None:
     videos = torch.stack([torch.from_numpy(digit_video(5, k, frames=40).video_THWC) for k in range(6)])
-    curves = real_drift_curves(lambda interval: videos[:, ::interval][:, :5])
-    levels = [float(curves[interval].mean_T.mean()) for interval in (1, 2, 4, 8)]
+    levels = [float(adjacent_l2(videos[:, ::interval][:, :5]).mean()) for interval in INTERVALS]
     assert levels == sorted(levels) and levels[-1] > 1.5 * levels[0]
 
 
@@ -91,8 +89,10 @@ def test_curves_have_a_value_a_clip_and_frame_and_are_kept_as_numbers() -> None:
     for name, curve in CURVES.items():
         values = curve(video)
         assert values.shape == (2, 5 if name in ("adjacent_l2", "motion") else 6) and values.dtype == torch.float64
-    written = curves_to_json({"adjacent_l2": drift_curve(video)})["adjacent_l2"]
+    written = curves_to_json({"adjacent_l2": band(adjacent_l2(video))})["adjacent_l2"]
     assert sorted(written) == ["high", "low", "mean"] and len(written["mean"]) == 5
+    still = drift_ratio(torch.ones(3, 2), torch.tensor([[0.0, 2.0]] * 3))  # nothing moves at the first real frame
+    assert curves_to_json({"ratio": still})["ratio"] == {key: [None, 0.5] for key in ("mean", "low", "high")}
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -10,12 +10,12 @@ from magi.errors import NumericsError
 from magi.evaluation import frechet
 from magi.evaluation.frechet import (
     FeatureStatistics,
-    bootstrap_distance,
     distance_of,
     expected_floor,
     extrapolated_distance,
     frechet_distance,
     over_folds,
+    with_bootstrap,
 )
 
 
@@ -170,14 +170,19 @@ def test_bootstrap_interval_is_as_wide_as_repeated_samples() -> None:
     """The spread of one bootstrap is that of fresh samples of the same size, within a factor."""
     scale = torch.linspace(1, 3, 6)
     fresh = torch.tensor([distance_of(normal(120, 6, s) * scale, normal(120, 6, 50 + s)) for s in range(40)])
-    estimate = bootstrap_distance(normal(120, 6, 0) * scale, normal(120, 6, 50), resamples=60)
-    assert estimate.value == distance_of(normal(120, 6, 0) * scale, normal(120, 6, 50))
+    first_ND, second_ND = normal(120, 6, 0) * scale, normal(120, 6, 50)
+    estimate = with_bootstrap(distance_of(first_ND, second_ND), first_ND, second_ND, resamples=60)
+    assert estimate.value == distance_of(first_ND, second_ND)
     assert estimate.low < estimate.value < estimate.high
     assert 0.6 < estimate.spread / float(fresh.std()) < 1.7
 
 
-def test_folds_give_mean_and_spread() -> None:
+def test_folds_give_mean_and_spread_with_students_interval() -> None:
+    """Of 4 folds: 3.182 standard errors, the quantile of 3 degrees of freedom; one fold has no interval."""
     values = [3.0, 5.0, 4.0, 8.0]
     estimate = over_folds(lambda fold: values[fold], 4)
     assert estimate.value == 5.0 and estimate.spread == pytest.approx(math.sqrt(14 / 3))
-    assert estimate.high - estimate.value == pytest.approx(1.96 * estimate.spread / 2)
+    assert estimate.high - estimate.value == pytest.approx(3.18245 * estimate.spread / 2, rel=1e-4)
+    assert estimate.value - estimate.low == pytest.approx(estimate.high - estimate.value)
+    with pytest.raises(ValueError, match="at least two, got 1"):
+        over_folds(lambda fold: 1.0, 1)

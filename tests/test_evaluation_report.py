@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from magi.evaluation.protocol_report import score_table, write_score_table
 from magi.evaluation.report import report_html, results_table, write_results_table
 
 README = "# Title\n\n<!-- results:digits:begin -->\nold\n<!-- results:digits:end -->\n\nrest\n"
@@ -96,3 +98,28 @@ def test_readme_without_its_markers_is_left_alone(tmp_path: Path, damaged: str) 
     with pytest.raises(ValueError, match="results:digits:begin"):
         write_results_table(source, readme)
     assert readme.read_text() == damaged
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("name", "table"), [("digits", results_table), ("digits3d", score_table)])
+def test_tables_of_the_readme_are_those_of_the_results(name: str, table: Callable[[Any], str]) -> None:
+    """Every number there is written by a command (--readme) from a file in results/; none is typed."""
+    kept = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, block, _ = re.split(f"<!-- results:{name}:(?:begin|end) -->", readme)
+    assert block == f"\n{table(kept)}\n"
+
+
+def test_scores_are_written_to_the_readme_and_kept_beside_it(tmp_path: Path) -> None:
+    source, readme = ROOT / "results" / "digits3d.json", tmp_path / "README.md"
+    readme.write_text(README.replace("results:digits", "results:digits3d"))
+    assert write_score_table(source, readme) == tmp_path / "results" / "digits3d.json"
+    assert (tmp_path / "results" / "digits3d.json").read_bytes() == source.read_bytes()
+    assert score_table(json.loads(source.read_text())) in readme.read_text()
+    readme.write_text("no markers")
+    (tmp_path / "results" / "digits3d.json").unlink()
+    with pytest.raises(ValueError, match="results:digits3d:begin"):
+        write_score_table(source, readme)
+    assert readme.read_text() == "no markers" and not any((tmp_path / "results").iterdir())

@@ -2,27 +2,31 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from magi.data.index import VideoIndex
+from magi.data.index import VideoIndex, VideoRecord
 from magi.errors import DataError
 from magi.evaluation import scoring
 from magi.evaluation.card import score_name
-from magi.evaluation.clip_table import build_table
+from magi.evaluation.clip_table import ClipRow
 from magi.evaluation.features import FeatureNetwork
 from magi.evaluation.frechet import distance_of
-from magi.evaluation.measuring import CHUNK, FEATURES, Instruments, measure_set
+from magi.evaluation.i3d_preprocessing import i3d_input
+from magi.evaluation.measuring import Instruments
 from magi.evaluation.network_features import artificial_i3d, artificial_inception, artificial_lpips
-from magi.evaluation.protocols import PROTOCOLS, overridden, protocol
-from magi.evaluation.scoring import Evaluation, generate, score
-from tests.look_alikes import PaintedClips, Painter, Projection, look_alike_index
-
-COUNT = 22
+from magi.evaluation.protocols import PROTOCOLS, protocol
+from magi.evaluation.real_clips import quantised
+from magi.evaluation.scoring import generate, score
+from tests.look_alikes import PaintedClips, Painter, Projection, look_alike_index, painted
+from tests.score_fakes import COUNT, Cheat, evaluation, features_of, scored, tell
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,26 +39,6 @@ def _few_resamples() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def index() -> VideoIndex:
     return look_alike_index(2 * COUNT)
-
-
-def evaluation(
-    index: VideoIndex, out: Path, name: str = "k600-64-f5-50k", network: Any = None, beside: Any = None, **changes: Any
-) -> Evaluation:
-    small = {"count": COUNT, "read_size": 32, "score_size": 32} | changes
-    one, overrides = overridden(protocol(name), **small)
-    instruments = beside or Instruments(network or Projection(), context_frames=one.context_frames)
-    clips = PaintedClips(one, index)
-    return Evaluation(one, overrides, instruments, clips, build_table(one, index), out, batch=8)
-
-
-def tell(what: str, done: int, total: int) -> None:
-    """Nobody listens."""
-
-
-def scored(asked: Evaluation, **models: Any) -> dict[str, Any]:
-    models = models or {"painter": Painter()}
-    assert generate(asked, models, (0, 1), tell)
-    return score(asked, models, tell)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +65,7 @@ def test_every_preset_runs_end_to_end(name: str, index: VideoIndex, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_preset_with_the_networks_themselves(
-    index: VideoIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "_BATTERY_CLIPS", 0)
+def test_a_preset_with_the_networks_themselves(index: VideoIndex, tmp_path: Path) -> None:
     distances, images = (artificial_lpips("alex"),), artificial_inception()
     beside = Instruments(artificial_i3d(), images, distances, context_frames=5)
     asked = evaluation(index, tmp_path, count=2, frames=9, beside=beside)
@@ -92,7 +73,8 @@ def test_a_preset_with_the_networks_themselves(
     found = scored(asked)
     model = found["models"]["painter"]
     assert found["score_name"].startswith("fvd[i3d-kinetics400-logits[artificial]; count=2")
-    assert found["real"]["battery"] == {} and found["beside"].keys() == {d.name for d in (*distances, images)}
+    assert "floor_expected" not in found["real"]  # of fewer clips than dimensions theory expects nothing
+    assert found["beside"].keys() == {d.name for d in (*distances, images)}
     assert len(model["frame_fid"]) == 9 == len(found["real"]["frame_fid_floor"])
     assert len(model["frames"]["lpips_alex[artificial]"]["per_frame"]) == 4
 
@@ -102,6 +84,7 @@ def test_floor_is_low_and_spoilt_clips_are_not(result: tuple[dict[str, Any], Pat
     assert set(real["battery"]) == {"frames_shuffled", "first_frame_frozen", "interval_doubled"}
     for name in ("frames_shuffled", "first_frame_frozen"):
         assert real["battery"][name]["value"] > 2 * real["floor"]["value"], name
+        assert not real["battery"][name]["blind"] and real["battery"][name]["floor"] == real["floor"], name
     assert set(real["drift"]) == {"1", "2"}  # no clip of 16 frames at interval 4 fits into 56 frames
     assert real["drift"]["2"]["mean"][0] > real["drift"]["1"]["mean"][0]
 
@@ -113,37 +96,23 @@ def test_real_set_is_raw_video_whatever_the_autoencoder(index: VideoIndex, tmp_p
     lossy.vae.decode = lambda latents: decode(latents) // 2  # type: ignore[method-assign]
     asked = evaluation(index, tmp_path)
     found = scored(asked, painter=lossy)
-    raw_ND = torch.cat([Projection().features(v) for v in asked.clips.batches(asked.rows("real"), 8)])
-    floor_ND = torch.cat([Projection().features(v) for v in asked.clips.batches(asked.rows("floor"), 8)])
+    raw_ND, floor_ND = features_of(asked, "real"), features_of(asked, "floor")
     assert found["real"]["floor"]["value"] == pytest.approx(distance_of(raw_ND, floor_ND), rel=1e-5)
-    halved_ND = torch.cat([Projection().features(v // 2) for v in asked.clips.batches(asked.rows("floor"), 8)])
+    halved_ND = features_of(asked, "floor", lambda video: video // 2)
     reconstruction = found["models"]["painter"]["vae_reconstruction"]["value"]
     assert reconstruction == pytest.approx(distance_of(raw_ND, halved_ND), rel=1e-4)
     assert reconstruction > 2 * found["real"]["floor"]["value"]
-
-
-class Cheat(Painter):
-    """A pipeline that returns what the given function makes of the real clips."""
-
-    def __init__(self, clips: Tensor, name: float) -> None:
-        super().__init__()
-        self.clips = clips
-        torch.nn.init.constant_(self.model.weight, name)
-
-    def stream(self, *, frames: int, context: Any, labels: Any, interval: int, seeds: Any) -> Any:
-        given = 0 if context is None else context.shape[1]
-        return iter(self.clips[[seed % len(self.clips) for seed in seeds]].unbind(1)[given:])
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda video: video.flip(-1),  # BGR
-        lambda video: video // 2 + 64,  # another range of grey levels
+        lambda video: quantised((video.float() / 255 + 1) * 127.5),  # [0, 1] taken for [-1, 1]
         lambda video: video[:1].expand_as(video),  # one sample many times
-        lambda video: video[:, ::2].repeat_interleave(2, 1),  # half as many frames, each twice
+        lambda video: video[:, :1].expand_as(video),  # nothing moves
     ],
-    ids=["bgr", "range", "duplicates", "halved"],
+    ids=["bgr", "range", "duplicates", "frozen"],
 )
 def test_planted_faults_of_samples_raise_the_score(
     spoil: Callable[[Tensor], Tensor], index: VideoIndex, tmp_path: Path
@@ -154,6 +123,55 @@ def test_planted_faults_of_samples_raise_the_score(
     honest, spoilt = (found["models"][name]["score"]["value"] for name in ("honest", "spoilt"))
     assert honest == pytest.approx(found["real"]["floor"]["value"], rel=1e-6)
     assert spoilt > 1.2 * honest
+
+
+def cut(rows: list[ClipRow], interval: int) -> Tensor:
+    """The clips of rows at an interval, cut from the source without the reader: the centre 32 of 48 columns."""
+    clips = []
+    for row in rows:
+        start = min(row.start, 56 - 15 * interval - 1)
+        video_THWC = painted(int(row.video.split("_")[1][:3]), 56, 32, 48)[:, :, 8:40]
+        clips.append(torch.from_numpy(video_THWC[start : start + 15 * interval + 1 : interval].copy()))
+    return torch.stack(clips)
+
+
+def test_a_stride_off_by_one_raises_the_score(index: VideoIndex, tmp_path: Path) -> None:
+    """On either side: the reader's real clips are at the protocol's interval, and made ones at the next one show."""
+    asked = evaluation(index, tmp_path, "ucf101-256-2048-s1")
+    rows = asked.rows("floor")
+    found = scored(asked, honest=Cheat(cut(rows, 1), 1), spoilt=Cheat(cut(rows, 2), 2))
+    honest, spoilt = (found["models"][name] for name in ("honest", "spoilt"))
+    assert honest["score"]["value"] == pytest.approx(found["real"]["floor"]["value"], rel=1e-6)
+    assert spoilt["score"]["value"] > 1.2 * honest["score"]["value"]
+    drift = [model["drift_ratio"]["mean"] for model in (honest, spoilt)]
+    assert len(drift[0]) == 15 and sum(drift[1]) > 1.3 * sum(drift[0])
+
+
+class BlackClips(PaintedClips):
+    """Real clips without light."""
+
+    def _frames(self, record: VideoRecord, numbers: range) -> Iterator[NDArray[np.uint8]]:
+        return iter([np.zeros((record.height, record.width, 3), np.uint8) for _ in numbers])
+
+
+class ColourSeen(Projection):
+    """The mean of each colour in what I3D is given."""
+
+    dimension = 3
+
+    def features(self, video_BTHWC: Tensor) -> Tensor:
+        return i3d_input(video_BTHWC).mean((2, 3, 4))
+
+
+def test_the_network_is_fed_minus_one_to_one(index: VideoIndex, tmp_path: Path) -> None:
+    """White against black is 2 in each of 3 colours: squared 12, and 3 where [0, 1] is fed; black is not 0 but -1."""
+    asked = evaluation(index, tmp_path, "ucf101-256-2048-s1", network=ColourSeen(), count=4)
+    asked = replace(asked, clips=BlackClips(asked.protocol, index))
+    found = scored(asked, white=Cheat(torch.full((4, 16, 32, 32, 3), 255, dtype=torch.uint8), 1))
+    assert found["models"]["white"]["score"]["value"] == pytest.approx(12)
+    assert found["models"]["white"]["drift_ratio"]["mean"] == [None] * 15  # black clips do not change
+    assert found["real"]["floor"]["value"] == 0
+    assert ColourSeen().features(next(asked.clips.batches(asked.rows("real"), 8))).unique().tolist() == [-1]
 
 
 def test_frame_metrics_leave_the_context_out(index: VideoIndex, tmp_path: Path) -> None:
@@ -213,22 +231,6 @@ def test_scores_wait_for_all_workers(index: VideoIndex, tmp_path: Path) -> None:
         score(asked, models, tell)
     assert generate(asked, models, (1, 2), tell)
     assert score(asked, models, tell)["models"]["painter"]["score"]["spread"] > 0
-
-
-def test_a_dropped_last_batch_does_not_pass(tmp_path: Path) -> None:
-    video = torch.zeros(CHUNK + 3, 9, 8, 8, 3, dtype=torch.uint8)
-
-    def whole(first: int, last: int) -> Any:
-        yield from ((part, None) for part in video[first:last].split(4))
-
-    def dropping(first: int, last: int) -> Any:
-        yield from ((part, None) for part in video[first:last].split(4) if len(part) == 4)
-
-    instruments = Instruments(Projection())
-    found = measure_set(instruments, tmp_path / "a", "x", CHUNK + 3, whole, lambda done, total: None)
-    assert found.values(FEATURES).shape == (CHUNK + 3, 6)
-    with pytest.raises(ValueError, match=r"no clips|were asked for"):
-        measure_set(instruments, tmp_path / "b", "x", CHUNK + 3, dropping, lambda done, total: None)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Digits3dOptions:
     singular: bool = False
     """score with no more clips than feature dimensions; the score's name says so"""
     readme: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """also write the table of scores between the markers of this file"""
+    """also write the table of scores between the markers of this file, and results/PROTOCOL.json beside it"""
     device: Device = "auto"
     """auto takes a GPU where there is one"""
 
@@ -152,7 +152,7 @@ def evaluate_digits3d(words: list[str]) -> None:
     if options.readme is not None and (options.out / "result.json").is_file():
         from magi.evaluation.protocol_report import write_score_table
 
-        write_score_table(options.out / "result.json", options.readme)
+        print(write_score_table(options.out / "result.json", options.readme))
 
 
 def compare(words: list[str]) -> None:
@@ -259,7 +259,7 @@ def _report(evaluation: "Evaluation", models: "Mapping[str, MagiPipeline]", resu
     """Write the pictures and the page, and print the scores."""
     import torch
 
-    from magi.evaluation.protocol_report import SHOWN, frame_rows, score_rows, write_protocol_report
+    from magi.evaluation.protocol_report import SHOWN, drift_rows, frame_rows, score_rows, write_protocol_report
     from magi.evaluation.real_clips import to_score_size
 
     count = min(SHOWN, evaluation.protocol.count)
@@ -270,7 +270,7 @@ def _report(evaluation: "Evaluation", models: "Mapping[str, MagiPipeline]", resu
     }
     write_protocol_report(evaluation.out, result, real.numpy(), made)
     print(f"{result['score_name']} by {evaluation.protocol.name}")
-    for what, told in score_rows(result):
+    for what, told in score_rows(result) + drift_rows(result):
         print(f"  {what:<40} {told}")
     for model, metric, mean in frame_rows(result):
         print(f"  {model + ', ' + metric:<40} {mean}")

@@ -3,7 +3,9 @@
 A row is a video (path below the data folder), the first frame, the interval, the number of frames, where the square is
 cut and the label. Two sets of the same size and no row in common are drawn: ``real``, which made clips are held
 against, and ``floor``, which says how far two sets of real clips are from each other. Within a fold no row comes twice.
-Videos too short for a clip are listed, not dropped in silence. Knows no networks and no models.
+Clips of one video are alike, so a floor of the real set's own videos is too low: it takes other videos where there are
+enough, and where there are not, ``shared_clips`` says how many of its clips are such. Videos too short for a clip are
+listed, not dropped in silence. Knows no networks and no models.
 """
 
 import csv
@@ -57,6 +59,16 @@ class ClipTable:
         """The rows of a set and fold."""
         return [row for row in self.rows if row.set == name and row.fold == fold]
 
+    def videos(self, name: str) -> set[str]:
+        """The videos that a set has clips of, over all folds."""
+        return {row.video for row in self.rows if row.set == name}
+
+    @property
+    def shared_clips(self) -> int:
+        """How many clips of the floor are of videos that the real set of their fold has clips of."""
+        used = {(row.fold, row.video) for row in self.rows if row.set == "real"}
+        return sum(row.set == "floor" and (row.fold, row.video) in used for row in self.rows)
+
     @property
     def hash(self) -> str:
         """SHA-256 of the table as CSV."""
@@ -81,13 +93,11 @@ def build_table(protocol: EvaluationProtocol, index: VideoIndex) -> ClipTable:
     ``ValueError`` where the videos do not hold two disjoint sets of ``count`` clips.
     """
     span = clip_span(protocol.frames, protocol.interval)
-    usable = [number for number, record in enumerate(index.videos) if record.frames >= span]
     too_short = tuple(record.path for record in index.videos if record.frames < span)
     rng = np.random.default_rng([protocol.table_seed, 20])
     rows: list[ClipRow] = []
     for fold in range(protocol.folds):
-        drawn = _Draw(protocol, index, usable, rng).places(2 * protocol.count)
-        for name, part in zip(SETS, (drawn[: protocol.count], drawn[protocol.count :]), strict=True):
+        for name, part in zip(SETS, _Draw(protocol, index, rng).real_and_floor(), strict=True):
             rows += [_row(protocol, index, name, fold, place) for place in part]
     order = {name: number for number, name in enumerate(SETS)}
     return ClipTable(tuple(sorted(rows, key=lambda row: (order[row.set], row.fold))), too_short)
@@ -104,54 +114,84 @@ class _Place:
 
 
 class _Draw:
-    """Draws distinct clips by the rule of a protocol."""
+    """Draws the distinct clips of one fold by the rule of a protocol."""
 
-    def __init__(
-        self, protocol: EvaluationProtocol, index: VideoIndex, usable: list[int], rng: np.random.Generator
-    ) -> None:
-        self.protocol, self.index, self.usable, self.rng = protocol, index, usable, rng
+    def __init__(self, protocol: EvaluationProtocol, index: VideoIndex, rng: np.random.Generator) -> None:
+        self.protocol, self.index, self.rng = protocol, index, rng
         self.span = clip_span(protocol.frames, protocol.interval)
+        self.usable = [number for number, record in enumerate(index.videos) if record.frames >= self.span]
 
-    def places(self, count: int) -> list[_Place]:
-        """``count`` distinct clips in random order."""
-        if self.protocol.choice == "random_window":
-            return self._random(count)
-        candidates = list(self._candidates())
-        if len(candidates) < count:
-            raise ValueError(self._too_few(len(candidates), count))
-        order = self.rng.permutation(len(candidates))[:count]
-        return [candidates[number] for number in order]
+    def real_and_floor(self) -> tuple[list[_Place], list[_Place]]:
+        """Two disjoint sets of ``count`` clips in random order, of different videos where there are enough.
 
-    def _too_few(self, found: int, count: int) -> str:
-        what = "videos" if "one" in self.protocol.choice or "centre" in self.protocol.choice else "clips"
-        return (
-            f"{self.index.root}: {found} {what} of {self.protocol.frames} frames at interval {self.protocol.interval}, "
-            f"{self.protocol.name} needs {count} ({self.protocol.count} to score against and as many for the floor); "
-            "add videos, or override with --count, which the name of the score then says"
+        One clip a video: the floor takes the videos that the real set leaves, and when they run out other windows of
+        the rest. Several: it takes the videos that are left where they are as many as the real set uses (of fewer, its
+        clips would be more alike than the real ones) and hold enough clips, else all videos.
+        """
+        real = self._enough(self._places(self.usable, []), 0)
+        used = {place.video for place in real}
+        others = [video for video in self.usable if video not in used]
+        if not self.protocol.one_a_video and len(others) >= len(used):
+            floor = self._places(others, real)
+            if len(floor) == self.protocol.count:
+                return real, floor
+        return real, self._enough(self._places(self.usable, real), len(real))
+
+    def _places(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
+        """``count`` distinct clips of ``videos``, none of which is ``taken``; fewer where there are no more."""
+        if self.protocol.choice in ("random_window", "random_clip"):
+            return self._random(videos, taken)
+        candidates = list(self._candidates(videos, taken))
+        order = self.rng.permutation(len(candidates)).tolist()
+        if self.protocol.one_a_video:
+            used = {place.video for place in taken}
+            order.sort(key=lambda number: candidates[number].video in used)  # stable: other videos first
+        return [candidates[number] for number in order[: self.protocol.count]]
+
+    def _enough(self, places: list[_Place], before: int) -> list[_Place]:
+        """The places, if they are ``count``; ``before`` is how many were found for the set before."""
+        count = self.protocol.count
+        if len(places) == count:
+            return places
+        raise ValueError(
+            f"{self.index.root}: {before + len(places)} clips of {self.protocol.frames} frames at interval "
+            f"{self.protocol.interval}, {self.protocol.name} needs {2 * count} ({count} to score against and as many "
+            "for the floor); add videos, or override with --count, which the name of the score then says"
         )
 
-    def _candidates(self) -> Iterator[_Place]:
+    def _candidates(self, videos: list[int], taken: list[_Place]) -> Iterator[_Place]:
         """Every clip that the rule allows, in the order of the index."""
-        for video in self.usable:
+        places, starts = set(taken), {place.video: place.start for place in taken}
+        for video in videos:
             slack = self.index.videos[video].frames - self.span
             match self.protocol.choice:
                 case "one_window":
-                    yield self._placed(video, int(self.rng.integers(slack, endpoint=True)))
-                case "centre_window":
+                    yield from self._one_window(video, slack, starts.get(video))
+                case "centre_window" if video not in starts:
                     yield self._placed(video, slack // 2)
                 case "windows":
-                    for start in range(0, slack + 1, self.span):
-                        yield self._placed(video, start)
-                case _:
-                    yield from self._grid(video, slack)
+                    yield from (
+                        place
+                        for start in range(0, slack + 1, self.span)
+                        if (place := self._placed(video, start)) not in places
+                    )
+                case "grid":
+                    yield from (place for place in self._grid(video, slack) if place not in places)
+
+    def _one_window(self, video: int, slack: int, taken: int | None) -> Iterator[_Place]:
+        """A random window, beside the one that starts at ``taken``; none where there is no room beside it."""
+        before, after = (slack + 1, 0) if taken is None else (taken - self.span + 1, slack - taken - self.span + 1)
+        before, after = max(0, before), max(0, after)
+        if before + after:
+            drawn = int(self.rng.integers(before + after))
+            yield self._placed(video, drawn if drawn < before else slack + 1 - after + (drawn - before))
 
     def _grid(self, video: int, slack: int) -> Iterator[_Place]:
-        record = self.index.videos[video]
-        starts = sorted({round(at) for at in np.linspace(0, slack, self.protocol.windows)})
-        for start in starts:
-            for share in np.linspace(0, 1, self.protocol.places) if self.protocol.places > 1 else (0.5,):
-                across = record.width >= record.height
-                yield _Place(video, start, float(share) if across else 0.5, 0.5 if across else float(share))
+        record, windows, places = self.index.videos[video], self.protocol.windows, self.protocol.places
+        across = record.width >= record.height
+        for start in sorted({round(slack * number / max(1, windows - 1)) for number in range(windows)}):
+            for share in [number / (places - 1) for number in range(places)] if places > 1 else [0.5]:
+                yield _Place(video, start, share if across else 0.5, 0.5 if across else share)
 
     def _placed(self, video: int, start: int) -> _Place:
         if self.protocol.crop == "random":
@@ -161,17 +201,19 @@ class _Draw:
     def _share(self) -> float:
         return round(float(self.rng.random()), 4)  # as many digits as the table has
 
-    def _random(self, count: int) -> list[_Place]:
-        if not self.usable:
-            raise ValueError(self._too_few(0, count))
-        found: dict[_Place, None] = {}
-        for _ in range(20 * count):
-            video = self.usable[int(self.rng.integers(len(self.usable)))]
-            slack = self.index.videos[video].frames - self.span
-            found[self._placed(video, int(self.rng.integers(slack, endpoint=True)))] = None
-            if len(found) == count:
-                return list(found)
-        raise ValueError(self._too_few(len(found), count))
+    def _random(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
+        found, wanted = dict.fromkeys(taken), len(taken) + self.protocol.count
+        slacks = [self.index.videos[video].frames - self.span for video in videos]
+        ends = np.cumsum([slack + 1 for slack in slacks])
+        for _ in range(20 * self.protocol.count if videos else 0):
+            if self.protocol.choice == "random_clip":
+                number = int(np.searchsorted(ends, self.rng.integers(ends[-1]), side="right"))
+            else:
+                number = int(self.rng.integers(len(videos)))
+            found[self._placed(videos[number], int(self.rng.integers(slacks[number], endpoint=True)))] = None
+            if len(found) == wanted:
+                break
+        return list(found)[len(taken) :]
 
 
 def _row(protocol: EvaluationProtocol, index: VideoIndex, name: str, fold: int, place: _Place) -> ClipRow:

@@ -5,6 +5,7 @@ ones at several frame intervals: a model that drifts leaves the real curves, one
 values are a number a clip and frame, so that bands can be drawn by resampling clips. Knows no models and no files.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -99,18 +100,6 @@ def band(values_BT: Tensor, seed: int = 0) -> Band:
     return Band(values_BT.mean(0), low_T, high_T)
 
 
-def drift_curve(video_BTHWC: Tensor, seed: int = 0) -> Band:
-    """The paper's Figure 8 for one set of videos: mean change between adjacent frames against the frame number."""
-    return band(adjacent_l2(video_BTHWC), seed)
-
-
-def real_drift_curves(
-    read_clips: Callable[[int], Tensor], intervals: tuple[int, ...] = INTERVALS, seed: int = 0
-) -> dict[int, Band]:
-    """Interval -> drift curve of the real clips that ``read_clips(interval)`` returns as video_BTHWC."""
-    return {interval: drift_curve(read_clips(interval), seed) for interval in intervals}
-
-
 def drift_ratio(made_BT: Tensor, real_BT: Tensor, seed: int = 0) -> Band:
     """Mean of the made values over mean of the real ones at every frame, with a bootstrap band over clips of both."""
     generator = torch.Generator().manual_seed(seed)
@@ -126,11 +115,11 @@ def drift_ratio(made_BT: Tensor, real_BT: Tensor, seed: int = 0) -> Band:
     return Band(made_BT.mean(0) / real_BT.mean(0), low_T, high_T)
 
 
-def curves_to_json(bands: Mapping[str, Band]) -> dict[str, dict[str, list[float]]]:
-    """Bands as lists of numbers, for a results file."""
+def curves_to_json(bands: Mapping[str, Band]) -> dict[str, dict[str, list[float | None]]]:
+    """Bands as lists of numbers, for a results file; what is not finite (a ratio to no change at all) is None."""
     return {
         name: {
-            key: [round(float(value), 6) for value in values_T]
+            key: [round(value, 6) if math.isfinite(value) else None for value in values_T.tolist()]
             for key, values_T in (("mean", one.mean_T), ("low", one.low_T), ("high", one.high_T))
         }
         for name, one in bands.items()

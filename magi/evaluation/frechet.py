@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from magi.errors import NumericsError
+from magi.evaluation.intervals import t_quantile
 
 _DISAGREEMENT = 1e-3  # of the two ways, over the sum of the traces
 _RANK_TOLERANCE = 1e-12  # eigenvalues below this share of the largest are rounding
@@ -175,15 +176,12 @@ def _distance_of_few(first_ND: Tensor, second_ND: Tensor) -> float:
     return float(shift_D @ shift_D) + traces - 2 * factors
 
 
-def bootstrap_distance(
-    first_ND: Tensor, second_ND: Tensor, resamples: int = 100, seed: int = 0, *, allow_singular: bool = False
-) -> Estimate:
-    """The distance with a 95% interval over resampled clips of both sets.
+def with_bootstrap(value: float, first_ND: Tensor, second_ND: Tensor, resamples: int = 100, seed: int = 0) -> Estimate:
+    """``value``, the distance of the two sets, with a 95% interval over resampled clips of both.
 
     Drawing with replacement adds bias to a Frechet distance, so the resampled values give only the spread: their
-    quantiles, less their mean, are put around the distance of the sets themselves.
+    quantiles, less their mean, are put around the value.
     """
-    value = distance_of(first_ND, second_ND, allow_singular=allow_singular)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.tensor(
         [
@@ -201,10 +199,15 @@ def _resampled(features_ND: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def over_folds(distance: Callable[[int], float], folds: int) -> Estimate:
-    """Mean of ``distance(fold)`` over folds, with mean +- 1.96 standard errors and the standard deviation."""
+    """Mean of ``distance(fold)`` over folds, with Student's 95% interval and the standard deviation.
+
+    ``ValueError`` for fewer than two folds: one number says nothing of its spread.
+    """
+    if folds < 2:
+        raise ValueError(f"an interval over folds needs at least two, got {folds}")
     values = torch.tensor([distance(fold) for fold in range(folds)], dtype=torch.float64)
-    mean, spread = float(values.mean()), float(values.std()) if folds > 1 else 0.0
-    error = 1.96 * spread / folds**0.5
+    mean, spread = float(values.mean()), float(values.std())
+    error = t_quantile(0.975, folds - 1) * spread / folds**0.5
     return Estimate(mean, mean - error, mean + error, spread)
 
 

@@ -6,7 +6,6 @@ k with k mod n = i and needs no coordination. A shard appears whole or not at al
 depend on; a shard made otherwise is not used. Knows no networks and no scores.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,11 +195,3 @@ def reconstruct(model: MagiPipeline, video_BTHWC: Tensor) -> Tensor:
     """Video_BTHWC through the model's autoencoder and back, on the CPU."""
     device = next(model.model.parameters()).device
     return model.vae.decode(model.vae.encode(video_BTHWC.to(device))).cpu()
-
-
-def samples_hash(plan: SamplePlan) -> str:
-    """SHA-256 over all samples in order, whatever shards and batches they came in."""
-    digest = hashlib.sha256()
-    for video_BTHWC in plan.read(0, plan.count, SHARD):
-        digest.update(np.ascontiguousarray(video_BTHWC.numpy()).tobytes())
-    return digest.hexdigest()

@@ -3,7 +3,8 @@
 Of every clip: the feature vector, the curves of magi.evaluation.drift, and against the true clip (for the predicted
 frames) PSNR, SSIM and learned distances; where there is an image network, features of every frame. Chunks are kept
 under the hash of the protocol card, so that a stopped evaluation goes on where it was and a second one measures
-nothing again. Knows no protocols and no models.
+nothing again. A chunk numbers its clips: statistics of a set are merged from those of its chunks, and no clip counts
+twice or is left out. Knows no protocols and no models.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magi.data.write import published
+from magi.errors import DataError
 from magi.evaluation.drift import CURVES
 from magi.evaluation.features import FeatureNetwork, FrameDistance, ImageNetwork, extract
 from magi.evaluation.frame_metrics import psnr, ssim
+from magi.evaluation.frechet import FeatureStatistics
 
 CHUNK = 64
-FEATURES, IMAGES = "features_BD", "images_BTD"
+FEATURES, IMAGES, NUMBERS = "features_BD", "images_BTD", "numbers_B"
 IMAGE_CLIPS = 2048  # of a set, its first ones: features of all frames of more would fill the disk
 
 Pairs = Iterator[tuple[Tensor, Tensor | None]]
@@ -49,6 +52,20 @@ class Measured:
 
     files: tuple[Path, ...]
 
+    def statistics(self, first: int, last: int) -> FeatureStatistics:
+        """Statistics of the features of clips ``first`` up to ``last`` (not included), merged from those of the chunks.
+
+        ``DataError`` where a clip is missing; ``ValueError`` where one is in two chunks.
+        """
+        merged = _statistics(self.files[0], first, last)
+        for path in self.files[1:]:
+            merged.merge(_statistics(path, first, last))
+        if merged.count != last - first:
+            raise DataError(
+                f"{self.files[0].parent}: holds {merged.count} of clips {first} to {last}; delete it and score again"
+            )
+        return merged
+
     def values(self, name: str) -> Tensor:
         """The measure called ``name`` of all clips that have it, a row a clip."""
         found = []
@@ -70,7 +87,17 @@ class Measured:
     def names(self) -> list[str]:
         """The measures that the set has."""
         with safe_open(self.files[0], framework="pt") as file:
-            return sorted(file.keys())
+            return sorted({*file.keys()} - {NUMBERS})
+
+
+def _statistics(path: Path, first: int, last: int) -> FeatureStatistics:
+    """Of those clips of one chunk whose numbers are from ``first`` up to ``last``."""
+    with safe_open(path, framework="pt") as file:
+        numbers_B, features_BD = file.get_tensor(NUMBERS), file.get_tensor(FEATURES)
+    inside_B = (first <= numbers_B) & (numbers_B < last)
+    found = FeatureStatistics(features_BD.shape[1])
+    found.update(features_BD[inside_B], numbers_B[inside_B].tolist())
+    return found
 
 
 def measure_set(
@@ -90,23 +117,24 @@ def measure_set(
     for first in range(0, count, CHUNK):
         last = min(first + CHUNK, count)
         path = folder / f"{name}-{first:06d}-{last:06d}.safetensors"
-        if not _is_whole(path, last - first):
+        if not _is_whole(path, range(first, last)):
             tensors = _measure(instruments, read(first, last), first < IMAGE_CLIPS)
             if (found := len(tensors.get(FEATURES, ()))) != last - first:
                 raise ValueError(f"{name}: clips {first} to {last} were asked for and {found} came")
             with published(path) as beside:
-                save_file(tensors, beside)
+                save_file(tensors | {NUMBERS: torch.arange(first, last)}, beside)
         files.append(path)
         tell(last, count)
     return Measured(tuple(files))
 
 
-def _is_whole(path: Path, clips: int) -> bool:
+def _is_whole(path: Path, clips: range) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_slice(FEATURES).get_shape()[0] == clips
+            kept, numbers = file.get_slice(FEATURES).get_shape()[0], file.get_tensor(NUMBERS).tolist()
     except (OSError, SafetensorError, KeyError):
         return False
+    return bool(kept == len(clips) and numbers == list(clips))
 
 
 def _measure(instruments: Instruments, pairs: Pairs, with_images: bool) -> dict[str, Tensor]:

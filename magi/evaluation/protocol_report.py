@@ -142,9 +142,39 @@ def score_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         if "score_at_infinity" in values:
             rows.append((f"{name}, at infinitely many clips", f"{values['score_at_infinity']:.3f}"))
         rows.append((f"autoencoder of {name} alone", _told(values["vae_reconstruction"])))
-    rows.append(("real against real (the floor)", _told(result["real"]["floor"])))
-    for name, estimate in result["real"]["battery"].items():
-        rows.append((f"real, {name.replace('_', ' ')}", _told(estimate)))
+    shared = result["card"]["data"].get("floor_clips_of_real_videos", 0)
+    note = f"; {shared} of its clips are of the real set's videos: too low" if shared else ""
+    rows.append(("real against real (the floor)", _told(result["real"]["floor"]) + note))
+    if "floor_expected" in result["real"]:
+        rows.append(("the floor to expect of Gaussian features", f"{result['real']['floor_expected']:.3f}"))
+    for name, values in result["real"]["battery"].items():
+        rows.append((f"real, {name.replace('_', ' ')}", _told_spoilt(values, result["card"]["protocol"])))
+    return rows
+
+
+def _told_spoilt(values: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
+    """One fault of the battery: its number, the floor of its clips where they are not all, and the verdict."""
+    if "not_run" in values:
+        return f"not run: {values['not_run']}"
+    told = _told(values)
+    if protocol["folds"] > 1 or values.get("clips", protocol["count"]) != protocol["count"]:
+        told += f"; {values['clips']} clips, whose floor is {values['floor']['value']:.3f}"
+    return told + ("; BLIND TO MOTION: no worse than the floor" if values.get("blind") else "")
+
+
+def drift_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Model, and change between its frames over that of the real clips: over all frames, and at the last one."""
+    rows = []
+    for model, values in result["models"].items():
+        ratio = values["drift_ratio"]
+        means = [mean for mean in ratio["mean"] if mean is not None]
+        if ratio["mean"][-1] is None:
+            told = "no change between real frames to compare with"
+        else:
+            told = f"{sum(means) / len(means):.3f}; last frame {ratio['mean'][-1]:.3f}"
+            if ratio["low"][-1] is not None and ratio["high"][-1] is not None:
+                told += f" ({ratio['low'][-1]:.3f} to {ratio['high'][-1]:.3f})"
+        rows.append((f"{model}, change between frames over real", told))
     return rows
 
 
@@ -174,19 +204,26 @@ def score_table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", how])
 
 
-def write_score_table(result: Path, readme: Path) -> None:
+def write_score_table(result: Path, readme: Path) -> Path:
     """Rewrite the block of ``readme`` between the markers ``results:PROTOCOL:begin`` and ``end`` from a result.json.
 
-    Raises ``ValueError`` where the markers are not there, once each and in order.
+    The result itself goes to results/PROTOCOL.json beside ``readme``, so that the table can be held against it: returns
+    that file. Raises ``ValueError`` where the markers are not there, once each and in order.
     """
-    values = json.loads(result.read_text(encoding="utf-8"))
-    begin, end = (f"<!-- results:{values['card']['protocol']['name']}:{word} -->" for word in ("begin", "end"))
+    kept = result.read_text(encoding="utf-8")
+    values = json.loads(kept)
+    name = values["card"]["protocol"]["name"]
+    begin, end = (f"<!-- results:{name}:{word} -->" for word in ("begin", "end"))
     text = readme.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{readme}: needs one line '{begin}' and after it one line '{end}'")
     before, _, rest = text.partition(begin)
+    copy = readme.parent / "results" / f"{name}.json"
+    with published(copy) as beside:
+        beside.write_text(kept, encoding="utf-8")
     with published(readme) as beside:
         beside.write_text(f"{before}{begin}\n{score_table(values)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    return copy
 
 
 def _told(estimate: Mapping[str, float]) -> str:
@@ -204,8 +241,13 @@ def _page(result: Mapping[str, Any], sheet: bytes, curves: bytes) -> str:
         "<h2>Scores</h2>",
         '<p class="note">Lower is better; with 95% intervals. A score means something only against the floor: real '
         "clips against other real clips, the same number. Real clips that were spoilt on purpose must score worse than "
-        "the floor, or the measure does not see motion.</p>",
+        "the floor (above its interval), or the measure does not see motion.</p>",
         _table(("", result["score_name"]), score_rows(result)),
+    ]
+    parts += [
+        '<h2>Drift</h2><p class="note">Mean change between adjacent frames over that of the real clips: 1 where the '
+        "model neither drifts nor freezes.</p>",
+        _table(("", "made / real"), drift_rows(result)),
     ]
     if frames := frame_rows(result):
         parts += ["<h2>Predicted frames against the true ones</h2>", _table(("model", "metric", "mean"), frames)]

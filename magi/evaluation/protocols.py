@@ -13,7 +13,7 @@ from pydantic import Field
 
 from magi.config import Section
 
-Choice = Literal["one_window", "centre_window", "random_window", "windows", "grid"]
+Choice = Literal["one_window", "centre_window", "random_window", "random_clip", "windows", "grid"]
 
 
 class EvaluationProtocol(Section):
@@ -27,7 +27,8 @@ class EvaluationProtocol(Section):
     choice: Choice = Field(
         "one_window",
         description="real clips: one_window (distinct videos, a random window each), centre_window (the middle one), "
-        "random_window (random video, window and place), windows (of all that do not overlap), grid (windows x places)",
+        "random_window (random video, window and place), random_clip (every window of every video equally likely: long "
+        "videos come more often), windows (of all that do not overlap), grid (windows x places)",
     )
     windows: int = Field(2, ge=1, description="of a grid: windows spread evenly over a video")
     places: int = Field(3, ge=1, description="of a grid: crops spread evenly along the longer side")
@@ -38,8 +39,8 @@ class EvaluationProtocol(Section):
     read_filter: Literal["lanczos", "bicubic", "bilinear"] = Field("lanczos", description="antialiased, Pillow's")
     jpeg_quality: int = Field(0, ge=0, le=100, description="real frames pass through JPEG of this quality; 0 is none")
     score_size: int = Field(256, ge=1, description="height and width at which real and made clips meet the network")
-    score_kernel: Literal["half_pixel", "tf1"] = Field(
-        "half_pixel", description="bilinear kernel of the resize to score_size, no antialias"
+    score_kernel: Literal["half_pixel", "tf1", "antialiased"] = Field(
+        "half_pixel", description="bilinear kernel of the resize to score_size; only 'antialiased' antialiases"
     )
     context_frames: int = Field(0, ge=0, description="real frames that the model continues; 0 makes clips from nothing")
     context: Literal["decoded", "ground_truth"] = Field(
@@ -64,12 +65,18 @@ class EvaluationProtocol(Section):
     )
     table_seed: int = Field(0, ge=0, description="of the choice of real clips")
 
+    @property
+    def one_a_video(self) -> bool:
+        """Whether a set of real clips has one clip of each of its videos."""
+        return self.choice in ("one_window", "centre_window")
+
 
 def _ucf101_256() -> EvaluationProtocol:
     return EvaluationProtocol(
         name="ucf101-256-2048-s3",
         source="paper section 6 and appendix, UCF-101 unconditional: 2,048 real against 2,048 made clips of 16 frames, "
-        "real interval 3. The split is not stated: all 13,320 videos, as Latte trains; centre square, Lanczos",
+        "real interval 3; 2,048 videos, a random window of each. The split is not stated: all 13,320 videos, as Latte "
+        "trains; centre square, Lanczos",
         split="all",
         interval=3,
     )
@@ -78,8 +85,9 @@ def _ucf101_256() -> EvaluationProtocol:
 def _ucf101_128() -> EvaluationProtocol:
     return EvaluationProtocol(
         name="ucf101-128-class-10k",
-        source="paper section 6, class-conditional UCF-101 after MAGVIT (appendix B.3): train split 1, random clips of "
-        "16 frames, labels those of the real clips, 10,000 clips x 4, TF1 resize",
+        source="paper section 6, class-conditional UCF-101 after MAGVIT (appendix B.3): train split 1, a random window "
+        "and place of a random video, 10,000 x 4 clips of 16 frames of 9,537 videos, so videos come several times and "
+        "the floor shares them; labels those of the real clips, TF1 resize",
         split="trainlist01",
         choice="random_window",
         crop="random",
@@ -96,15 +104,15 @@ def _ucf101_128() -> EvaluationProtocol:
 def _k600() -> EvaluationProtocol:
     return EvaluationProtocol(
         name="k600-64-f5-50k",
-        source="paper section 6, Kinetics-600: 5 frames continued to 16, 50,000 clips of the test set, interval 1, "
-        "scored at 64 x 64. Kernel to 64 and crop are not stated: half-pixel bilinear, centre square; the made clip "
-        "is scored whole, its context out of the autoencoder",
+        source="paper section 6 and appendix, Kinetics-600: 5 frames continued to 16, 50,000 videos of the test set, a "
+        "random window of each, interval 1, scored at 64 x 64. The set has no 100,000 videos: the floor takes those "
+        "left over, then other windows of the same. Kernel to 64 and crop are not stated: half-pixel bilinear, centre "
+        "square; the made clip is scored whole, its context out of the autoencoder",
         split="test",
         read_size=256,
         read_filter="bilinear",
         score_size=64,
         context_frames=5,
-        choice="windows",
         count=50_000,
     )
 
@@ -112,7 +120,8 @@ def _k600() -> EvaluationProtocol:
 def _digits3d() -> EvaluationProtocol:
     return EvaluationProtocol(
         name="digits3d",
-        source="this project: built-in videos of a seed of their own, 4 frames continued to 16, features of digits3d",
+        source="this project: built-in videos of a seed of their own, a random window of each, 4 frames continued to "
+        "16, features of digits3d",
         split="all",
         read_size=64,
         read_filter="bicubic",
@@ -130,22 +139,29 @@ def _variant(base: Callable[[], EvaluationProtocol], name: str, why: str, **chan
 
 
 def _ucf101_protocols() -> list[EvaluationProtocol]:
-    latte = "after Latte: real frames pass through JPEG of quality 75, as its converter leaves them"
-    larp = "after LARP: random 16-frame windows that do not overlap, centre crop, antialiased resize, one fold"
-    tats = "after TATS: 2,048 clips, uniform labels, random clips of the train split, half-pixel resize, epsilon 1e-5"
+    latte = (
+        "as ucf101-256-2048-s3, after Latte: real frames pass through JPEG of quality 75, as its converter leaves them"
+    )
+    seventeen = "as {} with 17 frames, for 3-D autoencoders"
+    larp = "after LARP: 10,000 of all 16-frame windows that do not overlap, centre crop, antialiased resize, one fold"
+    tats = (
+        "after TATS: 2,048 of all windows of the train split, so long videos come more often; uniform labels, "
+        "half-pixel resize, epsilon 1e-5"
+    )
     single = {"folds": 1, "crop": "centre", "network_input": "tats"}
     return [
         _ucf101_256(),
         _variant(_ucf101_256, "ucf101-256-2048-s1", "as ucf101-256-2048-s3 at real interval 1", interval=1),
-        _variant(_ucf101_256, "ucf101-256-2048-s3-17", "17 frames, for 3-D autoencoders", frames=17),
+        _variant(_ucf101_256, "ucf101-256-2048-s3-17", seventeen.format("ucf101-256-2048-s3"), frames=17),
         _variant(_ucf101_256, "ucf101-256-2048-s3-jpeg", latte, jpeg_quality=75),
         _ucf101_128(),
-        _variant(_ucf101_128, "ucf101-128-class-10k-17", "17 frames, for 3-D autoencoders", frames=17),
+        _variant(_ucf101_128, "ucf101-128-class-10k-17", seventeen.format("ucf101-128-class-10k"), frames=17),
         _variant(_ucf101_128, "ucf101-128-class-10k-larp", larp, choice="windows", **single),
         _variant(
             _ucf101_128,
             "ucf101-128-class-2048",
             tats,
+            choice="random_clip",
             labels="uniform",
             count=2048,
             network_eps="torch-port",
@@ -155,18 +171,26 @@ def _ucf101_protocols() -> list[EvaluationProtocol]:
 
 
 def _k600_protocols() -> list[EvaluationProtocol]:
-    magvit = "after MAGVIT (appendix B.3): 2 windows x 3 places a video, x 4, at 128, then 64 by TF1 bilinear"
-    omni = "after OmniTokenizer's released script: 2,048 train videos, 17 centre frames, whole frame squashed"
-    larp = "after LARP: validation split, 128 centre crop, one fold"
+    magvit = (
+        "after MAGVIT (appendix B.3): 50,000 x 4 of 2 windows x 3 places of every video of the validation split, at "
+        "128, then 64 by TF1 bilinear; the floor shares videos"
+    )
+    omni = "after OmniTokenizer's released script: 2,048 train videos, 17 centre frames each, whole frame squashed"
+    larp = (
+        "after LARP: 50,000 of all 16-frame windows of the validation split that do not overlap, 128 centre crop, then "
+        "64 by antialiased bilinear, one fold"
+    )
+    seventeen = "5 frames continued to 17, for the paper's 3-D autoencoder; clips chosen as by k600-64-f5-50k"
     tf1 = {"score_kernel": "tf1", "network_input": "magvit_train"}
     grid = {"split": "eval", "choice": "grid", "crop": "grid", "read_size": 128, "folds": 4}
     centre = {"split": "train", "choice": "centre_window", "crop": "squash", "read_size": 64, "count": 2048}
+    larps = {"choice": "windows", "read_size": 128, "score_kernel": "antialiased"}
     ports = {"network_input": "videogpt", "network_eps": "torch-port"}
     return [
         _k600(),
-        _variant(_k600, "k600-64-f5-50k-17", "5 frames continued to 17, for the paper's 3-D autoencoder", frames=17),
+        _variant(_k600, "k600-64-f5-50k-17", seventeen, frames=17),
         _variant(_k600, "k600-64-f5-50k-grid", magvit, **grid, **tf1),
-        _variant(_k600, "k600-64-f5-50k-larp", larp, split="val", read_size=128),
+        _variant(_k600, "k600-64-f5-50k-larp", larp, split="val", **larps),
         _variant(_k600, "k600-64-f5-2048-omni", omni, frames=17, **centre, **ports),
         _variant(
             _k600, "k600-64-f5-50k-given", "as k600-64-f5-50k with the real context frames", context="ground_truth"

@@ -2,7 +2,8 @@
 
 ``half_pixel`` samples at (i + 1/2) in/out - 1/2, clamped at 0 (torch's ``interpolate`` without aligned corners);
 ``tf1`` samples at i in/out (TensorFlow 1's ``resize_bilinear``: the origin is the corner of the first pixel). Both use
-two taps an axis, also when they shrink: neither antialiases. Scores by different kernels do not compare, so every
+two taps an axis, also when they shrink: neither antialiases. ``antialiased`` is half_pixel with taps that widen as it
+shrinks (Pillow's, and torchvision's ``Resize`` by default). Scores by different kernels do not compare, so every
 protocol names its own. Knows no network and no protocol.
 """
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ResizeKernel = Literal["half_pixel", "tf1"]
+ResizeKernel = Literal["half_pixel", "tf1", "antialiased"]
 RESIZE_KERNELS: tuple[ResizeKernel, ...] = get_args(ResizeKernel)
 
 
@@ -26,9 +27,9 @@ def resize_bilinear(images_NCHW: Tensor, height: int, width: int, kernel: Resize
         raise ValueError(f"images must be floating point NCHW, got {images_NCHW.dtype} {tuple(images_NCHW.shape)}")
     if min(height, width, *images_NCHW.shape[2:]) < 1:
         raise ValueError(f"cannot resize {tuple(images_NCHW.shape[2:])} to {height}x{width}")
-    if kernel == "half_pixel":
+    if kernel in ("half_pixel", "antialiased"):
         return functional.interpolate(
-            images_NCHW, size=(height, width), mode="bilinear", align_corners=False, antialias=False
+            images_NCHW, size=(height, width), mode="bilinear", align_corners=False, antialias=kernel == "antialiased"
         )
     if kernel == "tf1":
         return _along_y(_along_x(images_NCHW, width), height)

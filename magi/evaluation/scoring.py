@@ -1,9 +1,10 @@
 """From a protocol, real videos and models to a result: scores with what they must be read against.
 
-Beside every score stand its interval, the floor (real clips against other real clips, the same number), what the
-autoencoder alone costs, the limit at infinitely many clips, and how real clips fare whose frames are shuffled, frozen
-or taken at another interval: a measure that does not see those is blind to motion. The result is a pure function of
-its card, the models and the seed; an evaluation that was stopped goes on where it was. Knows no options, no pictures.
+Beside every score stand its interval, the floor (real clips against other real clips, the same number) and what theory
+expects of it, what the autoencoder alone costs, the limit at infinitely many clips, and how real clips fare that are
+spoilt on purpose: a measure that does not see that is blind to motion. Distances are of statistics merged from chunk to
+chunk; only the bootstrap holds all features. The result is a pure function of its card, the models and the seed; an
+evaluation that was stopped goes on where it was. Knows no options, no pictures.
 """
 
 import hashlib
@@ -18,19 +19,27 @@ from torch import Tensor
 
 from magi.data.clips import clip_span
 from magi.data.write import published
+from magi.evaluation.battery import spoilt_sets
 from magi.evaluation.card import ProtocolCard, hash_of, make_card, score_name
 from magi.evaluation.clip_table import ClipRow, ClipTable, data_hash
 from magi.evaluation.continuations import Progress, describe
-from magi.evaluation.drift import CURVES, INTERVALS, band, curves_to_json
-from magi.evaluation.frechet import Estimate, bootstrap_distance, distance_of, extrapolated_distance, over_folds
+from magi.evaluation.drift import CURVES, INTERVALS, band, curves_to_json, drift_ratio
+from magi.evaluation.frechet import (
+    Estimate,
+    distance_of,
+    expected_floor,
+    extrapolated_distance,
+    frechet_distance,
+    over_folds,
+    with_bootstrap,
+)
 from magi.evaluation.generation import SamplePlan, generate_samples, reconstruct, sample_plan
 from magi.evaluation.measuring import FEATURES, IMAGES, Instruments, Measured, Pairs, measure_set
 from magi.evaluation.protocols import EvaluationProtocol
-from magi.evaluation.real_clips import RealClips, frozen, shuffled, to_score_size
+from magi.evaluation.real_clips import RealClips, to_score_size
 from magi.sampling.pipeline import MagiPipeline
 
 RESULT_FILE, TABLE_FILE = "result.json", "clips.csv"
-_BATTERY_CLIPS = 2048  # larger protocols leave the battery out: it costs three more passes over the real clips
 _DRIFT_CLIPS = 1024  # as in the paper
 _RESAMPLES = 100
 
@@ -58,6 +67,9 @@ class Evaluation:
             "too_short": sum(frames < self._span for frames in self.clips.lengths.values()),
             "videos_sha256": data_hash(index),
             "table_sha256": self.table.hash,
+            "real_videos": len(self.table.videos("real")),
+            "floor_videos": len(self.table.videos("floor")),
+            "floor_clips_of_real_videos": self.table.shared_clips,
         }
         return make_card(self.protocol, self.overrides, self.instruments.network, data, self.seed)
 
@@ -154,9 +166,14 @@ class _Scorer:
     def real(self) -> dict[str, Any]:
         """Floor, battery and curves of the real clips."""
         floor = self._measured("floor", self._rows_reader("floor"))
+        expected: dict[str, float] = {}
+        if self.protocol.count > self.evaluation.instruments.network.dimension:
+            covariance_DD = self.real_set.statistics(0, self.protocol.count).covariance_DD
+            expected["floor_expected"] = _short(expected_floor(covariance_DD, self.protocol.count, self.protocol.count))
         return {
-            "floor": self._estimate(floor),
-            "battery": self._battery(),
+            "floor": _rounded(self._estimate(floor)),
+            **expected,
+            "battery": self._battery(floor),
             "curves": self._curves(self.real_set),
             "drift": self._drift(),
             **self._frame_distances("frame_fid_floor", floor),
@@ -168,57 +185,63 @@ class _Scorer:
         made = self._measured(f"{name}-{plan.key[:12]}", self._samples_reader(plan), name)
         reconstructed = self._reconstruction(model)
         found: dict[str, Any] = {
-            "score": self._estimate(made),
-            "vae_reconstruction": self._estimate(reconstructed),
+            "score": _rounded(self._estimate(made)),
+            "vae_reconstruction": _rounded(self._estimate(reconstructed)),
             "model": describe(model),
             "samples_key": plan.key,
             "curves": self._curves(made),
+            "drift_ratio": self._drift_ratio(made),
             "frames": self._frame_metrics(made),
             **self._frame_distances("frame_fid", made),
         }
         features_ND, real_ND = made.values(FEATURES), self.real_set.values(FEATURES)
         if len(features_ND) // 3 > features_ND.shape[1]:
-            found["score_at_infinity"] = float(f"{extrapolated_distance(real_ND, features_ND):.8g}")
+            found["score_at_infinity"] = _short(extrapolated_distance(real_ND, features_ND))
         return found
 
-    def _estimate(self, other: Measured) -> dict[str, float]:
+    def _estimate(self, other: Measured) -> Estimate:
         """Distance of a set from the real one: over folds, or with a bootstrap interval where there is one fold."""
-        real_ND, other_ND = self.real_set.values(FEATURES), other.values(FEATURES)
-        singular, folds, count = "singular" in self.evaluation.overrides, self.protocol.folds, self.protocol.count
-        if len(other_ND) != folds * count:
-            raise ValueError(f"a set of {len(other_ND)} clips where the protocol has {folds * count}")
-        if folds == 1:
-            return _rounded(bootstrap_distance(real_ND, other_ND, _RESAMPLES, allow_singular=singular))
+        folds, count = self.protocol.folds, self.protocol.count
 
         def of_fold(fold: int) -> float:
-            part = slice(fold * count, (fold + 1) * count)
-            return distance_of(real_ND[part], other_ND[part], allow_singular=singular)
+            first, last = fold * count, (fold + 1) * count
+            real, made = self.real_set.statistics(first, last), other.statistics(first, last)
+            return frechet_distance(real, made, allow_singular=self._singular)
 
-        return _rounded(over_folds(of_fold, folds))
+        if folds > 1:
+            return over_folds(of_fold, folds)
+        return with_bootstrap(of_fold(0), self.real_set.values(FEATURES), other.values(FEATURES), _RESAMPLES)
 
-    def _battery(self) -> dict[str, Any]:
-        """Scores of real clips with a planted fault, drawn from the floor set."""
-        if self.protocol.count * self.protocol.folds > _BATTERY_CLIPS:
-            return {}
-        rows = self.evaluation.rows("floor")
+    def _battery(self, floor: Measured) -> dict[str, Any]:
+        """Scores of real clips with a planted fault, each beside the floor of the same clips, or why it was not run."""
+        fewest = 1 if self._singular else self.evaluation.instruments.network.dimension + 1
+        rows = self.evaluation.table.of("floor", 0)
+        found: dict[str, Any] = {}
+        for name, spoilt in spoilt_sets(self.clips, rows, self.evaluation.batch, fewest).items():
+            if isinstance(spoilt, str):
+                found[name] = {"not_run": spoilt}
+                continue
+            count = len(spoilt.numbers)
+            found_ND = self._measured(name, spoilt.read, clips=count).values(FEATURES)
+            unspoilt_ND = floor.values(FEATURES)[list(spoilt.numbers)]
+            score, bottom = (self._of_some(features_ND, count) for features_ND in (found_ND, unspoilt_ND))
+            found[name] = {
+                **_rounded(score),
+                "clips": count,
+                "floor": _rounded(bottom),
+                "blind": score.value <= bottom.high,
+            }
+        return found
 
-        def read_shuffled(first: int, last: int) -> Pairs:
-            numbers = iter(range(first, last))
-            for video in self.clips.batches(rows[first:last], self.evaluation.batch):
-                yield shuffled(video, [next(numbers) for _ in video]), None
+    def _of_some(self, features_ND: Tensor, count: int) -> Estimate:
+        """Distance of some clips from the first ``count`` real ones."""
+        real_ND = self.real_set.values(FEATURES)[:count]
+        value = distance_of(real_ND, features_ND, allow_singular=self._singular)
+        return with_bootstrap(value, real_ND, features_ND, _RESAMPLES)
 
-        def read_frozen(first: int, last: int) -> Pairs:
-            for video in self.clips.batches(rows[first:last], self.evaluation.batch):
-                yield frozen(video), None
-
-        readers: dict[str, Callable[[int, int], Pairs]] = {
-            "frames_shuffled": read_shuffled,
-            "first_frame_frozen": read_frozen,
-        }
-        interval = 2 * self.protocol.interval
-        if self._long_enough(rows, interval) == rows:
-            readers["interval_doubled"] = self._rows_reader("floor", interval)
-        return {name: self._estimate(self._measured(name, read)) for name, read in readers.items()}
+    @property
+    def _singular(self) -> bool:
+        return "singular" in self.evaluation.overrides
 
     def _long_enough(self, rows: list[ClipRow], interval: int) -> list[ClipRow]:
         lengths = self.clips.lengths
@@ -236,6 +259,11 @@ class _Scorer:
                 ]
                 curves[str(interval)] = band(torch.cat(values), self.evaluation.seed)
         return curves_to_json(curves)
+
+    def _drift_ratio(self, made: Measured) -> dict[str, Any]:
+        """Change between adjacent frames over that of the real clips, at every frame: 1 is no drift."""
+        ratio = drift_ratio(made.values("adjacent_l2"), self.real_set.values("adjacent_l2"), self.evaluation.seed)
+        return curves_to_json({"adjacent_l2": ratio})["adjacent_l2"]
 
     def _curves(self, found: Measured) -> dict[str, Any]:
         return curves_to_json({name: band(found.values(name), self.evaluation.seed) for name in CURVES})
@@ -285,12 +313,11 @@ class _Scorer:
             self._reconstructed[model.vae.id] = self._measured(name, read, "autoencoder")
         return self._reconstructed[model.vae.id]
 
-    def _rows_reader(self, name: str, interval: int = 0) -> Callable[[int, int], Pairs]:
+    def _rows_reader(self, name: str) -> Callable[[int, int], Pairs]:
         rows = self.evaluation.rows(name)
 
         def read(first: int, last: int) -> Pairs:
-            for video in self.clips.batches(rows[first:last], self.evaluation.batch, interval=interval):
-                yield video, None
+            yield from ((video, None) for video in self.clips.batches(rows[first:last], self.evaluation.batch))
 
         return read
 
@@ -308,16 +335,22 @@ class _Scorer:
 
         return read
 
-    def _measured(self, name: str, read: Callable[[int, int], Pairs], what: str = "") -> Measured:
+    def _measured(
+        self, name: str, read: Callable[[int, int], Pairs], what: str = "", clips: int | None = None
+    ) -> Measured:
         return measure_set(
             self.evaluation.instruments,
             self.folder,
             name,
-            self.protocol.count * self.protocol.folds,
+            self.protocol.count * self.protocol.folds if clips is None else clips,
             read,
             lambda done, total: self.tell(f"measuring {what or name.replace('_', ' ')}", done, total),
         )
 
 
 def _rounded(estimate: Estimate) -> dict[str, float]:
-    return {key: float(f"{value:.8g}") for key, value in asdict(estimate).items()}
+    return {key: _short(value) for key, value in asdict(estimate).items()}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.8g}")
