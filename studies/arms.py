@@ -3,11 +3,11 @@
     python -m studies.arms ctf --source digits --seed 0 --out build/studies
 
 Two sets of videos are generated from held-out ones: 16 frames from the first frame (the paper's first-frame prediction
-on UCF-101), and 104 frames from four. Of the first come the features of fvd[digits3d] and of a Frechet distance a
-frame on 8x8 grey frames (fid[grey8x8]: weight-free, and named so that nobody takes it for FID); of the second the
-change between adjacent frames, and on digits the oracles. A class-conditional arm is also measured at every guidance
-scale, from nothing but the class. Everything is kept in the arm's folder, so a study that is stopped continues, and two
-studies that need the same arm share it. What is measured is in ``studies.measures``.
+on UCF-101), and 104 frames from four. Of the first come the features of fvd[digits3d] and of fid[grey+edges], a Frechet
+distance a frame (weight-free, and named so that nobody takes it for FID); of the second the change between adjacent
+frames, and on digits the oracles. A class-conditional arm is also measured at every guidance scale, from nothing but
+the class. Everything is kept in the arm's folder, so a study that is stopped continues, and two studies that need the
+same arm share it. What is measured is in ``studies.measures``.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from magi.cli.options import Device, check_device
@@ -33,14 +32,17 @@ from studies.measures import (
     Measures,
     clip_features,
     continued,
+    features_id,
     guided_measures,
     keep,
     labels_of,
     long_curves,
     read_measures,
 )
-from studies.sources import INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, source
+from studies.sources import HELD_OUT_VIDEOS, INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, source
 
+SAMPLING: dict[str, Any] = {"iterations": 4, "steps": 25, "temperature": 0.9}
+"""The same for all arms."""
 MEASURES_FILE = "measures.safetensors"
 GUIDED_ARM = "ctf-class"
 FULL_CLIPS = 48_000
@@ -77,7 +79,7 @@ class Budget:
     """optimizer steps"""
     batch: int = 16
     """clips a step"""
-    size: Literal["tiny", "small"] = "tiny"
+    size: Literal["nano", "tiny", "small"] = "tiny"
     """of the transformer and its head"""
 
     @property
@@ -105,11 +107,10 @@ class Arm:
         return out / self.source / self.budget.name / f"{self.name}-{self.seed}"
 
 
-def train_arm(arm: Arm, source: Source, folder: Path, device: str) -> None:
-    """Train the arm's model, or continue."""
+def training_words(arm: Arm) -> tuple[object, ...]:
+    """What ``magi train`` is told about an arm, but for places and device."""
     budget = arm.budget
-    words = ("--run", folder / "run", "--data.root", source.latents, "--vae.weights", source.vae, "--device", device)
-    schedule = {
+    training = {
         "steps": budget.steps,
         "batch": budget.batch,
         "warmup-steps": min(200, budget.steps // 10),
@@ -120,22 +121,16 @@ def train_arm(arm: Arm, source: Source, folder: Path, device: str) -> None:
         "log-every": 50,
         "checkpoint-every": 500,
     }
-    training = [word for name, value in schedule.items() for word in (f"--training.{name}", value)]
-    sampling = ("--sampling.iterations", 4, "--sampling.steps", 50, "--sampling.temperature", 0.9)
-    magi(
-        "train",
-        "digits",
-        *words,
-        "--size",
-        budget.size,
-        "--model.classes",
-        0,
-        "--data.workers",
-        1,
-        *training,
-        *sampling,
-        *ARMS[arm.name],
-    )
+    words: list[object] = ["--size", budget.size, "--model.classes", 0, "--data.workers", 1]
+    words += [word for name, value in training.items() for word in (f"--training.{name}", value)]
+    words += [word for name, value in SAMPLING.items() for word in (f"--sampling.{name}", value)]
+    return (*words, *ARMS[arm.name])
+
+
+def train_arm(arm: Arm, source: Source, folder: Path, device: str) -> None:
+    """Train the arm's model, or continue."""
+    places = ("--run", folder / "run", "--data.root", source.latents, "--vae.weights", source.vae, "--device", device)
+    magi("train", "digits", *places, *training_words(arm))
 
 
 def load_measures(arm: Arm, folder: Path) -> Measures | None:
@@ -148,7 +143,6 @@ def measure_arm(arm: Arm, source: Source, folder: Path, device: str) -> Measures
     """Generate from the arm's model and measure; kept, so a second call reads."""
     if (known := load_measures(arm, folder)) is not None:
         return known
-    torch.backends.cuda.matmul.allow_tf32 = False
     pipe = MagiPipeline.from_pretrained(folder / "run", chosen_device(device))
     first_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
     labels = labels_of(source, len(first_BTHWC)) if arm.name == GUIDED_ARM else None
@@ -168,10 +162,17 @@ def measure_arm(arm: Arm, source: Source, folder: Path, device: str) -> Measures
 
 def settings_of(arm: Arm) -> str:
     """Names all that an arm's measures depend on, so that those of other settings are refused."""
-    values: dict[str, Any] = asdict(arm) | {"settings": ARMS[arm.name], "long": [LONG_FRAMES, LONG_CLIPS]}
-    if arm.name == GUIDED_ARM:
-        values["guidance"] = GUIDANCE_SCALES
+    values: dict[str, Any] = asdict(arm) | {"training": training_words(arm), "long": [LONG_FRAMES, LONG_CLIPS]}
+    values |= {"features": features_id(), "guidance": GUIDANCE_SCALES if arm.name == GUIDED_ARM else ()}
     return f"{arm.name} {hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def frames_to_make(arm: Arm) -> int:
+    """Frames that measuring an arm generates, guided ones counted twice."""
+    clips = HELD_OUT_VIDEOS // 2
+    short, long = clips * (PREDICTED_FRAMES - 1), LONG_CLIPS * (LONG_FRAMES - LONG_CONTEXT)
+    guided = 2 * clips * PREDICTED_FRAMES * len(GUIDANCE_SCALES) if arm.name == GUIDED_ARM else 0
+    return short + long * (2 if arm.name == "ctf" else 1) + guided
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from magi.errors import NumericsError
+from magi.evaluation.intervals import t_quantile
 
 Verdict = Literal["held", "failed", "undecided"]
 LEVEL = 0.95
-RESAMPLES = 200
+TAIL_DRAWS = 10
+"""Resamples that lie beyond each end of a bootstrap interval: with fewer its ends are the extremes of the draws."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,6 @@ class Judged:
     verdict: Verdict
 
 
-def t_quantile(share: float, degrees: int) -> float:
-    """Quantile of Student's t with ``degrees`` of freedom; ``ValueError`` for no freedom or a share outside 0.5..1.
-
-    With t = sqrt(degrees) tan(a) the density is proportional to cos(a)^(degrees - 1), which is integrated.
-    """
-    if degrees < 1 or not 0.5 <= share < 1:
-        raise ValueError(f"no quantile {share} of Student's t with {degrees} degrees of freedom")
-    angles = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angles) ** (degrees - 1)
-    steps = (density[1:] + density[:-1]) / 2
-    below = np.concatenate([[0.0], np.cumsum(steps)]) / (2 * steps.sum())
-    return math.sqrt(degrees) * math.tan(float(np.interp(share - 0.5, below, angles)))
-
-
 def effect_over_seeds(values: Sequence[float], level: float = LEVEL, of: str = "seeds") -> Effect:
     """Mean of ``values``, one a seed (or ``of`` what), with Student's interval; ``ValueError`` for fewer than two."""
     if len(values) < 2:
@@ -84,7 +71,8 @@ def effect_over_clips(
     All arms must be indexed with the same ``picked_N``, so that the comparison is paired. Drawing with replacement adds
     bias to a Frechet distance, so the quantiles are taken less their mean and put around the value.
     """
-    value, resamples = statistic(torch.arange(clips)), resamples or RESAMPLES
+    value = statistic(torch.arange(clips))
+    resamples = resamples or math.ceil(2 * TAIL_DRAWS / (1 - level))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.tensor(
         [statistic(torch.randint(clips, (clips,), generator=generator)) for _ in range(resamples)], dtype=torch.float64

@@ -2,10 +2,10 @@
 
     python -m studies.ctf_vs_mtf --source digits
 
-Same model, data, steps and seeds; both predict 16 frames from the first frame of held-out clips. The paper finds FVD
+Same model, data, steps and seeds; all predict 16 frames from the first frame of held-out clips. The paper finds FVD
 about 23% lower, and per-frame FID slightly higher: motion is better, single frames are not. "About equal" is taken as
-within 15%. MTF has no observation frames, so the paper's noise on them is CTF's alone; ``exposure_bias`` trains CTF
-without it.
+within 15%. MTF has no observation frames, so noise on them is CTF's alone. The claim is therefore judged on CTF without
+noise, where nothing but the teacher forcing differs; the whole recipe, with noise, is judged beside.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from studies.prediction import compared, write_prediction
 from studies.running import StudyOptions, gathered
 
 STUDY = "ctf_vs_mtf"
-NAMES = ("ctf", "mtf")
+NAMES = ("ctf-without-noise", "mtf", "ctf")
 ABOUT_EQUAL = 0.15
 
 
@@ -32,10 +32,16 @@ def study(options: StudyOptions) -> Path | None:
     if arms is None:
         return None
     parts = [
-        compared(arms, f"{FVD} is lower with CTF", "ctf", "mtf", FVD),
-        compared(arms, f"{FID} about equal", "ctf", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL),
+        compared(arms, f"{FVD} is lower with CTF", "ctf-without-noise", "mtf", FVD),
+        compared(arms, f"{FID} about equal", "ctf-without-noise", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL),
     ]
-    return write_prediction(options, STUDY, arms, parts)
+    beside = [
+        compared(arms, f"with noise on observations, too: {FVD} is lower than with MTF", "ctf", "mtf", FVD),
+        compared(
+            arms, f"with noise on observations, too: {FID} about equal", "ctf", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL
+        ),
+    ]
+    return write_prediction(options, STUDY, arms, parts, beside)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from magi.evaluation.drift import band, curves_to_json
 from studies.arms import ARMS
 from studies.claims import Judged, Statement, all_of, effect_of, judge
-from studies.commands import command, options_of
+from studies.commands import command, command_line, options_of
 from studies.measures import LONG_FRAMES
 from studies.reporting import (
     COLOURS,
@@ -78,7 +78,7 @@ def judged(arms: Arms) -> list[Judged]:
 def numbers_of(arms: Arms) -> dict[str, Any]:
     """Curves with bands, and the log ratio of every seed."""
     curves = {name: torch.cat([one["adjacent_l2"] for one in seeds]) for name, seeds in arms.by_name.items()}
-    curves |= {"real": arms.real["adjacent_l2"]}
+    curves |= {"real": arms.real["adjacent_l2"], "real, through autoencoder": arms.real["vae_adjacent_l2"]}
     curves |= {f"real, interval {interval}": arms.real[f"adjacent_l2_{interval}"] for interval in INTERVALS}
     ratios = {
         name: [log_ratio(one["adjacent_l2"], arms.real["adjacent_l2"]) for one in seeds]
@@ -121,11 +121,11 @@ def study(options: StudyOptions) -> Path | None:
     trained = {name: ARMS[name] for name in (WITH, WITHOUT)}
     outcome = Outcome(
         STUDY,
-        options.source,
+        options.variant,
         all_of(part.verdict for part in parts),
         parts,
         numbers | {"real": real},
-        {"command": f"python -m studies.{STUDY} --source {options.source}"}
+        {"command": command_line(STUDY, options)}
         | training_settings(options.source, options.seeds, options.budget, trained),
         training_notes(options.seeds, options.budget, real),
     )

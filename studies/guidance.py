@@ -21,7 +21,7 @@ from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallel import chosen_device
 from studies.arms import ARMS, GUIDED_ARM
 from studies.claims import Judged, Statement, Verdict, all_of, any_of, effect_of, judge, relative, widened
-from studies.commands import command, options_of
+from studies.commands import command, command_line, options_of
 from studies.measures import FVD, GUIDANCE_SCALES, Measures, fvd, guided_measures, labels_of, real_measures
 from studies.models import file_name, fingerprint, kept_or_made
 from studies.reporting import (
@@ -103,7 +103,7 @@ def _maker(pipe: MagiPipeline, labels: list[int], scale: float, device: str) -> 
 def _check_model_options(options: GuidanceOptions) -> None:
     if options.source != "digits":
         raise ValueError(f"--model {options.model} makes digits; leave --source out")
-    held_out = source("digits", options.out).held_out_videos
+    held_out = source("digits", options.out).held_out_videos // 2
     if not LEAST_CLIPS <= options.count <= held_out:
         raise ValueError(f"--count {options.count}: expected {LEAST_CLIPS} to {held_out}")
     if 1.0 not in options.scales or len(set(options.scales)) < 3 or min(options.scales) < 1:
@@ -186,9 +186,8 @@ def study(options: GuidanceOptions) -> Path | None:
         notes = ["one finished model: intervals are over clips"]
     else:
         notes = training_notes(options.seeds, options.budget, real)
-    words = f"--model {options.model} --count {options.count}" if options.model else f"--source {options.source}"
-    variant = file_name(options.model) if options.model else options.source
-    settings = {"command": f"python -m studies.guidance {words}"} | settings
+    variant = file_name(options.model) if options.model else options.variant
+    settings = {"command": command_line("guidance", options)} | settings
     outcome = Outcome("guidance", variant, verdict, parts, {"scales": values, "real": real}, settings, notes)
     return write_outcome(outcome, draw(values, real["floor"][FVD]), options.results)
 

@@ -10,6 +10,7 @@ not judged: a bounce that comes a frame late is a path that is off for good, how
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,20 @@ from magi.cli.options import check_device
 from magi.evaluation.drift import band
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallel import chosen_device
+from magi.vae.load import load_vae
 from studies.arms import ARMS
 from studies.claims import Judged, Statement, Verdict, all_of, effect_of, judge
-from studies.commands import command, options_of
-from studies.measures import LONG_CLIPS, LONG_CONTEXT, LONG_FRAMES, Measures, continued, frame_curves, long_curves
+from studies.commands import command, command_line, options_of
+from studies.measures import (
+    LONG_CLIPS,
+    LONG_CONTEXT,
+    LONG_FRAMES,
+    Measures,
+    continued,
+    frame_curves,
+    long_curves,
+    through,
+)
 from studies.models import file_name, fingerprint, kept_or_made
 from studies.reporting import COLOURS, REAL_COLOUR, Outcome, figure_of, training_settings, write_outcome
 from studies.running import StudyOptions, check, check_writable, gathered
@@ -32,7 +43,8 @@ from studies.sources import Source, held_out_clips, prepare_held_out, source
 
 MODES: dict[str, Literal["window", "interpolate"]] = {"": "window", "interpolated_": "interpolate"}
 """Prefix of a measure -> how the videos were made longer."""
-SERIES = {"real": REAL_COLOUR, "window": COLOURS[0], "interpolate": COLOURS[1]}
+REAL = {"real": "", "through autoencoder": "vae_"}
+SERIES = {"real": REAL_COLOUR, "through autoencoder": "#999999", "window": COLOURS[0], "interpolate": COLOURS[1]}
 TRAINED_FRAMES = 16
 LAST_FRAMES = 16
 RATIOS = {"adjacent_l2": (0.5, 2.0), "sharpness": (0.7, 1.3)}
@@ -55,14 +67,17 @@ class LengthOptions(StudyOptions):
     """a finished model of the digits instead of arms: demo, a run, an export or a hub id"""
     count: int = 32
     """clips that a finished model continues"""
+    frames: int = LONG_FRAMES
+    """length of a finished model's videos; arms are measured at the default"""
 
 
 @dataclass(frozen=True)
 class Continued:
-    """Measures of what was made, a set a seed, and of the real clips it continues."""
+    """Measures of what was made, a set a seed, and of the real clips it continues, all of ``frames`` frames."""
 
     made: list[Measures]
     real: Measures
+    frames: int = LONG_FRAMES
 
 
 def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
@@ -74,7 +89,8 @@ def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
         raise ValueError(f"--count {options.count}: expected 2 to {LONG_CLIPS}")
     pipe = MagiPipeline.from_pretrained(options.model, chosen_device(options.device))
     print(
-        f"to generate: {len(MODES)} x {options.count} clips of {LONG_FRAMES} frames with '{options.model}'", flush=True
+        f"to generate: {len(MODES)} x {options.count} clips of {options.frames} frames with '{options.model}'",
+        flush=True,
     )
     if options.dry_run:
         return None
@@ -83,20 +99,28 @@ def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
     prepare_held_out(place)
     made = {prefix: _made(options, pipe, place, mode) for prefix, mode in MODES.items()}
     tensors = {prefix + name: values for prefix, one in made.items() for name, values in one.tensors.items()}
-    real = Measures(frame_curves(held_out_clips(place, LONG_FRAMES, count=options.count)))
+    clips_BTHWC = held_out_clips(place, options.frames, count=options.count)
+    reconstructed = frame_curves(through(load_vae(place.vae_config), clips_BTHWC))
+    real = Measures(frame_curves(clips_BTHWC) | {f"vae_{name}": values for name, values in reconstructed.items()})
     settings = {"model": options.model, "weights": fingerprint(pipe), "clips": options.count}
-    return Continued([Measures(tensors)], real), settings
+    return Continued([Measures(tensors)], real, options.frames), settings
+
+
+def _check_frames(options: LengthOptions) -> None:
+    least = TRAINED_FRAMES + LAST_FRAMES
+    if options.frames < least or (options.frames != LONG_FRAMES and not options.model):
+        raise ValueError(f"--frames {options.frames}: expected at least {least}, and {LONG_FRAMES} without --model")
 
 
 def _made(
     options: LengthOptions, pipe: MagiPipeline, place: Source, mode: Literal["window", "interpolate"]
 ) -> Measures:
-    name = f"length-{file_name(options.model)}-{mode}-{options.count}.safetensors"
-    settings = f"{fingerprint(pipe)} {LONG_CONTEXT} to {LONG_FRAMES} frames"
+    name = f"length-{file_name(options.model)}-{mode}-{options.count}-{options.frames}.safetensors"
+    settings = f"{fingerprint(pipe)} {LONG_CONTEXT} to {options.frames} frames"
 
     def make() -> dict[str, Tensor]:
         context_BTHWC = held_out_clips(place, LONG_CONTEXT, count=options.count)
-        return long_curves(place, continued(pipe, context_BTHWC, LONG_FRAMES, longer=mode))
+        return long_curves(place, continued(pipe, context_BTHWC, options.frames, longer=mode))
 
     return kept_or_made(options.out / "models" / name, settings, make)
 
@@ -145,12 +169,12 @@ def draw(found: Continued) -> Figure:
     shown = [name for name in PANELS if name in found.made[0]]
     figure = figure_of(6.5 * min(2, len(shown)), 3.6 * -(-len(shown) // 2))
     for axes, name in zip(figure.subplots(-(-len(shown) // 2), min(2, len(shown))).flat, shown, strict=False):
-        curves: dict[str, Tensor] = {"real": found.real[name]} if name in found.real else {}
+        curves = {label: found.real[prefix + name] for label, prefix in REAL.items() if name in found.real}
         for prefix, mode in MODES.items():
             curves[mode] = torch.cat([one[prefix + name] for one in found.made])
         for label, values_BT in curves.items():
             one, colour = band(values_BT), SERIES[label]
-            numbers = torch.arange(LONG_FRAMES - len(one.mean_T), LONG_FRAMES) + 1
+            numbers = torch.arange(found.frames - len(one.mean_T), found.frames) + 1
             axes.plot(numbers, one.mean_T, color=colour, label=label)
             axes.fill_between(numbers, one.low_T, one.high_T, color=colour, alpha=0.15, linewidth=0)
         axes.axvline(TRAINED_FRAMES + 0.5, color="black", linewidth=0.8, linestyle=":")
@@ -163,10 +187,12 @@ def draw(found: Continued) -> Figure:
 
 def numbers_of(found: Continued) -> dict[str, Any]:
     """Means of every measure in stretches of frames, a list over seeds; and of the real clips."""
-    stretches = {"5-16": slice(4, 16), "17-60": slice(16, 60), "61-104": slice(60, 104)}
+    middle = (TRAINED_FRAMES + found.frames) // 2
+    ends = (LONG_CONTEXT, TRAINED_FRAMES, middle, found.frames)
+    stretches = {f"{first + 1}-{last}": slice(first, last) for first, last in pairwise(ends)}
 
     def means(values_BT: Tensor) -> dict[str, float]:
-        first = LONG_FRAMES - values_BT.shape[1]  # changes begin at the second frame
+        first = found.frames - values_BT.shape[1]  # changes begin at the second frame
         return {
             name: float(values_BT[:, part.start - first : part.stop - first].mean()) for name, part in stretches.items()
         }
@@ -174,28 +200,29 @@ def numbers_of(found: Continued) -> dict[str, Any]:
     made = {
         name: [means(one[name]) for one in found.made]
         for name in found.made[0].tensors
-        if "grey8x8" not in name and "digits3d" not in name
+        if "grey_edges" not in name and "digits3d" not in name
     }
-    real = {name: means(found.real[name]) for name in ("adjacent_l2", "brightness", "sharpness")}
+    curves = [prefix + name for prefix in REAL.values() for name in ("adjacent_l2", "brightness", "sharpness")]
+    real = {name: means(found.real[name]) for name in curves}
     return {"made": made, "real": real}
 
 
 def study(options: LengthOptions) -> Path | None:
     """Generate, judge and write the result; None after a dry run."""
     check(options)
+    _check_frames(options)
     read = of_model(options) if options.model else of_arms(options)
     if read is None:
         return None
     found, settings = read
-    variant = file_name(options.model) if options.model else options.source
-    words = f"--model {options.model} --count {options.count}" if options.model else f"--source {options.source}"
-    parts, notes = judged(found), [] if options.seeds > 1 else ["one seed: intervals are over clips"]
+    variant = f"{file_name(options.model)}-{options.frames}" if options.model else options.variant
+    parts, notes = judged(found), ["one seed: intervals are over clips"] if len(found.made) == 1 else []
     if not options.model and options.budget.is_short:
         notes.append(f"short training: {options.budget.steps * options.budget.batch} clips an arm")
     verdicts = {mode: _verdict(parts, mode) for mode in MODES.values()}
     numbers = numbers_of(found) | {"verdicts": verdicts}
-    shape = {"context": LONG_CONTEXT, "frames": LONG_FRAMES}
-    settings = {"command": f"python -m studies.length {words}"} | settings | shape
+    shape = {"context": LONG_CONTEXT, "frames": found.frames}
+    settings = {"command": command_line("length", options)} | settings | shape
     outcome = Outcome("length", variant, all_of(part.verdict for part in parts), parts, numbers, settings, notes)
     return write_outcome(outcome, draw(found), options.results)
 

@@ -1,7 +1,8 @@
 """What is measured of generated and of real videos, and how measures are kept: tensors by name, a row a clip.
 
 - ``digits3d`` (B, D): features of clips of 16 frames, for fvd[digits3d];
-- ``grey8x8`` (B, T, 64): frames as 8x8 grey levels, for fid[grey8x8], a Frechet distance a frame that needs no weights;
+- ``grey_edges`` (B, T, 96): of every frame the grey level of 8x8 cells and the edges of 4x4, at two scales, for
+  fid[grey+edges], a Frechet distance a frame that needs no weights: what is where, and how sharp;
 - ``adjacent_l2``, ``brightness``, ``sharpness`` (B, T): curves of long videos; on digits also the oracles of
   ``magi evaluate digits``: ``class_kept``, ``path_error_px``, ``energy_ratio``.
 
@@ -9,6 +10,7 @@ Neither distance is on the scale of the FVD and FID of papers, so they always ca
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,21 +27,25 @@ from magi.evaluation.classifier import load_classifier
 from magi.evaluation.digits import read_real_clips
 from magi.evaluation.digits3d import Digits3d
 from magi.evaluation.drift import adjacent_l2, brightness, sharpness
+from magi.evaluation.features import extract
 from magi.evaluation.frechet import distance_of
 from magi.evaluation.oracles import measure as measure_oracles
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallel import chosen_device
+from magi.vae.contract import VideoAutoencoder
+from magi.vae.load import load_vae
 from studies.sources import Source, held_out_clips, video_number
 
-FVD, FID = "fvd[digits3d]", "fid[grey8x8]"
+FVD, FID = "fvd[digits3d]", "fid[grey+edges]"
 PREDICTED_FRAMES = 16
 LONG_FRAMES = 104
 LONG_CONTEXT = 4
 LONG_CLIPS = 64
 BATCH = 64
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 9.0)
-FLOOR_START = 40
-_REAL_SETTINGS = "2"
+EDGE_WEIGHT = 1.0
+"""Of edges beside grey levels: blur of one pixel, which leaves the grey of a cell as it is, then shows clearly."""
+BLUR_PIXELS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def fvd(made_BD: Tensor, real_BD: Tensor) -> float:
 
 
 def fid(made_BTF: Tensor, real_BTF: Tensor) -> float:
-    """fid[grey8x8]: the distance of each frame but the first, which is given; mean over frames."""
+    """fid[grey+edges]: the distance of each frame but the first, which is given; mean over frames."""
     frames = range(1, made_BTF.shape[1])
     distances = [distance_of(made_BTF[:, t].double(), real_BTF[:, t].double(), allow_singular=True) for t in frames]
     return sum(distances) / len(distances)
@@ -92,12 +99,35 @@ def continued(
 
 
 def clip_features(video_BTHWC: Tensor, device: str) -> dict[str, Tensor]:
-    """``digits3d`` (B, D) of whole clips and ``grey8x8`` (B, T, 64) of their frames."""
+    """``digits3d`` (B, D) of whole clips and ``grey_edges`` (B, T, 96) of their frames."""
     network = Digits3d.load().to(chosen_device(device))
-    features = [network.features(part_BTHWC).cpu() for part_BTHWC in video_BTHWC.split(BATCH)]
+    frames = [frame_features(part_BTHWC) for part_BTHWC in video_BTHWC.split(BATCH)]
+    return {"digits3d": extract(network, video_BTHWC.split(BATCH)), "grey_edges": torch.cat(frames)}
+
+
+def frame_features(video_BTHWC: Tensor) -> Tensor:
+    """Features_BTF of frames of uint8: grey levels of 8x8 cells, and root mean square gradient of 4x4 at full
+    and at half size: the mean gradient would be the same for a sharp edge and a soft one.
+    """
     grey_BTHW = video_BTHWC.float().mean(-1) / 255
-    small = torch.nn.functional.adaptive_avg_pool2d(grey_BTHW, 8).flatten(2)
-    return {"digits3d": torch.cat(features), "grey8x8": small}
+    found = [F.adaptive_avg_pool2d(grey_BTHW, 8)]
+    for stride in (1, 2):
+        scaled = F.avg_pool2d(grey_BTHW, stride)
+        across = scaled[..., 1:-1, 2:] - scaled[..., 1:-1, :-2]
+        down = scaled[..., 2:, 1:-1] - scaled[..., :-2, 1:-1]
+        found.append(EDGE_WEIGHT * F.adaptive_avg_pool2d(across**2 + down**2, 4).sqrt())
+    return torch.cat([cells.flatten(2) for cells in found], dim=2)
+
+
+def blurred(video_BTHWC: Tensor, pixels: float = BLUR_PIXELS) -> Tensor:
+    """Every frame under a Gaussian of standard deviation ``pixels``; uint8."""
+    radius = math.ceil(3 * pixels)
+    weight_K = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * pixels**2))
+    weight_K = (weight_K / weight_K.sum()).expand(3, 1, 1, -1)
+    images_NCHW = video_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float()
+    for size, kernel in (((radius, radius, 0, 0), weight_K), ((0, 0, radius, radius), weight_K.transpose(2, 3))):
+        images_NCHW = F.conv2d(F.pad(images_NCHW, size, mode="replicate"), kernel, groups=3)
+    return images_NCHW.round().byte().permute(0, 2, 3, 1).unflatten(0, video_BTHWC.shape[:2])
 
 
 def guided_measures(pipe: MagiPipeline, labels: list[int], scale: float, device: str) -> dict[str, Tensor]:
@@ -136,30 +166,51 @@ def labels_of(source: Source, count: int) -> list[int]:
 
 
 def real_measures(source: Source, folder: Path, device: str) -> Measures:
-    """The same of real clips: those that are continued, and others for the distance of real from real (``floor_``).
+    """The same of real clips.
 
-    And of real clips spoilt in time (``shuffled_``: frames in another order, ``frozen_``: the first one alone), which
-    must score worse than the floor, or the measure is blind to motion.
+    Features without a prefix are of the reference, which all else is scored against. The others are of the clips that
+    are continued: as they are (``floor_``: real against other real), through the autoencoder (``vae_``: no model can be
+    expected to do better), and spoilt: frames in another order (``shuffled_``), the first one alone (``frozen_``),
+    blurred (``blurred_``); a measure to which these are as good as the floor is blind. Curves are of continued clips.
     """
-    path, settings = folder / "real.safetensors", f"{source.name} {_REAL_SETTINGS}"
+    path, vae = folder / "real.safetensors", load_vae(source.vae_config).to(chosen_device(device))
+    settings = real_settings(source, vae.id)
     if path.is_file():
         return read_measures(path, settings)
     clips_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
-    floor_BTHWC = held_out_clips(source, PREDICTED_FRAMES, start=FLOOR_START)
     order_T = torch.randperm(PREDICTED_FRAMES, generator=torch.Generator().manual_seed(0))
-    tensors = clip_features(clips_BTHWC, device)
+    tensors = clip_features(held_out_clips(source, PREDICTED_FRAMES, "reference"), device)
     for name, video_BTHWC in (
-        ("floor", floor_BTHWC),
-        ("shuffled", floor_BTHWC[:, order_T]),
-        ("frozen", floor_BTHWC[:, :1].expand_as(floor_BTHWC)),
+        ("floor", clips_BTHWC),
+        ("vae", through(vae, clips_BTHWC)),
+        ("shuffled", clips_BTHWC[:, order_T]),
+        ("frozen", clips_BTHWC[:, :1].expand_as(clips_BTHWC)),
+        ("blurred", blurred(clips_BTHWC)),
     ):
         tensors |= {f"{name}_{key}": value for key, value in clip_features(video_BTHWC, device).items()}
-    tensors |= frame_curves(held_out_clips(source, LONG_FRAMES, count=LONG_CLIPS))
+    long_BTHWC = held_out_clips(source, LONG_FRAMES, count=LONG_CLIPS)
+    tensors |= frame_curves(long_BTHWC)
+    tensors |= {f"vae_{key}": value for key, value in frame_curves(through(vae, long_BTHWC)).items()}
     for interval in (2, 4, 8):
         frames = (120 if source.name == "pendulum" else 200) // interval
-        long_BTHWC = held_out_clips(source, min(LONG_FRAMES, frames), interval=interval, count=LONG_CLIPS)
-        tensors[f"adjacent_l2_{interval}"] = adjacent_l2(long_BTHWC)
+        fast_BTHWC = held_out_clips(source, min(LONG_FRAMES, frames), interval=interval, count=LONG_CLIPS)
+        tensors[f"adjacent_l2_{interval}"] = adjacent_l2(fast_BTHWC)
     return keep(path, tensors, settings)
+
+
+def through(vae: VideoAutoencoder, video_BTHWC: Tensor) -> Tensor:
+    """Videos encoded and decoded; uint8 on the CPU."""
+    return torch.cat([vae.decode(vae.encode(clip_BTHWC)).cpu() for clip_BTHWC in video_BTHWC.split(1)])
+
+
+def real_settings(source: Source, vae_id: str) -> str:
+    """Names all that the measures of real clips depend on."""
+    return f"{source.name} {vae_id} {features_id()} {source.held_out_videos} held out"
+
+
+def features_id() -> str:
+    """Names the features of this module, whose numbers are not to be mixed with those of others."""
+    return f"digits3d-{Digits3d.load().hash[:12]} grey8+edges4x{EDGE_WEIGHT:g}"
 
 
 def read_measures(path: Path, settings: str) -> Measures:
@@ -174,7 +225,7 @@ def read_measures(path: Path, settings: str) -> Measures:
 def keep(path: Path, tensors: Mapping[str, Tensor], settings: str) -> Measures:
     """Write measures with the settings they belong to; whole or not at all."""
     # Frames are compared over thousands of rows, so half precision of a grey level is plenty.
-    dtypes = {name: torch.float16 if "grey8x8" in name else torch.float32 for name in tensors}
+    dtypes = {name: torch.float16 if "grey_edges" in name else torch.float32 for name in tensors}
     kept = {name: value.to(dtypes[name]).contiguous() for name, value in tensors.items()}
     with published(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")

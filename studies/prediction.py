@@ -13,6 +13,7 @@ from torch import Tensor
 
 from studies.arms import ARMS
 from studies.claims import Judged, Statement, all_of, effect_of, judge, relative
+from studies.commands import command_line
 from studies.measures import FID, FVD, Measures, fid, fvd
 from studies.reporting import (
     COLOURS,
@@ -26,7 +27,10 @@ from studies.reporting import (
 )
 from studies.running import Arms, StudyOptions
 
-DISTANCES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {FVD: ("digits3d", fvd), FID: ("grey8x8", fid)}
+DISTANCES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {
+    FVD: ("digits3d", fvd),
+    FID: ("grey_edges", fid),
+}
 """Name of a distance -> the measure it is of, and the function."""
 
 
@@ -49,7 +53,7 @@ def compared(
     real = arms.real[measure]
 
     def statistic(first: Measures, second: Measures) -> Callable[[Tensor], float]:
-        # Both arms continue the same real clips, so a clip is drawn for all three.
+        # Both arms continue the same clips, so the same are drawn for both.
         return lambda picked_N: relative(
             of(first[measure][picked_N], real[picked_N]), of(second[measure][picked_N], real[picked_N])
         )
@@ -59,17 +63,22 @@ def compared(
     return judge(statement, effect_of([statistic(first, second) for first, second in pairs], len(real)))
 
 
-def write_prediction(options: StudyOptions, study: str, arms: Arms, parts: Sequence[Judged]) -> Path:
-    """Write the result of a study of first-frame prediction whose claim holds where all of its ``parts`` do."""
+def write_prediction(
+    options: StudyOptions, study: str, arms: Arms, parts: Sequence[Judged], beside: Sequence[Judged] = ()
+) -> Path:
+    """Write the result of a study of first-frame prediction whose claim holds where all of its ``parts`` do.
+
+    What is ``beside`` is judged and shown, and the claim does not hang on it.
+    """
     values, real = scores(arms), real_scores(arms.real)
     settings = training_settings(options.source, options.seeds, options.budget, {name: ARMS[name] for name in values})
     outcome = Outcome(
         study,
-        options.source,
+        options.variant,
         all_of(part.verdict for part in parts),
-        parts,
+        [*parts, *beside],
         {"arms": values, "real": real},
-        {"command": f"python -m studies.{study} --source {options.source}"} | settings,
+        {"command": command_line(study, options)} | settings,
         training_notes(options.seeds, options.budget, real),
     )
     return write_outcome(outcome, draw(values, real), options.results)
@@ -81,6 +90,7 @@ def draw(values: Mapping[str, Mapping[str, Sequence[float]]], real: Mapping[str,
     for axes, distance in zip(figure.subplots(1, 2), DISTANCES, strict=True):
         draw_bars(axes, {name: found[distance] for name, found in values.items()})
         axes.axhline(real["floor"][distance], color=REAL_COLOUR, linestyle="--", linewidth=1, label="real against real")
+        axes.axhline(real["vae"][distance], color=REAL_COLOUR, linestyle=":", linewidth=1, label="through autoencoder")
         axes.set_title(f"{distance} (lower is better)", fontsize=11)
         axes.legend(frameon=False)
     return figure

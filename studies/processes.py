@@ -4,6 +4,7 @@ A signal to stop is passed on to every child, which saves itself; nothing new is
 when all have ended. Knows no models and no studies.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -25,17 +26,20 @@ def run(words: Words) -> None:
 def run_all(commands: Sequence[Words], jobs: int = 1) -> None:
     """Run Python with each of ``commands``, at most ``jobs`` at a time, in their order; output goes where ours goes.
 
+    Side by side they share the processor's cores: more threads than cores make each of them several times slower.
     ``ValueError`` with the exit codes of those that failed (they have said why), after all others have ended.
     ``StoppedCleanly`` if a signal came, or a child says that it was stopped.
     """
     waiting, failed = list(commands), list[str]()
+    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     running: dict[subprocess.Popen[bytes], Words] = {}
     with _signals() as received:
         while (waiting and not received) or running:
             while waiting and len(running) < jobs and not received:
                 words = waiting.pop(0)
                 # Their own session: a Ctrl-C of the terminal reaches them once, through us.
-                running[subprocess.Popen([sys.executable, *map(str, words)], start_new_session=True)] = words
+                program = [sys.executable, *map(str, words)]
+                running[subprocess.Popen(program, start_new_session=True, env=threads | os.environ)] = words
             if received:
                 for child in running:
                     child.send_signal(signal.SIGTERM)

@@ -119,10 +119,13 @@ def figure_of(width: float, height: float) -> Figure:
 
 
 def real_scores(real: Measures) -> dict[str, Any]:
-    """What the distances say of real clips: other ones (the floor), and those spoilt in time."""
+    """What the distances say of real clips: other ones (the floor), reconstructed ones, and spoilt ones."""
     found = {
-        name: {FVD: fvd(real[f"{name}_digits3d"], real["digits3d"]), FID: fid(real[f"{name}_grey8x8"], real["grey8x8"])}
-        for name in ("floor", "shuffled", "frozen")
+        name: {
+            FVD: fvd(real[f"{name}_digits3d"], real["digits3d"]),
+            FID: fid(real[f"{name}_grey_edges"], real["grey_edges"]),
+        }
+        for name in ("floor", "vae", "shuffled", "frozen", "blurred")
     }
     return {"clips": len(real["digits3d"]), **found}
 
@@ -144,6 +147,8 @@ def training_notes(seeds: int, budget: Budget, scores: Mapping[str, Any]) -> lis
     blind = [name for name in ("shuffled", "frozen") if scores[name][FVD] < 2 * scores["floor"][FVD]]
     if blind:
         notes.append(f"{FVD} hardly sees real clips with {' and '.join(blind)} frames: it is blind to motion here")
+    if scores["blurred"][FID] < 2 * scores["floor"][FID]:
+        notes.append(f"{FID} hardly sees that real frames are blurred: it is blind to sharpness here")
     return notes
 
 

@@ -3,26 +3,18 @@
 Arms are kept under --out, so a study that was stopped continues, and one that needs arms of another finds them.
 """
 
-import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from magi.cli.options import Device, check_device
-from magi.config import Config, LatentShape
 from magi.errors import DataError
-from magi.presets import preset, resized
-from magi.training.log import read_metrics, readable_time
 from magi.training.parallel import chosen_device
 from studies.arms import Arm, Budget, load_measures
+from studies.cost import cost
 from studies.measures import Measures, real_measures
 from studies.processes import run_all
-from studies.sources import Source, SourceName, is_prepared, prepare, source
-
-_RATE_STEPS, _WARMUP_STEPS = 3, 1
+from studies.sources import Source, SourceName, prepare, source
 
 
 @dataclass(frozen=True)
@@ -45,6 +37,11 @@ class StudyOptions:
     dry_run: bool = False
     """print what it will cost, and stop"""
 
+    @property
+    def variant(self) -> str:
+        """Names the result: the videos and the budget, so that one of another budget is another file."""
+        return f"{self.source}-{self.budget.name}"
+
 
 @dataclass(frozen=True)
 class Arms:
@@ -61,7 +58,7 @@ def gathered(options: StudyOptions, names: Sequence[str]) -> Arms | None:
     place = source(options.source, options.out)
     arms = [Arm(name, options.source, seed, options.budget) for seed in range(options.seeds) for name in names]
     missing = [arm for arm in arms if load_measures(arm, arm.folder(options.out)) is None]
-    print(cost(options, place, arms, missing), flush=True)
+    print(cost(place, arms, missing, options.out, chosen_device(options.device), options.jobs), flush=True)
     if options.dry_run:
         return None
     check_writable(options.results)
@@ -97,63 +94,6 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--results {folder}: cannot be written to ({error.strerror}); name another folder") from None
-
-
-def cost(options: StudyOptions, place: Source, arms: Sequence[Arm], missing: Sequence[Arm]) -> str:
-    """What is missing, in runs, steps, clips and time, and where the estimate of time comes from."""
-    names = ", ".join(dict.fromkeys(arm.name for arm in arms))
-    lines = [f"{len(arms)} arms ({names}), {len(arms) - len(missing)} done"]
-    if not missing:
-        return lines[0]
-    budget = options.budget
-    left = [(arm, budget.steps - steps_done(arm.folder(options.out) / "run")) for arm in missing]
-    steps = sum(count for _, count in left)
-    rate, origin = step_seconds(arms, options)
-    seconds = steps * rate / min(options.jobs, len(missing))
-    lines.append(
-        f"to train: {len(missing)} runs, {steps} steps of {budget.batch} clips, {steps * budget.batch} clips; "
-        f"about {readable_time(seconds)} and the measuring of each ({rate:.3g} s a step, {origin})"
-    )
-    if not is_prepared(place):
-        lines.append(f"to prepare: videos, autoencoder and latents of '{place.name}'")
-    return "\n".join(lines)
-
-
-def steps_done(run: Path) -> int:
-    """Steps that a run's metrics tell of."""
-    return max((int(line.get("step", 0)) for line in read_metrics(run)), default=0)
-
-
-def step_seconds(arms: Iterable[Arm], options: StudyOptions) -> tuple[float, str]:
-    """Seconds a training step, of arms that have trained at this budget or of a few steps run here; and which."""
-    rates = [
-        options.budget.batch / line["clips_per_second"]
-        for arm in arms
-        for line in read_metrics(arm.folder(options.out) / "run")
-        if line.get("clips_per_second")
-    ]
-    if rates:
-        return statistics.median(rates), f"median of {len(rates)} lines of metrics.jsonl"
-    config = resized(preset("digits"), options.budget.size)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"classes": 0})})
-    return measured_step(config, options), f"measured over {_RATE_STEPS} steps"
-
-
-def measured_step(config: Config, options: StudyOptions) -> float:
-    """Median seconds of a forward and backward pass of complete teacher forcing on random latents of 8 x 8."""
-    from magi.bench.training_setup import build_model, draw_clips, our_loss
-
-    device = torch.device(chosen_device(options.device))
-    model = build_model(config, LatentShape(frames=16, channels=4, height=8, width=8), device)
-    loss, found = our_loss(model, config, device), []
-    for number in range(_WARMUP_STEPS + _RATE_STEPS):
-        clips = draw_clips(config, model, options.budget.batch, device, number)
-        began = time.perf_counter()
-        loss(clips.tokens_BTNC, clips.batch, clips.masked).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found[_WARMUP_STEPS:])
 
 
 def _command(arm: Arm, options: StudyOptions) -> list[object]:

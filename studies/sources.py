@@ -16,11 +16,14 @@ from magi.config import DataConfig, VaeConfig
 from magi.data.clips import clip_span, fit_frames
 from magi.data.decode import read_frames
 from magi.data.index import open_index
+from magi.errors import DataError
 from studies.processes import run
 
 SIZE = 64
 SourceName = Literal["digits", "pendulum"]
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
+HELD_OUT_VIDEOS = 512
+"""Half of them are continued, the others are what the continuations are scored against."""
 INTERVAL_MAX = 4
 """Dynamic interval of the studies: these videos move faster for their length than the paper's, which goes to 25."""
 
@@ -64,8 +67,8 @@ class Source:
 def source(name: SourceName, folder: Path) -> Source:
     """The source called ``name`` in ``folder``, prepared or not."""
     if name == "digits":
-        return Source(name, folder / name, 1000, 256, 10)
-    return Source(name, folder / name, 300, 300, 0)
+        return Source(name, folder / name, 1000, HELD_OUT_VIDEOS, 10)
+    return Source(name, folder / name, 300, HELD_OUT_VIDEOS, 0)
 
 
 def is_prepared(source: Source) -> bool:
@@ -110,18 +113,26 @@ def magi(*words: object) -> None:
     run(["-m", "magi", *words])
 
 
-def held_out_clips(source: Source, frames: int, start: int = 0, interval: int = 1, count: int = 0) -> Tensor:
-    """Video_BTHWC uint8 of the held-out videos that are long enough, in the order of their numbers.
+def held_out_clips(
+    source: Source,
+    frames: int,
+    half: Literal["continued", "reference"] = "continued",
+    interval: int = 1,
+    count: int = 0,
+) -> Tensor:
+    """Video_BTHWC uint8 from the first frame of the held-out videos of a half, in the order of their numbers.
 
-    Numbers go round the classes of the digits, so that the first ``count`` videos hold all of them.
+    No video is in both halves, so that a model is not scored against the very clips it was shown. Numbers go round the
+    classes of the digits: the first ``count`` videos hold all of them. ``DataError`` where one is too short.
     """
     index = open_index(DataConfig(root=str(source.held_out), max_bad_fraction=0.0))
+    middle = source.held_out_videos // 2
+    part = slice(0, middle) if half == "continued" else slice(middle, source.held_out_videos)
     clips = []
-    for record in sorted(index.videos, key=lambda record: video_number(record.path))[: count or None]:
-        if record.frames < start + clip_span(frames, interval):
-            continue
-        numbers = range(start, start + clip_span(frames, interval), interval)
-        video_THWC = read_frames(index.root / record.path, numbers, record)
+    for record in sorted(index.videos, key=lambda record: video_number(record.path))[part][: count or None]:
+        if record.frames < clip_span(frames, interval):
+            raise DataError(f"{record.path}: {record.frames} frames, {clip_span(frames, interval)} are needed")
+        video_THWC = read_frames(index.root / record.path, range(0, clip_span(frames, interval), interval), record)
         clips.append(torch.from_numpy(fit_frames(video_THWC, SIZE, SIZE)))
     return torch.stack(clips)
 

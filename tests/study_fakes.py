@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magi.vae.load import load_vae
 from studies.arms import MEASURES_FILE, Arm, Budget, settings_of
-from studies.measures import GUIDANCE_SCALES, LONG_FRAMES, keep
+from studies.measures import GUIDANCE_SCALES, LONG_FRAMES, keep, real_settings
+from studies.sources import source
 
 CLIPS, FRAMES, LONG = 96, 4, 8
 BUDGET = Budget(steps=4, batch=2)
@@ -18,12 +20,13 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def real_tensors() -> dict[str, Tensor]:
-    tensors = {"digits3d": normal(1, CLIPS, 64), "grey8x8": 0.5 + 0.1 * normal(2, CLIPS, FRAMES, 64)}
-    for number, name in enumerate(("floor", "shuffled", "frozen")):
-        shift = 0.0 if name == "floor" else 3.0
+    tensors = {"digits3d": normal(1, CLIPS, 64), "grey_edges": 0.5 + 0.1 * normal(2, CLIPS, FRAMES, 64)}
+    for number, name in enumerate(("floor", "vae", "shuffled", "frozen", "blurred")):
+        shift = 0.0 if name in ("floor", "vae") else 3.0
         tensors[f"{name}_digits3d"] = normal(10 + number, CLIPS, 64) + shift
-        tensors[f"{name}_grey8x8"] = 0.5 + 0.1 * normal(20 + number, CLIPS, FRAMES, 64)
+        tensors[f"{name}_grey_edges"] = 0.5 + shift + 0.1 * normal(20 + number, CLIPS, FRAMES, 64)
     tensors |= curves(1.0)
+    tensors |= {f"vae_{name}": values.clone() for name, values in curves(1.0).items()}
     return tensors | {f"adjacent_l2_{i}": curves(1.0 + i / 4)["adjacent_l2"][:, : 200 // i] for i in (2, 4, 8)}
 
 
@@ -41,7 +44,10 @@ def curves(level: float, class_kept: float = 1.0) -> dict[str, Tensor]:
 
 
 def write_real(out: Path, **changes: Tensor) -> None:
-    keep(out / "digits" / "real.safetensors", real_tensors() | changes, "digits 2")
+    place = source("digits", out)
+    keep(
+        place.folder / "real.safetensors", real_tensors() | changes, real_settings(place, load_vae(place.vae_config).id)
+    )
 
 
 def write_arm(out: Path, name: str, seed: int, shift: float = 0.0, level: float = 1.0, **given: Any) -> Path:
@@ -49,7 +55,7 @@ def write_arm(out: Path, name: str, seed: int, shift: float = 0.0, level: float 
     arm = Arm(name, "digits", seed, given.pop("budget", BUDGET))
     real = real_tensors()
     noise = 0.02 * (seed + 1)
-    tensors = {"digits3d": real["digits3d"] + shift + noise, "grey8x8": real["grey8x8"] + 0.1 + 0.01 * noise}
+    tensors = {"digits3d": real["digits3d"] + shift + noise, "grey_edges": real["grey_edges"] + 0.1 + 0.01 * noise}
     long = curves(level + noise)
     tensors |= long | {f"interpolated_{key}": value.clone() for key, value in long.items()}
     if name == "ctf-class":

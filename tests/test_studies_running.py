@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from magi.errors import StoppedCleanly
 from studies import running
 from studies.arms import ARMS, Arm, ArmName, Budget, load_measures, settings_of
 from studies.commands import command, options_of
+from studies.cost import frame_seconds, step_seconds, steps_done
 from studies.processes import run_all
-from studies.running import StudyOptions, check_writable, gathered, step_seconds, steps_done
+from studies.running import StudyOptions, check_writable, gathered
 from studies.sources import Source, prepare, source
 from tests.study_fakes import BUDGET, write_arm, write_real
 
@@ -93,15 +95,20 @@ def test_cost_is_told_before_anything_is_done(
     told = capsys.readouterr().out
     assert "4 arms (ctf, mtf), 0 done" in told and not trained
     # 4 runs of 4 steps, 3 of them done; a step of 2 clips takes 4 s.
-    assert "4 runs, 13 steps of 2 clips, 26 clips; about 52 s" in told and "to prepare" in told
+    assert "4 runs, 13 steps of 2 clips, 26 clips (4 s a step, median of 1 lines" in told and "to prepare" in told
+    # 256 clips of 15 frames and 64 of 100 an arm, the latter twice for 'ctf'.
+    assert f"to generate: {4 * (256 * 15 + 64 * 100) + 2 * 64 * 100} frames" in told and "in all, 1 at a time" in told
     assert not asked.results.exists()
 
 
 def test_time_of_a_step_is_measured_where_nothing_was_trained(tmp_path: Path) -> None:
     asked = options(tmp_path, budget=Budget(steps=1, batch=1))
-    seconds, origin = step_seconds([Arm("ctf", "digits", 0, asked.budget)], asked)
+    seconds, origin = step_seconds(
+        [Arm("ctf", "digits", 0, asked.budget)], asked.out, asked.budget, torch.device("cpu")
+    )
     assert 0 < seconds < 60 and "measured over" in origin
     assert steps_done(tmp_path) == 0
+    assert 0 < frame_seconds(Budget(size="nano"), torch.device("cpu")) < 1
 
 
 @pytest.mark.parametrize(
@@ -166,6 +173,18 @@ def test_jobs_run_side_by_side(tmp_path: Path) -> None:
     meet += "  time.sleep(0.05)\nelse: raise SystemExit(9)"
     one, other = str(tmp_path / "one"), str(tmp_path / "other")
     run_all([write(meet.format(one, other)), write(meet.format(other, one))], jobs=2)
+
+
+def test_jobs_side_by_side_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("studies.processes.os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    log = tmp_path / "log"
+    tell = write(f"import os; open({str(log)!r}, 'a').write(os.environ.get('OMP_NUM_THREADS', 'own') + ' ')")
+    run_all([tell], jobs=2)
+    run_all([tell], jobs=1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # what a user sets stays
+    run_all([tell], jobs=2)
+    assert log.read_text() == "4 own 3 "
 
 
 def test_a_child_that_was_stopped_stops_the_study() -> None:
