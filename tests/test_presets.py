@@ -135,6 +135,14 @@ def test_unknown_size_and_setting() -> None:
         size("tiny", clases=3)
 
 
+def test_the_command_line_knows_every_speed() -> None:
+    from typing import get_args
+
+    from magi.cli.options import Speed
+
+    assert list(get_args(Speed)) == list(SPEEDS)
+
+
 def test_speeds_of_the_papers_settings_and_of_small_ones() -> None:
     made = {name: at_speed(SamplingConfig(), name) for name in SPEEDS}
     assert made["full"] == SamplingConfig()

@@ -20,7 +20,7 @@ from magi.presets import PRESETS, preset
 Options = TypeVar("Options")
 AnySection = TypeVar("AnySection", bound=Section)
 Device = Literal["auto", "cpu", "cuda"]
-Speed = Literal["full", "fast", "faster", "fastest"]
+Speed = Literal["full", "fast", "fast-dpm", "faster", "fastest"]
 
 _registry = ConstructorRegistry()
 
