@@ -1,6 +1,6 @@
-"""The result of a study on disk: a JSON that says how it was had, a picture, and the table of docs/studies.md.
+"""The result of a study on disk: a JSON that says how it was had, a picture, and the listing of docs/studies.md.
 
-    python -m studies.reporting                     (writes the table from results/studies/*.json)
+    python -m studies.reporting                     (writes the listing from results/studies/*.json)
 
 Knows the shape of a result and no study's question.
 """
@@ -39,8 +39,6 @@ CLAIMS = {
     "guidance": "class-conditional guidance improves FVD up to a point",
 }
 """Study -> what the paper says."""
-NEEDS_MODEL = ("cache",)
-"""Studies that train nothing."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +150,40 @@ def training_notes(seeds: int, budget: Budget, scores: Mapping[str, Any]) -> lis
     return notes
 
 
-def table(results: Path) -> list[str]:
-    """The rows of docs/studies.md: every study, one row a result, or that there is none."""
-    rows = ["| claim of the paper | command | here |", "|---|---|---|"]
+def listing(results: Path) -> list[str]:
+    """What docs/studies.md says of every study: a row each, then every result with its statements and its picture."""
+    found = {study: [read_report(path) for path in sorted(results.glob(f"{study}-*.json"))] for study in CLAIMS}
+    rows = ["| study | claim of the paper | here |", "|---|---|---|"]
     for study, claim in CLAIMS.items():
-        reports = [read_report(path) for path in sorted(results.glob(f"{study}-*.json"))]
-        rows += [f"| {claim} | {_command(report)} | {_cell(report)} |" for report in reports]
-        if not reports:
-            words = "--model demo" if study in NEEDS_MODEL else "--source digits"
-            rows.append(f"| {claim} | `python -m studies.{study} {words}` | not run |")
-    return rows
+        verdicts = [f"{report['variant']}: **{report['verdict']}**, {_held(report)}" for report in found[study]]
+        rows.append(f"| `{study}` | {claim} | {'<br>'.join(verdicts) or 'not run'} |")
+    return rows + [line for reports in found.values() for report in reports for line in _section(report)]
+
+
+def _held(report: Mapping[str, Any]) -> str:
+    statements = report["statements"]
+    return f"{sum(part['verdict'] == 'held' for part in statements)} of {len(statements)} statements held"
+
+
+def _section(report: Mapping[str, Any]) -> list[str]:
+    """A result: how to have it again, each statement with its effect and verdict, what to know, the picture."""
+    name = f"{report['study']}-{report['variant']}"
+    statements = [
+        f"| {part['text']} | {part['quantity']} | {_interval(part['effect'])} | {part['verdict']} |"
+        for part in report["statements"]
+    ]
+    return [
+        "",
+        f"### {report['study']}, {report['variant']}: {report['verdict']}",
+        "",
+        f"`{report['settings']['command']}`" + "".join(f"; {note}" for note in report["notes"]) + ".",
+        "",
+        "| statement | quantity | effect and its interval | here |",
+        "|---|---|---|---|",
+        *statements,
+        "",
+        f"![{name}](../results/studies/{name}.png)",
+    ]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -176,21 +198,9 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def _command(report: Mapping[str, Any]) -> str:
-    return f"`{report['settings']['command']}`"
-
-
-def _cell(report: Mapping[str, Any]) -> str:
-    parts = [
-        f"{part['verdict']}: {part['text']}: {part['quantity']} {_interval(part['effect'])}"
-        for part in report["statements"]
-    ]
-    return "<br>".join([f"**{report['verdict']}**", *parts, *report["notes"]])
-
-
 @dataclass(frozen=True)
-class TableOptions:
-    """Write the table of all results between the markers of a Markdown file."""
+class ListingOptions:
+    """Write the listing of all results between the markers of a Markdown file."""
 
     file: Annotated[Path, tyro.conf.Positional] = Path("docs/studies.md")
     """the file"""
@@ -198,20 +208,20 @@ class TableOptions:
     """folder of the results"""
 
 
-def write_table(file: Path, results: Path) -> None:
+def write_listing(file: Path, results: Path) -> None:
     """Replace what is between the markers; ``ValueError`` where they are missing."""
     text = file.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
         raise ValueError(f"{file}: needs the lines {BEGIN} and {END}, once and in this order")
     before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
     with published(file) as beside:
-        beside.write_text("\n".join([before, *table(results), after]), encoding="utf-8")
+        beside.write_text("\n".join([before, *listing(results), after]), encoding="utf-8")
 
 
 def main() -> None:
-    """Write the table that the command line names."""
-    options = options_of(TableOptions, "studies.reporting")
-    write_table(options.file, options.results)
+    """Write the listing that the command line names."""
+    options = options_of(ListingOptions, "studies.reporting")
+    write_listing(options.file, options.results)
     print(options.file)
 
 

@@ -11,7 +11,7 @@ from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length, reportin
 from studies.guidance import GuidanceOptions
 from studies.length import LengthOptions
 from studies.measures import FID, FVD
-from studies.reporting import BEGIN, CLAIMS, END, read_report, table, write_table
+from studies.reporting import BEGIN, CLAIMS, END, listing, read_report, write_listing
 from studies.running import StudyOptions
 from tests.study_fakes import BUDGET, curves, real_tensors, write_arm, write_real
 
@@ -186,21 +186,23 @@ def test_dry_runs_of_finished_models_generate_nothing(tmp_path: Path, capsys: py
     assert not (tmp_path / "results").exists() and not (tmp_path / "models").exists()
 
 
-def test_table_has_a_row_a_result_and_says_what_was_not_run(tmp_path: Path) -> None:
+def test_listing_has_every_result_and_says_what_was_not_run(tmp_path: Path) -> None:
     for name in ("ctf", CTF, "mtf"):
         write_arm(tmp_path, name, 0)
     path = ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=1))
     assert path is not None
-    rows = table(path.parent)
-    assert len(rows) == 2 + len(CLAIMS) and sum("not run" in row for row in rows) == len(CLAIMS) - 1
-    (row,) = [row for row in rows if "ctf_vs_mtf" in row]
-    assert "python -m studies.ctf_vs_mtf --seeds 1" in row and "short training" in row and FVD in row
+    rows = listing(path.parent)
+    table, section = rows[: 2 + len(CLAIMS)], "\n".join(rows[2 + len(CLAIMS) :])
+    assert [row.split("`")[1] for row in table[2:]] == list(CLAIMS)
+    assert sum("not run" in row for row in table) == len(CLAIMS) - 1 and "digits-tiny-4x2: **" in table[2]
+    assert "`python -m studies.ctf_vs_mtf --seeds 1" in section and "short training" in section
+    assert section.count(f"| {FVD} of ") == 2 and f"../results/studies/{path.stem}.png" in section
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_table(page, path.parent)
+    write_listing(page, path.parent)
     once = page.read_text()
-    assert "old" not in once and once.startswith("before\n") and once.endswith("after\n") and row in once
-    write_table(page, path.parent)
+    assert "old" not in once and once.startswith("before\n") and once.endswith("after\n") and section in once
+    write_listing(page, path.parent)
     assert page.read_text() == once
 
 
@@ -208,11 +210,11 @@ def test_a_page_without_markers_and_a_foreign_json_are_refused(tmp_path: Path) -
     page = tmp_path / "page.md"
     page.write_text("no markers")
     with pytest.raises(ValueError, match="needs the lines"):
-        write_table(page, tmp_path)
+        write_listing(page, tmp_path)
     for text in ("{", "[]", '{"format": 1}', json.dumps({"format": 9, "study": "drift"})):
         (tmp_path / "drift-digits.json").write_text(text)
         with pytest.raises(DataError, match="not the result of a study"):
-            table(tmp_path)
+            listing(tmp_path)
 
 
 def test_the_page_of_the_studies_is_what_the_results_say() -> None:
@@ -220,4 +222,4 @@ def test_the_page_of_the_studies_is_what_the_results_say() -> None:
     root = Path(__file__).parent.parent
     text = (root / "docs" / "studies.md").read_text()
     written = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip().splitlines()
-    assert written == reporting.table(root / "results" / "studies")
+    assert written == reporting.listing(root / "results" / "studies")
