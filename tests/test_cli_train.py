@@ -52,7 +52,7 @@ def test_parallelism_has_options(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train k600-omni --size huge --dry-run", "unknown size 'huge'; there are: tiny, small, base, large"),
+        ("train k600-omni --size huge --dry-run", "unknown size 'huge'; there are: nano, tiny, small, base, large"),
         ("train k600-omni --size smal --dry-run", "did you mean 'small'?"),
         ("train k600-omni --training.parallel fsdq --dry-run", "--training.parallel"),
         ("inspect cost", "name a preset or a config file"),

@@ -16,7 +16,7 @@ from magi.model.diffusion import cosine_schedule, respace, reverse_table
 from magi.model.diffusion_head import DiffusionHead
 from magi.sampling.denoise import denoise_tokens
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with GPU builds of torch only")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="pip install -e '.[kernels]'")
 STEPS, WIDTH, CHANNELS, CONDITION = 6, 64, 16, 24
 
 
