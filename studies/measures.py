@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from magi.evaluation.drift import adjacent_l2, brightness, sharpness
 from magi.evaluation.features import extract
 from magi.evaluation.frechet import distance_of
 from magi.evaluation.oracles import measure as measure_oracles
+from magi.evaluation.real_clips import frozen
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallel import chosen_device
 from magi.vae.contract import VideoAutoencoder
@@ -184,7 +186,7 @@ def real_measures(source: Source, folder: Path, device: str) -> Measures:
         ("floor", clips_BTHWC),
         ("vae", through(vae, clips_BTHWC)),
         ("shuffled", clips_BTHWC[:, order_T]),
-        ("frozen", clips_BTHWC[:, :1].expand_as(clips_BTHWC)),
+        ("frozen", frozen(clips_BTHWC)),
         ("blurred", blurred(clips_BTHWC)),
     ):
         tensors |= {f"{name}_{key}": value for key, value in clip_features(video_BTHWC, device).items()}
@@ -208,6 +210,7 @@ def real_settings(source: Source, vae_id: str) -> str:
     return f"{source.name} {vae_id} {features_id()} {source.held_out_videos} held out"
 
 
+@cache
 def features_id() -> str:
     """Names the features of this module, whose numbers are not to be mixed with those of others."""
     return f"digits3d-{Digits3d.load().hash[:12]} grey8+edges4x{EDGE_WEIGHT:g}"

@@ -21,13 +21,13 @@ import magi
 from magi.data.write import published
 from magi.errors import DataError
 from magi.evaluation.digits3d import Digits3d
+from magi.evaluation.marked_text import write_between_markers
 from studies.arms import FULL_CLIPS, Budget
 from studies.claims import Judged, Verdict
 from studies.commands import command, options_of
 from studies.measures import FID, FVD, Measures, fid, fvd
 
 FORMAT = 1
-BEGIN, END = "<!-- results:studies:begin -->", "<!-- results:studies:end -->"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REAL_COLOUR = "#444444"
 CLAIMS = {
@@ -210,12 +210,7 @@ class ListingOptions:
 
 def write_listing(file: Path, results: Path) -> None:
     """Replace what is between the markers; ``ValueError`` where they are missing."""
-    text = file.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"{file}: needs the lines {BEGIN} and {END}, once and in this order")
-    before, after = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
-    with published(file) as beside:
-        beside.write_text("\n".join([before, *listing(results), after]), encoding="utf-8")
+    write_between_markers(file, "studies", "\n".join(listing(results)))
 
 
 def main() -> None:

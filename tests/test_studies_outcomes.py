@@ -11,9 +11,11 @@ from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length, reportin
 from studies.guidance import GuidanceOptions
 from studies.length import LengthOptions
 from studies.measures import FID, FVD
-from studies.reporting import BEGIN, CLAIMS, END, listing, read_report, write_listing
+from studies.reporting import CLAIMS, listing, read_report, write_listing
 from studies.running import StudyOptions
 from tests.study_fakes import BUDGET, curves, real_tensors, write_arm, write_real
+
+BEGIN, END = "<!-- results:studies:begin -->", "<!-- results:studies:end -->"
 
 
 @pytest.fixture(autouse=True)

@@ -22,24 +22,20 @@ class Rollout:
 
     def __init__(self, model: Magi) -> None:
         self.ours = make_ours(model, CONFIG, 1, known=0, frames=LATE + 2 * CONFIG.window_keep)
-        self.in_view_BTNC: Tensor | None = None
 
-    def start(self, frames: int) -> None:
-        """Forget everything, then observe ``frames`` frames one by one."""
-        self.ours.past.cache.clear()
-        self.ours.past.recent_BTNC = self.in_view_BTNC = None
-        for _ in range(frames):
-            self._observe(random_frame(self.ours.model, 1))
+    def start(self, frames: int) -> Tensor:
+        """Forget everything, then observe ``frames`` random frames one by one; tokens_BTNC of those in view."""
+        past, observed = self.ours.past, [random_frame(self.ours.model, 1) for _ in range(frames)]
+        past.cache.clear()
+        past.recent_BTNC = None
+        for tokens_BTNC in observed:
+            past.observe(tokens_BTNC)
+        return torch.cat(observed[-past.cache.length :], dim=1)
 
     def advance(self) -> None:
         """Make and observe as many frames as lie between two slides of the window."""
         for _ in range(CONFIG.window_keep):
-            self._observe(self.ours.frame()[:, None])
-
-    def _observe(self, tokens_BTNC: Tensor) -> None:
-        self.ours.past.observe(tokens_BTNC)
-        known = tokens_BTNC if self.in_view_BTNC is None else torch.cat([self.in_view_BTNC, tokens_BTNC], dim=1)
-        self.in_view_BTNC = known[:, -self.ours.past.cache.length :]
+            self.ours.past.observe(self.ours.frame()[:, None])
 
 
 @torch.inference_mode()
@@ -47,9 +43,7 @@ def late_frame_parity(model: Magi) -> Parity:
     """A late frame against the same made by a sampler that was given the frames in view and nothing before them."""
     exact = in_format(model, torch.float32)
     late, fresh = Rollout(exact), Rollout(exact)
-    late.start(LATE)
-    assert late.in_view_BTNC is not None
-    fresh.ours.past.observe(late.in_view_BTNC)
+    fresh.ours.past.observe(late.start(LATE))
     allowed = EXACT_LIMIT[model.mask_token.device.type]
     return Parity("float32 frame", relative_error(late.ours.frame(), fresh.ours.frame()), allowed)
 

@@ -173,18 +173,6 @@ def markdown(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(path: Path, text: str, name: str = "bench") -> None:
-    """Replace what stands between the markers ``results:NAME`` of a file; ValueError where it has none."""
-    begin, end = (f"<!-- results:{name}:{where} -->" for where in ("begin", "end"))
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file (--readme)")
-    old = path.read_text(encoding="utf-8")
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise ValueError(f"{path}: expected one '{begin}' and, after it, one '{end}'; add them where the table belongs")
-    before, after = old[: old.index(begin) + len(begin)], old[old.index(end) :]
-    path.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
-
-
 def comparison(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     """What moved: (case, metric, old, new, new over old) of every metric that either report has."""
     before = {record["name"]: record for record in old["cases"]}

@@ -63,7 +63,8 @@ def bench(words: list[str]) -> None:
         raise ValueError("--note is of cases that --merge writes; give both")
     from rich.console import Console
 
-    from magi.bench.report import load_report, markdown, print_table, write_between_markers
+    from magi.bench.report import load_report, markdown, print_table
+    from magi.evaluation.marked_text import write_between_markers
 
     if options.merge:
         reports = [_merge(options)]
@@ -74,7 +75,7 @@ def bench(words: list[str]) -> None:
     for report in reports:
         print_table(report, console)
     if options.readme is not None:
-        write_between_markers(options.readme, markdown(reports))
+        write_between_markers(options.readme, "bench", markdown(reports))
         print(options.readme)
 
 
@@ -152,9 +153,9 @@ def _profile(options: BenchOptions, name: str) -> None:
 
     from magi.bench.case import Setting
     from magi.bench.profile import profile_case, profile_report, profile_table
-    from magi.bench.report import write_between_markers
     from magi.bench.runner import write_report
     from magi.bench.suite import CASES, chosen
+    from magi.evaluation.marked_text import write_between_markers
 
     chosen([name])  # says what is near a misspelt name
     found = [case for case in CASES if case.name == name]
@@ -167,7 +168,7 @@ def _profile(options: BenchOptions, name: str) -> None:
     if options.out is not None:
         write_report(profile_report(found[0], profiles), options.out)
     if options.readme is not None:
-        write_between_markers(options.readme, table, "profile")
+        write_between_markers(options.readme, "profile", table)
 
 
 def _merge(options: BenchOptions) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from magi.data.write import contact_sheet, published, write_png
+from magi.evaluation.marked_text import replaced
 from magi.evaluation.plots import png_bytes
 
 SHOWN = 4
@@ -213,16 +214,12 @@ def write_score_table(result: Path, readme: Path) -> Path:
     kept = result.read_text(encoding="utf-8")
     values = json.loads(kept)
     name = values["card"]["protocol"]["name"]
-    begin, end = (f"<!-- results:{name}:{word} -->" for word in ("begin", "end"))
-    text = readme.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"{readme}: needs one line '{begin}' and after it one line '{end}'")
-    before, _, rest = text.partition(begin)
+    page = replaced(readme, name, score_table(values))
     copy = readme.parent / "results" / f"{name}.json"
     with published(copy) as beside:
         beside.write_text(kept, encoding="utf-8")
     with published(readme) as beside:
-        beside.write_text(f"{before}{begin}\n{score_table(values)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        beside.write_text(page, encoding="utf-8")
     return copy
 
 

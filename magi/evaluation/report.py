@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from magi.data.write import write_gif, write_mp4, write_png
+from magi.evaluation.marked_text import write_between_markers
 from magi.evaluation.oracles import ORACLES, RealClip
 from magi.evaluation.plots import Series, draw_contact_sheet, draw_curves, draw_training, png_bytes, side_by_side
 
 _FPS = 12.5  # half the speed of the built-in videos, so that one can follow
-_BEGIN, _END = "<!-- results:digits:begin -->", "<!-- results:digits:end -->"
 _HEADINGS = {"class_kept": "class kept", "path_error_px": "path error (px)", "energy_ratio": "ink / real ink"}
 _STYLE = """
 :root { color-scheme: light; }
@@ -135,12 +135,7 @@ def write_results_table(results: Path, readme: Path) -> None:
 
     Raises ``ValueError`` where the markers are not there, once each and in order.
     """
-    text = readme.read_text(encoding="utf-8")
-    if text.count(_BEGIN) != 1 or text.count(_END) != 1 or text.index(_BEGIN) > text.index(_END):
-        raise ValueError(f"{readme}: needs one line '{_BEGIN}' and after it one line '{_END}'")
-    table = results_table(json.loads(results.read_text(encoding="utf-8")))
-    before, _, rest = text.partition(_BEGIN)
-    _write_text(readme, f"{before}{_BEGIN}\n{table}\n{_END}{rest.partition(_END)[2]}")
+    write_between_markers(readme, "digits", results_table(json.loads(results.read_text(encoding="utf-8"))))
 
 
 def _targets_section(results: dict[str, Any]) -> str:
