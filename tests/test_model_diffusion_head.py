@@ -18,7 +18,7 @@ def test_zero_initialised_head_predicts_zero() -> None:
 def test_hoisted_modulations_equal_the_plain_forward() -> None:
     head = tiny_magi().head.float()
     z_MD, timestep_I = torch.randn(3, 16), torch.tensor([999, 500, 0])
-    hoisted_IMW = head.modulations(timestep_I[:, None], z_MD)
+    hoisted_IMW = head.modulations(head.embed_time(timestep_I[:, None]), z_MD)
     for i, timestep in enumerate(timestep_I):
         x_MC = torch.randn(3, head.input.in_features)
         plain = head(x_MC, timestep.expand(3), z_MD)

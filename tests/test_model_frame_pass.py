@@ -80,16 +80,53 @@ def test_attention_to_the_cache_is_attention_to_all_slots(length: int) -> None:
     torch.testing.assert_close(cached_attention(qkv, stored), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("length", [0, 1, 15, 40])
-def test_the_kernel_reads_the_cache_as_the_plain_path_does(length: int) -> None:
-    from magi.model.cache_kernels import read_cache
+@pytest.mark.parametrize("forcing", ["complete", "masked"])
+def test_passes_by_kernels_are_the_plain_ones(forcing: str) -> None:
+    """What kernels compute of a video's first frames, in float32, and that all of them are in use."""
+    pytest.importorskip("triton", reason="pip install -e '.[kernels]'")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = tiny_model(forcing).float()
+    conditions = told(model)
+    tokens_BTNC = normal(VIDEOS, KNOWN + 1, model.tokens_per_frame, 2).float()
+    masked_BN = torch.rand(VIDEOS, 6, generator=torch.Generator().manual_seed(3)) < 0.5
+    picked_Bm = torch.tensor([[5, 0, 2], [1, 1, 4]])
+    plain = FramePass(model, conditions, halves=2)
+    expected = frames_and_prediction(plain, model, tokens_BTNC, masked_BN, picked_Bm)
+    model = model.to(device)
+    conditions = Conditions(*(values.to(device) for values in vars(conditions).values()))
+    fast = FramePass(model, conditions, halves=2, kernels=True)
+    inputs = (values.to(device) for values in (tokens_BTNC, masked_BN, picked_Bm))
+    got = frames_and_prediction(fast, model, *inputs)
+    for ours, plain_one in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), plain_one, atol=1e-5, rtol=1e-5)
 
-    qkv = normal(70, 3, 4, 80).bfloat16().to("cuda")
-    stored = normal(70, 41, 2, 4, 80, seed=2).bfloat16().to("cuda")
-    count = torch.tensor([length], device="cuda")
-    expected = cached_attention(qkv, stored[:, :length])
-    torch.testing.assert_close(read_cache(qkv, stored, count), expected, atol=2e-2, rtol=2e-2)
-    rows = torch.tensor([3, 3, 60], device="cuda")
-    some = read_cache(qkv[:3].contiguous(), stored, count, rows)
-    torch.testing.assert_close(some, cached_attention(qkv[:3], stored[rows, :length]), atol=2e-2, rtol=2e-2)
+
+@pytest.mark.parametrize("forcing", ["complete", "masked"])
+def test_products_in_bf16_are_close_and_what_adds_up_stays(forcing: str) -> None:
+    """Hidden states and cache are float32 still, so rounding does not add up over blocks and frames."""
+    model = tiny_model(forcing).float()
+    tokens_BTNC = normal(VIDEOS, KNOWN + 1, model.tokens_per_frame, 2).float()
+    masked_BN = torch.rand(VIDEOS, 6, generator=torch.Generator().manual_seed(3)) < 0.5
+    inputs = (model, tokens_BTNC, masked_BN, torch.tensor([[5, 0, 2], [1, 1, 4]]))
+    exact, rounded = (
+        frames_and_prediction(FramePass(model, told(model), halves=2, dtype=dtype), *inputs)
+        for dtype in (None, torch.bfloat16)
+    )
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert 1e-4 < (other - one).norm() / one.norm() < 2e-2
+    assert torch.equal(rounded[0].bfloat16().float(), rounded[0]), "keys and values come from a product"
+
+
+def frames_and_prediction(
+    frame_pass: FramePass, model: Magi, tokens_BTNC: torch.Tensor, masked_BN: torch.Tensor, picked_Bm: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cache of all frames but the last, and what is predicted of the last."""
+    cache = model.new_cache(2 * VIDEOS, KNOWN)
+    for frame in range(KNOWN):
+        frame_pass.place(torch.tensor(frame, device=tokens_BTNC.device))
+        frame_pass.observe(tokens_BTNC[:, frame], cache)
+        cache.advance(1)
+    frame_pass.place(torch.tensor(KNOWN, device=tokens_BTNC.device))
+    z_GBmD = frame_pass.predict(tokens_BTNC[:, KNOWN], masked_BN, picked_Bm, cache)
+    return cache.stored[:, :, :KNOWN].clone(), z_GBmD

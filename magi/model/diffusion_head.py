@@ -1,7 +1,8 @@
 """The diffusion head: a small MLP that predicts the noise of one token given its condition z (MAR; paper section 3).
 
 Most of its weights compute modulations that depend on timestep and z only, never on the noisy token, so they are one
-linear layer of their own: a sampler calls ``modulations`` once for all steps and ``denoise`` in the loop.
+linear layer of their own: a sampler calls ``embed_time`` once, ``modulations`` once for all steps of an iteration, and
+``denoise`` in the loop.
 """
 
 import math
@@ -64,11 +65,15 @@ class DiffusionHead(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, z: Tensor) -> Tensor:
         """Noise and variance interpolation of tokens at their own timesteps; leading axes broadcast."""
-        return self.denoise(x, self.modulations(timestep, z))
+        return self.denoise(x, self.modulations(self.embed_time(timestep), z))
 
-    def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
-        """All that depends on timestep and z only: (..., (3 blocks + 2) W); leading axes broadcast."""
-        return self.modulation(F.silu(self.timestep(timestep) + self.condition(z)))
+    def embed_time(self, timestep: Tensor) -> Tensor:
+        """All that depends on the timestep only: (..., W)."""
+        return self.timestep(timestep)
+
+    def modulations(self, time: Tensor, z: Tensor) -> Tensor:
+        """All that depends on timestep (embedded) and z only: (..., (3 blocks + 2) W); leading axes broadcast."""
+        return self.modulation(F.silu(time + self.condition(z)))
 
     def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
         """The part that depends on the noisy tokens."""
@@ -92,7 +97,7 @@ class FoldedHead:
         blocks = [block for block in head.blocks if isinstance(block, ResidualBlock)]
         norms = [(block.norm.weight, block.norm.bias) for block in blocks]
         weight, bias = _fold(head.modulation, norms)
-        self.modulation_weight, self.modulation_bias = weight.to(dtype), bias.to(dtype)
+        self.modulation = PackedLinear(weight, bias, dtype)
         self.condition = _packed(head.condition, dtype)
         self.input, self.output = _packed(head.input, dtype), _packed(head.output, dtype)
         self.blocks = [tuple(_packed(block.mlp.get_submodule(name), dtype) for name in ("0", "2")) for block in blocks]
@@ -100,17 +105,20 @@ class FoldedHead:
     @property
     def modulation_width(self) -> int:
         """As the head's."""
-        return len(self.modulation_bias)
+        return len(self.modulation.bias)
 
-    def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
+    def embed_time(self, timestep: Tensor) -> Tensor:
+        """For ``modulations``: (..., W)."""
+        return self.head.embed_time(timestep).to(self.dtype)
+
+    def modulations(self, time: Tensor, z: Tensor) -> Tensor:
         """For ``denoise``; leading axes broadcast."""
-        mixed = self.head.timestep(timestep).to(self.dtype) + self.condition(z.to(self.dtype))
-        return F.linear(F.silu(mixed), self.modulation_weight, self.modulation_bias)
+        return self.modulation(F.silu(time + self.condition(z)))
 
     def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
         """Noise and variance interpolation of tokens x (..., C) at the step of the modulations."""
         *per_block, shift, scale = modulations.chunk(3 * len(self.blocks) + 2, dim=-1)
-        h = self.input(x.to(self.dtype))
+        h = self.input(x)
         if h.ndim < shift.ndim:
             h = h.expand(*shift.shape[:-1], -1)
         width = h.shape[-1:]
@@ -123,7 +131,7 @@ class FoldedHead:
 
 def _packed(linear: nn.Module, dtype: torch.dtype) -> PackedLinear:
     assert isinstance(linear, nn.Linear)
-    return PackedLinear(linear.weight.detach().to(dtype), linear.bias.detach().to(dtype))
+    return PackedLinear(linear.weight, linear.bias, dtype)
 
 
 def _fold(modulation: nn.Linear, norms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

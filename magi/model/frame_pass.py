@@ -25,38 +25,41 @@ if TYPE_CHECKING:
 
 EPSILON = 1e-6
 
+Norm = tuple[Tensor, Tensor]
+"""Weight and bias, as ``F.layer_norm`` takes them."""
+
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Layers of one attention and its MLP: linear ones, and parameters as ``F.layer_norm`` takes them."""
+    """Layers of one attention and its MLP: linear ones and norms."""
 
-    norm: tuple[Tensor, Tensor]
+    norm: Norm
     qkv: PackedLinear
     proj: PackedLinear
-    mlp_norm: tuple[Tensor, Tensor]
+    mlp_norm: Norm
     mlp_in: PackedLinear
     mlp_out: PackedLinear
 
     @staticmethod
-    def spatial(block: nn.Module) -> LayerWeights:
-        """Of a block's spatial half."""
-        return _weights(block, "spatial")
+    def spatial(block: nn.Module, dtype: torch.dtype | None) -> LayerWeights:
+        """Of a block's spatial half; products in ``dtype``, the weights' if None."""
+        return _weights(block, "spatial", dtype)
 
     @staticmethod
-    def temporal(block: nn.Module) -> LayerWeights:
+    def temporal(block: nn.Module, dtype: torch.dtype | None) -> LayerWeights:
         """Of a block's temporal half."""
-        return _weights(block, "temporal")
+        return _weights(block, "temporal", dtype)
 
 
-def _weights(block: nn.Module, half: str) -> LayerWeights:
-    def pair(name: str) -> tuple[Tensor, Tensor]:
+def _weights(block: nn.Module, half: str, dtype: torch.dtype | None) -> LayerWeights:
+    def pair(name: str) -> Norm:
         module = block.get_submodule(f"{half}_{name}")
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
         return weight, bias
 
     def linear(name: str) -> PackedLinear:
-        return PackedLinear(*pair(name))
+        return PackedLinear(*pair(name), dtype)
 
     return LayerWeights(
         norm=pair("norm"),
@@ -68,34 +71,33 @@ def _weights(block: nn.Module, half: str) -> LayerWeights:
     )
 
 
-def _norm(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+def _norm(x: Tensor, weights: Norm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], *weights, eps=EPSILON)
 
 
-def _finish(x: Tensor, mixed: Tensor, w: LayerWeights) -> Tensor:
-    """What follows the mixing of an attention: projection, residual, MLP, residual."""
-    x = x + w.proj(mixed)
-    return x + w.mlp_out(F.gelu(w.mlp_in(_norm(x, w.mlp_norm))))
+def add_norm(x: Tensor, change: Tensor, weights: Norm) -> tuple[Tensor, Tensor]:
+    """A residual sum, and the LayerNorm of it that the next layer reads."""
+    x = x + change
+    return x, _norm(x, weights)
 
 
-def spatial_layer(x_BPD: Tensor, w: LayerWeights, heads: int) -> Tensor:
-    """Full attention among P positions and the MLP."""
-    q, k, v = w.qkv(_norm(x_BPD, w.norm)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v)
-    return _finish(x_BPD, mixed.transpose(1, 2).reshape(x_BPD.shape), w)
+def spatial_attention(normed_BPD: Tensor, w: LayerWeights, heads: int) -> Tensor:
+    """Full attention among P positions, (B, P, D), before its projection.
+
+    Nothing is copied: flash attention reads the heads where the linear layer put them, and writes them side by side.
+    """
+    q, k, v = w.qkv(normed_BPD).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(normed_BPD.shape)
 
 
-def picked_spatial_layer(
-    x_BPD: Tensor, w: LayerWeights, q_and_kv: tuple[PackedLinear, PackedLinear], heads: int, picked_BmD: Tensor
+def picked_spatial_attention(
+    normed_BPD: Tensor, q_and_kv: tuple[PackedLinear, PackedLinear], heads: int, picked_BmD: Tensor
 ) -> Tensor:
-    """``spatial_layer`` of the picked positions alone; ``q_and_kv`` is its ``qkv`` in two."""
+    """``spatial_attention`` of the picked positions alone; ``q_and_kv`` is its ``qkv`` in two."""
     to_q, to_kv = q_and_kv
-    normed = _norm(x_BPD, w.norm)
-    k, v = to_kv(normed).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    q = to_q(normed.gather(1, picked_BmD)).unflatten(-1, (heads, -1)).transpose(1, 2)
-    x_BmD = x_BPD.gather(1, picked_BmD)
-    mixed = F.scaled_dot_product_attention(q, k, v)
-    return _finish(x_BmD, mixed.transpose(1, 2).reshape(x_BmD.shape), w)
+    k, v = to_kv(normed_BPD).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    q = to_q(normed_BPD.gather(1, picked_BmD)).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(picked_BmD.shape)
 
 
 def cached_attention(qkv_R3hd: Tensor, stored_RT2hd: Tensor) -> Tensor:
@@ -116,25 +118,46 @@ def cached_attention(qkv_R3hd: Tensor, stored_RT2hd: Tensor) -> Tensor:
 class FramePass:
     """The passes of one frame after another, for videos told ``conditions`` (G x B of them: halves of guidance).
 
-    With ``kernels`` the cache is read by a kernel, to which its length is a number on the device.
+    A residual sum and the norm after it are one step, so that they can be one kernel: what goes from half to half of
+    the blocks is x and the normed x. With ``kernels`` they are, and the cache is read by a kernel, to which its length
+    is a number on the device. Products are in ``dtype`` (the model's if None), and what lies between two of them: x
+    itself, norms and the cache stay as they are.
     """
 
-    def __init__(self, model: Magi, conditions: Conditions, halves: int = 1, kernels: bool = False) -> None:
+    def __init__(
+        self,
+        model: Magi,
+        conditions: Conditions,
+        halves: int = 1,
+        kernels: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.model, self.halves, self.heads, self.kernels = model, halves, model.config.heads, kernels
-        self.spatial = [LayerWeights.spatial(block) for block in model.transformer.blocks]
-        self.temporal = [LayerWeights.temporal(block) for block in model.transformer.blocks]
+        self.spatial = [LayerWeights.spatial(block, dtype) for block in model.transformer.blocks]
+        self.temporal = [LayerWeights.temporal(block, dtype) for block in model.transformer.blocks]
+        norms = [*(half.norm for pair in zip(self.spatial, self.temporal, strict=True) for half in pair)]
+        self.next_norms = [*norms[1:], (model.norm.weight, model.norm.bias)]
         # Of the last block one pass needs the queries of few positions, the other no queries.
         self.last_spatial = self.spatial[-1].qkv.split(model.config.width)
         _, self.last_keys_and_values = self.temporal[-1].qkv.split(model.config.width)
+        # What a captured graph reads stays where it is: new conditions and a new frame are written over the last ones.
+        shape, like = (len(conditions.interval_B), model.positions, model.config.width), model.mask_token.detach()
+        self._predicted_BPD, self._observed_BPD = like.new_empty(shape), like.new_empty(shape)
+        self._now_predicted_BPD, self._now_observed_BPD = like.new_empty(shape), like.new_empty(shape)
+        self.tell(conditions)
+
+    @torch.no_grad()
+    def tell(self, conditions: Conditions) -> None:
+        """Tell as many other conditions, in place; ``place`` comes next."""
+        model = self.model
         condition_BKD, added_BD = model.conditioning(conditions)
         tokens_BND = condition_BKD.new_zeros(len(added_BD), model.tokens_per_frame, added_BD.shape[-1])
-        told_BPD = (torch.cat([condition_BKD, tokens_BND], dim=1) + model.space_PD + added_BD[:, None]).detach()
+        told_BPD = torch.cat([condition_BKD, tokens_BND], dim=1) + model.space_PD + added_BD[:, None]
         complete = model.config.teacher_forcing == "complete"
-        self._predicted_BPD = told_BPD + model.masked_position.detach()
-        self._observed_BPD = told_BPD + (model.observation_position if complete else model.masked_position).detach()
-        # What a captured graph reads stays where it is: a new frame is written over the last one.
-        self._now_predicted_BPD = self._predicted_BPD.clone()
-        self._now_observed_BPD = self._observed_BPD.clone()
+        self._predicted_BPD.copy_(told_BPD + model.masked_position)
+        self._observed_BPD.copy_(told_BPD + (model.observation_position if complete else model.masked_position))
+        self._now_predicted_BPD.copy_(self._predicted_BPD)
+        self._now_observed_BPD.copy_(self._observed_BPD)
 
     def place(self, time: Tensor) -> None:
         """Position in time () of the frame that the next passes are about."""
@@ -148,41 +171,47 @@ class FramePass:
         x_BPD = self._embed(
             torch.where(masked_BN[..., None], self.model.mask_token, tokens_BND), self._now_predicted_BPD
         )
+        normed_BPD = _norm(x_BPD, self.spatial[0].norm)
         rows, last, width = len(x_BPD), len(self.spatial) - 1, x_BPD.shape[-1]
         picked_Bm = picked_Bm.repeat(self.halves, 1)
         position_Bm = picked_Bm + self.model.conditioning.tokens
+        for i in range(last):
+            x_BPD, normed_BPD = self._spatial_half(x_BPD, normed_BPD, i)
+            x_BPD, normed_BPD, _ = self._temporal_half(x_BPD, normed_BPD, i, cache)
         index_BmD = position_Bm[..., None].expand(-1, -1, width)
-        first_B1 = torch.arange(rows, device=x_BPD.device)[:, None] * self.model.positions
-        for i, spatial in enumerate(self.spatial):
-            if i == last:
-                x_BPD = picked_spatial_layer(x_BPD, spatial, self.last_spatial, self.heads, index_BmD)
-            else:
-                x_BPD = spatial_layer(x_BPD, spatial, self.heads)
-            rows_M = (first_B1 + position_Bm).flatten() if i == last else None
-            x_RD, _ = self._temporal_layer(x_BPD.flatten(0, 1), i, cache, rows_M)
-            x_BPD = x_RD.unflatten(0, (rows, -1))
-        z_BmD = _norm(x_BPD, (self.model.norm.weight, self.model.norm.bias)) + self.model.head_position[picked_Bm]
+        mixed_BmD = picked_spatial_attention(normed_BPD, self.last_spatial, self.heads, index_BmD)
+        x_BmD, normed_BmD = self._finish(x_BPD.gather(1, index_BmD), mixed_BmD, 2 * last)
+        rows_Bm = torch.arange(rows, device=x_BPD.device)[:, None] * self.model.positions + position_Bm
+        _, normed_BmD, _ = self._temporal_half(x_BmD, normed_BmD, last, cache, rows_Bm.flatten())
+        z_BmD = normed_BmD + self.model.head_position[picked_Bm]
         return z_BmD.unflatten(0, (self.halves, -1))
 
     def observe(self, tokens_BNC: Tensor, cache: KVCache) -> None:
         """Write the keys and values of one finished frame after those in the cache, which does not advance."""
         x_BPD = self._embed(self.model.embed_token(tokens_BNC), self._now_observed_BPD)
-        rows, last = len(x_BPD), len(self.spatial) - 1
-        for i, spatial in enumerate(self.spatial):
-            x_RD = spatial_layer(x_BPD, spatial, self.heads).flatten(0, 1)
+        normed_BPD, last = _norm(x_BPD, self.spatial[0].norm), len(self.spatial) - 1
+        for i in range(len(self.spatial)):
+            x_BPD, normed_BPD = self._spatial_half(x_BPD, normed_BPD, i)
             if i == last:  # nobody reads what the last layer makes of it
-                new_R2hd = self._keys_and_values(x_RD)
+                new_R2hd = self.last_keys_and_values(normed_BPD.flatten(0, 1)).view(-1, 2, *cache.stored.shape[-2:])
             else:
-                x_RD, new_R2hd = self._temporal_layer(x_RD, i, cache)
-                x_BPD = x_RD.unflatten(0, (rows, -1))
-            cache.stored[i].index_copy_(1, cache.length_1, new_R2hd[:, None])
+                x_BPD, normed_BPD, new_R2hd = self._temporal_half(x_BPD, normed_BPD, i, cache)
+            cache.stored[i].index_copy_(1, cache.length_1, new_R2hd[:, None].to(cache.stored.dtype))
 
-    def _temporal_layer(
-        self, x_RD: Tensor, layer: int, cache: KVCache, rows_M: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Attention along time and MLP of R positions (rows ``rows_M`` of the cache, or all); their keys and values."""
-        w, stored_RT2hd = self.temporal[layer], cache.stored[layer]
-        qkv_R3hd = w.qkv(_norm(x_RD, w.norm)).view(len(x_RD), 3, self.heads, -1)
+    def _spatial_half(self, x_BPD: Tensor, normed_BPD: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Attention among positions and MLP; x and its norm for the next half."""
+        mixed_BPD = spatial_attention(normed_BPD, self.spatial[block], self.heads)
+        return self._finish(x_BPD, mixed_BPD, 2 * block)
+
+    def _temporal_half(
+        self, x_BPD: Tensor, normed_BPD: Tensor, block: int, cache: KVCache, rows_M: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention along time and MLP of R = B x P positions (rows ``rows_M`` of the cache, or all of them).
+
+        x, its norm for the next half, and the positions' keys and values (R, 2, heads, d).
+        """
+        stored_RT2hd = cache.stored[block]
+        qkv_R3hd = self.temporal[block].qkv(normed_BPD.flatten(0, 1)).view(-1, 3, *stored_RT2hd.shape[-2:])
         if self.kernels:
             from magi.model.cache_kernels import read_cache
 
@@ -190,11 +219,20 @@ class FramePass:
         else:
             known = stored_RT2hd[:, : cache.length]
             mixed = cached_attention(qkv_R3hd, known if rows_M is None else known[rows_M])
-        return _finish(x_RD, mixed.reshape(x_RD.shape), w), qkv_R3hd[:, 1:]
+        return *self._finish(x_BPD, mixed.view(x_BPD.shape), 2 * block + 1), qkv_R3hd[:, 1:]
 
-    def _keys_and_values(self, x_RD: Tensor) -> Tensor:
-        """Keys and values (R, 2, heads, d) of the last layer."""
-        return self.last_keys_and_values(_norm(x_RD, self.temporal[-1].norm)).view(len(x_RD), 2, self.heads, -1)
+    def _finish(self, x: Tensor, mixed: Tensor, half: int) -> tuple[Tensor, Tensor]:
+        """What follows the mixing of an attention: projection and MLP; x and its norm for the next half."""
+        w = (self.temporal if half % 2 else self.spatial)[half // 2]
+        x, normed = self._add_norm(x, w.proj(mixed), w.mlp_norm)
+        return self._add_norm(x, w.mlp_out(F.gelu(w.mlp_in(normed))), self.next_norms[half])
+
+    def _add_norm(self, x: Tensor, change: Tensor, weights: Norm) -> tuple[Tensor, Tensor]:
+        if not self.kernels:
+            return add_norm(x, change, weights)
+        from magi.model import norm_kernels
+
+        return norm_kernels.add_norm(x, change, weights, EPSILON)
 
     def _embed(self, tokens_BND: Tensor, base_BPD: Tensor) -> Tensor:
         """Hidden states: what a position is told, and its token."""

@@ -2,16 +2,16 @@
 
 ``sampling`` denoises a handful of tokens in 100 steps, one after another; each step is seven small matrix products with
 a LayerNorm between them, so a step costs launches and round trips, not arithmetic. Here one persistent kernel keeps
-``programs`` thread blocks alive over all steps: each owns some columns of every product, finds its slice of the weights
-in its own cache from the second step on, and meets the others at a barrier after every product.
+``programs`` thread blocks alive over all steps: each owns some columns of every product, keeps its slice of the weights
+in its multiprocessor's shared memory, and meets the others at a barrier after every product.
 
 A LayerNorm needs whole rows, which nobody owns. Its modulated product is therefore split: with a = weight * (1 + scale)
 and t = bias * (1 + scale) + shift,
 
     W (LN(h) a' + t) = (W (a h) - mean W a) / std + W t
 
-where W a and W t depend on timestep and condition only, so they are computed for all steps at once beforehand
-(``HeadTables``), and mean and std travel beside a h as sums over each program's columns.
+where W a and W t depend on timestep and condition only, so they are computed for all steps at once beforehand, by one
+product (``kernel_modulation``), and mean and std travel beside a h as sums over each program's columns.
 
 It knows the head and the table of reverse steps; no transformer, no random numbers. Needs Triton; the plain path
 is ``magi.sampling.denoise.denoise_tokens``.
@@ -19,7 +19,6 @@ is ``magi.sampling.denoise.denoise_tokens``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from magi.model.diffusion_head import FoldedHead
 from magi.model.grid_exchange import exchange_place
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 ROWS = 16
 """Rows of the kernel's products: the smallest tile of a tensor core, and room for 8 tokens under guidance."""
 
+WARPS = 8
+"""Of a program; each takes a part of the sums of a product."""
+
 COEFFICIENTS = 8
 """Numbers a reverse step takes from its table, padded to a power of two."""
 
@@ -46,49 +49,92 @@ _place = triton.jit(FunctionType(exchange_place.__code__, globals()))
 
 
 @triton.jit
-def _wait_for_all(counter, target, PROGRAMS: tl.constexpr):
-    """Barrier over the grid: what any program stored before it is visible to all programs after it."""
+def _meet(flags, program, meeting, PROGRAMS: tl.constexpr):
+    """Barrier over the grid: what any program stored before it is visible to all programs after it.
+
+    Every program raises its own flag to the number of the meeting, and its threads watch everybody's: no counter that
+    all add to, and no thread that polls for more than its share.
+    """
+    tl.debug_barrier()
     if PROGRAMS > 1:
-        tl.debug_barrier()
-        tl.atomic_add(counter, 1, sem="release", scope="gpu")
-        arrived = 0
-        while arrived < target:
-            arrived = tl.inline_asm_elementwise(
-                "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l", [counter], dtype=tl.int32, is_pure=False, pack=1
-            )
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred first; .reg .u32 thread;
+            mov.u32 thread, %tid.x;
+            setp.eq.u32 first, thread, 0;
+            @first st.release.gpu.global.u32 [$1], $2;
+            mov.u32 $0, $2;
+            }""",
+            "=&r,l,r",
+            [flags + program, meeting],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred early;
+            again: ld.acquire.gpu.global.u32 $0, [$1];
+            setp.lt.s32 early, $0, $2;
+            @early bra again;
+            }""",
+            "=&r,l,r",
+            [flags + tl.arange(0, PROGRAMS), meeting],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
         tl.debug_barrier()
 
 
 @triton.jit
-def _load_weights(weights, offset, WIDTH: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr):
-    """Rows ``offset`` .. of weights (.., WIDTH) as (SPLIT, WIDTH / SPLIT, BN), kept in this program's cache."""
+def _weights(weights, offset, WIDTH: tl.constexpr, BN: tl.constexpr, SPLIT: tl.constexpr):
+    """Rows ``offset`` .. of weights (.., WIDTH) as (SPLIT, WIDTH / SPLIT, BN)."""
     K: tl.constexpr = WIDTH // SPLIT
     index = tl.arange(0, SPLIT)[:, None, None] * K + tl.arange(0, K)[None, :, None]
-    return tl.load(weights + index + (offset + tl.arange(0, BN)[None, None, :]) * WIDTH, eviction_policy="evict_last")
+    return tl.load(weights + index + (offset + tl.arange(0, BN)[None, None, :]) * WIDTH)
 
 
 @triton.jit
-def _product(rows, weight, WIDTH: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr):
-    """(ROWS, BN) float32: rows (ROWS, WIDTH) of everybody times what ``_load_weights`` returned.
+def _exchanged(rows, sums, WIDTH: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr, SPLIT: tl.constexpr):
+    """Everybody's rows (SPLIT, ROWS, WIDTH / SPLIT), and sums of h and of its squares, (PROGRAMS, ROWS) each.
 
-    The sum over WIDTH is split in SPLIT parts that different warps take. Rows were written by other programs, so they
-    are read past this one's cache.
+    Others wrote them, so they are read past this program's cache; all are on their way before any is used.
     """
+    index = tl.arange(0, PROGRAMS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+    row = _rows(rows, WIDTH, ROWS, SPLIT)
+    total = tl.load(sums + index, cache_modifier=".cg")
+    square = tl.load(sums + PROGRAMS * ROWS + index, cache_modifier=".cg")
+    return row, total, square
+
+
+@triton.jit
+def _rows(rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, SPLIT: tl.constexpr):
+    """Rows (ROWS, WIDTH) of everybody as (SPLIT, ROWS, WIDTH / SPLIT)."""
     K: tl.constexpr = WIDTH // SPLIT
     part = tl.arange(0, SPLIT)[:, None, None] * K
     index = part + tl.arange(0, ROWS)[None, :, None] * WIDTH + tl.arange(0, K)[None, None, :]
-    row = tl.load(rows + index, cache_modifier=".cg")
+    return tl.load(rows + index, cache_modifier=".cg")
+
+
+@triton.jit
+def _product(row, weight):
+    """(ROWS, BN) float32 of what ``_rows`` and ``_weights`` returned: parts of the sum are different warps'."""
     return tl.sum(tl.dot(row, weight, input_precision="ieee"), axis=0)
 
 
 @triton.jit
-def _mean_and_rstd(sums, WIDTH: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr):
-    """Mean and reciprocal standard deviation of every row, (ROWS,) each, from the sums (2, PROGRAMS, ROWS)."""
-    index = tl.arange(0, PROGRAMS)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-    mean = tl.sum(tl.load(sums + index, cache_modifier=".cg"), axis=0) / WIDTH
-    square = tl.sum(tl.load(sums + PROGRAMS * ROWS + index, cache_modifier=".cg"), axis=0) / WIDTH
+def _both_sums(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
+def _mean_and_rstd(total, square, WIDTH: tl.constexpr):
+    """Mean and reciprocal standard deviation of every row, (ROWS,) each, from the sums of every program."""
+    total, square = tl.reduce((total, square), 0, _both_sums)
+    mean = total / WIDTH
     # The difference of two sums that are nearly equal may round to below 0.
-    return mean, tl.rsqrt(tl.maximum(square - mean * mean, 0.0) + 1e-6)
+    return mean, tl.rsqrt(tl.maximum(square / WIDTH - mean * mean, 0.0) + 1e-6)
 
 
 @triton.jit
@@ -121,37 +167,32 @@ def _reverse_step(x_RC, predicted, spread, noise, c, x0_limit):
 
 @triton.jit
 def _residual_block(
-    h, weights, tables, exchange, step, block, met, program,
+    h, first, second, second_bias, modulation, exchange, step, block, met, program,
     WIDTH: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, PROGRAMS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One residual block for this program's columns of h; publishes what the next LayerNorm needs.
 
-    Whatever does not depend on the other programs is loaded before the barrier.
+    ``modulation`` points to this step's at this program's columns, so what does not depend on the other programs is
+    loaded before a barrier.
     """
     BN: tl.constexpr = WIDTH // PROGRAMS
-    first_ptr, second_ptr, second_bias_ptr = weights
-    factor_ptr, gate_ptr, mean_term_ptr, shift_term_ptr = tables
-    rows_ptr, hidden_ptr, sums_ptr, counter_ptr = exchange
-    column = program * BN + tl.arange(0, BN)
-    own = tl.arange(0, ROWS)[:, None] * WIDTH + column[None, :]
-    at = (step * BLOCKS + block) * ROWS * WIDTH + own
+    rows_ptr, hidden_ptr, sums_ptr, flags_ptr = exchange
+    own = tl.arange(0, ROWS)[:, None] * WIDTH + (program * BN + tl.arange(0, BN))[None, :]
     # Rows and sums alternate between two places: a slow program may still read what was there.
     read = _place(step, block, BLOCKS)
     write = _place(step, block + 1, BLOCKS)
-    first = _load_weights(first_ptr + block * WIDTH * WIDTH, program * BN, WIDTH, BN, SPLIT)
-    mean_term = tl.load(mean_term_ptr + at)
-    shift_term = tl.load(shift_term_ptr + at)
-    _wait_for_all(counter_ptr, met + PROGRAMS, PROGRAMS)
-    product = _product(rows_ptr + read * ROWS * WIDTH, first, WIDTH, ROWS, SPLIT)
-    mean, rstd = _mean_and_rstd(sums_ptr + read * 2 * PROGRAMS * ROWS, WIDTH, ROWS, PROGRAMS)
-    u = (product - mean[:, None] * mean_term) * rstd[:, None] + shift_term
+    mean_term = tl.load(modulation + (2 * BLOCKS + 1 + block) * WIDTH).to(tl.float32)
+    shift_term = tl.load(modulation + (3 * BLOCKS + 1 + block) * WIDTH).to(tl.float32)
+    _meet(flags_ptr, program, met + 1, PROGRAMS)
+    sums = sums_ptr + read * 2 * PROGRAMS * ROWS
+    row, total, square = _exchanged(rows_ptr + read * ROWS * WIDTH, sums, WIDTH, ROWS, PROGRAMS, SPLIT)
+    mean, rstd = _mean_and_rstd(total, square, WIDTH)
+    u = (_product(row, first) - mean[:, None] * mean_term) * rstd[:, None] + shift_term
     tl.store(hidden_ptr + own, (u * tl.sigmoid(u)).to(hidden_ptr.dtype.element_ty))
-    second = _load_weights(second_ptr + block * WIDTH * WIDTH, program * BN, WIDTH, BN, SPLIT)
-    gate = tl.load(gate_ptr + at)
-    factor = tl.load(factor_ptr + (step * (BLOCKS + 1) + block + 1) * ROWS * WIDTH + own)
-    bias = tl.load(second_bias_ptr + block * WIDTH + column).to(tl.float32)
-    _wait_for_all(counter_ptr, met + 2 * PROGRAMS, PROGRAMS)
-    h += gate * (_product(hidden_ptr, second, WIDTH, ROWS, SPLIT) + bias[None, :])
+    gate = tl.load(modulation + (BLOCKS + 1 + block) * WIDTH).to(tl.float32)
+    factor = tl.load(modulation + (block + 1) * WIDTH).to(tl.float32)
+    _meet(flags_ptr, program, met + 2, PROGRAMS)
+    h += gate * (_product(_rows(hidden_ptr, WIDTH, ROWS, SPLIT), second) + second_bias[None, :])
     sums = sums_ptr + write * 2 * PROGRAMS * ROWS
     _publish(h, factor, own, rows_ptr + write * ROWS * WIDTH, sums, program, ROWS, PROGRAMS)
     return h
@@ -160,51 +201,62 @@ def _residual_block(
 @triton.jit
 def _denoise_kernel(
     x_ptr, noise_ptr, coefficient_ptr, input_weight_ptr, input_bias_ptr, output_ptr,
-    first_ptr, second_ptr, second_bias_ptr,
-    factor_ptr, gate_ptr, mean_term_ptr, shift_term_ptr, output_mean_term_ptr, output_shift_term_ptr,
-    rows_ptr, hidden_ptr, sums_ptr, counter_ptr, x0_limit, steps,
+    first_ptr, second_ptr, second_bias_ptr, modulation_ptr,
+    rows_ptr, hidden_ptr, sums_ptr, flags_ptr, x0_limit, steps,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, GUIDED: tl.constexpr,
     PROGRAMS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """All reverse steps; step-wise inputs lie in the order of execution."""
     BN: tl.constexpr = WIDTH // PROGRAMS
     TOKENS: tl.constexpr = ROWS // 2 if GUIDED else ROWS
+    MODULATIONS: tl.constexpr = (4 * BLOCKS + 1) * WIDTH + 4 * CHANNELS
     program = tl.program_id(0)
-    weights = (first_ptr, second_ptr, second_bias_ptr)
-    tables = (factor_ptr, gate_ptr, mean_term_ptr, shift_term_ptr)
-    exchange = (rows_ptr, hidden_ptr, sums_ptr, counter_ptr)
+    exchange = (rows_ptr, hidden_ptr, sums_ptr, flags_ptr)
     column = program * BN + tl.arange(0, BN)
     row, channel = tl.arange(0, ROWS), tl.arange(0, CHANNELS)
     own = row[:, None] * WIDTH + column[None, :]
-    out = row[:, None] * 2 * CHANNELS + tl.arange(0, 2 * CHANNELS)[None, :]
     # Under guidance both halves of the rows are the same tokens.
     token = (row % TOKENS)[:, None] * CHANNELS + channel[None, :]
     x_RC = tl.load(x_ptr + token)
     input_weight = tl.load(input_weight_ptr + channel[:, None] + column[None, :] * CHANNELS)
     input_bias = tl.load(input_bias_ptr + column).to(tl.float32)
+    # This program's weights stay in shared memory, where products want them, over all steps: a barrier empties caches.
+    first, second, second_bias = (), (), ()
+    for block in tl.static_range(BLOCKS):
+        at = block * WIDTH * WIDTH
+        first += (_weights(first_ptr + at, program * BN, WIDTH, BN, SPLIT),)  # type: ignore[assignment]
+        second += (_weights(second_ptr + at, program * BN, WIDTH, BN, SPLIT),)  # type: ignore[assignment]
+        bias = tl.load(second_bias_ptr + block * WIDTH + column).to(tl.float32)
+        second_bias += (bias,)  # type: ignore[assignment]
+    output = _weights(output_ptr, 0, WIDTH, 2 * CHANNELS, SPLIT)
     met = 0
-    for step in range(steps):
+    # One stage: nothing of a step may be fetched before the barrier after which it is there.
+    for step in tl.range(0, steps, num_stages=1):
+        at_row = modulation_ptr + (step * ROWS + row[:, None]) * MODULATIONS
+        modulation = at_row + column[None, :]
         h = tl.dot(x_RC.to(input_weight.dtype), input_weight, input_precision="ieee") + input_bias[None, :]
-        factor = tl.load(factor_ptr + step * (BLOCKS + 1) * ROWS * WIDTH + own)
+        factor = tl.load(modulation).to(tl.float32)
         begin = _place(step, 0, BLOCKS)
         sums = sums_ptr + begin * 2 * PROGRAMS * ROWS
         _publish(h, factor, own, rows_ptr + begin * ROWS * WIDTH, sums, program, ROWS, PROGRAMS)
         for block in tl.static_range(BLOCKS):
             h = _residual_block(
-                h, weights, tables, exchange, step, block, met, program, WIDTH, BLOCKS, ROWS, PROGRAMS, SPLIT
-            )
-            met += 2 * PROGRAMS
+                h, first[block], second[block], second_bias[block], modulation, exchange, step, block, met, program,
+                WIDTH, BLOCKS, ROWS, PROGRAMS, SPLIT,
+            )  # fmt: skip
+            met += 2
         # The last layer has few outputs: every program computes all of them, which saves one barrier.
-        output = _load_weights(output_ptr, 0, WIDTH, 2 * CHANNELS, SPLIT)
-        mean_term = tl.load(output_mean_term_ptr + step * ROWS * 2 * CHANNELS + out)
-        shift_term = tl.load(output_shift_term_ptr + step * ROWS * 2 * CHANNELS + out)
+        last_terms = at_row + (4 * BLOCKS + 1) * WIDTH + tl.arange(0, 2 * CHANNELS)[None, :]
+        mean_term = tl.load(last_terms).to(tl.float32)
+        shift_term = tl.load(last_terms + 2 * CHANNELS).to(tl.float32)
         noise = tl.load(noise_ptr + step * TOKENS * CHANNELS + token)
-        met += PROGRAMS
+        met += 1
         last = _place(step, BLOCKS, BLOCKS)
-        _wait_for_all(counter_ptr, met, PROGRAMS)
-        prediction = _product(rows_ptr + last * ROWS * WIDTH, output, WIDTH, ROWS, SPLIT)
-        mean, rstd = _mean_and_rstd(sums_ptr + last * 2 * PROGRAMS * ROWS, WIDTH, ROWS, PROGRAMS)
-        prediction = (prediction - mean[:, None] * mean_term) * rstd[:, None] + shift_term
+        _meet(flags_ptr, program, met, PROGRAMS)
+        sums = sums_ptr + last * 2 * PROGRAMS * ROWS
+        h_rows, total, square = _exchanged(rows_ptr + last * ROWS * WIDTH, sums, WIDTH, ROWS, PROGRAMS, SPLIT)
+        mean, rstd = _mean_and_rstd(total, square, WIDTH)
+        prediction = (_product(h_rows, output) - mean[:, None] * mean_term) * rstd[:, None] + shift_term
         predicted, spread = tl.split(tl.reshape(prediction, (ROWS, CHANNELS, 2)))
         if GUIDED:
             with_label = row < TOKENS
@@ -216,61 +268,67 @@ def _denoise_kernel(
         tl.store(x_ptr + token, x_RC, mask=(row < TOKENS)[:, None])
 
 
-@dataclass(frozen=True)
-class HeadTables:
-    """All that an iteration's steps need and that does not depend on the noisy tokens, in the order of execution.
+def kernel_modulation(head: DiffusionHead) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer that gives all that the kernel needs and that does not depend on noisy tokens.
 
-    ``factor`` (I, L + 1, ROWS, W), ``gate``, ``mean_term`` and ``shift_term`` (I, L, ROWS, W), ``output_mean_term`` and
-    ``output_shift_term`` (I, ROWS, 2C), noise and variance of a channel side by side; all products are float32.
+    Its (4 L + 1) W + 4 C outputs, for L blocks: factors a of every LayerNorm, the last one's too; gates; W a; W t (with
+    the bias of W); the same two of the output layer, noise and variance of a channel side by side. Each is linear in
+    the layer's input, like the modulations themselves.
     """
-
-    factor: Tensor
-    gate: Tensor
-    mean_term: Tensor
-    shift_term: Tensor
-    output_mean_term: Tensor
-    output_shift_term: Tensor
-
-
-def head_tables(head: DiffusionHead, z_RD: Tensor, timesteps_I: Tensor) -> HeadTables:
-    """Modulations of ROWS conditions at every step, and their products with the weights they go into."""
     blocks: Any = head.blocks
-    modulations_IRX = head.modulations(timesteps_I[:, None], z_RD[None])
-    *parts, shift, scale = modulations_IRX.chunk(3 * len(blocks) + 2, dim=-1)
-    factors, gates, means, shifts = [], [], [], []
-    for i, block in enumerate(blocks):
-        block_shift, block_scale, gate = parts[3 * i : 3 * i + 3]
-        factor = block.norm.weight * (1 + block_scale)
-        first = block.mlp[0]
-        factors.append(factor)
-        gates.append(gate)
-        means.append(F.linear(factor, first.weight).float())
-        shifts.append(F.linear(block.norm.bias * (1 + block_scale) + block_shift, first.weight, first.bias).float())
-    factors.append(1 + scale)
-    return HeadTables(
-        factor=torch.stack(factors, dim=1),
-        gate=torch.stack(gates, dim=1),
-        mean_term=torch.stack(means, dim=1),
-        shift_term=torch.stack(shifts, dim=1),
-        output_mean_term=_side_by_side(F.linear(1 + scale, head.output.weight).float(), -1),
-        output_shift_term=_side_by_side(F.linear(shift, head.output.weight, head.output.bias).float(), -1),
-    )
+    wide = torch.promote_types(head.input.weight.dtype, torch.float32)
+    folded = FoldedHead(head, wide)
+    columns = torch.cat([folded.modulation.weight, folded.modulation.bias[:, None]], dim=1)
+    *parts, shift, factor = columns.chunk(3 * len(blocks) + 2)
+    firsts = [block.mlp[0].weight.detach().to(wide) for block in blocks]
+    biases = [block.mlp[0].bias.detach().to(wide) for block in blocks]
+    output = _side_by_side(head.output.weight.detach().to(wide))
+    rows = [
+        *(*parts[1::3], factor),
+        *parts[2::3],
+        *(first @ a for first, a in zip(firsts, parts[1::3], strict=True)),
+        *(_biased(first @ t, b) for first, t, b in zip(firsts, parts[0::3], biases, strict=True)),
+        output @ factor,
+        _biased(output @ shift, _side_by_side(head.output.bias.detach().to(wide))),
+    ]
+    joined = torch.cat(rows).to(head.input.weight.dtype)
+    return joined[:, :-1].contiguous(), joined[:, -1].contiguous()
 
 
-def _side_by_side(outputs: Tensor, dim: int) -> Tensor:
-    """Reorder 2C outputs so that noise and variance of a channel are neighbours."""
-    dim %= outputs.ndim
-    return torch.stack(outputs.chunk(2, dim=dim), dim=dim + 1).flatten(dim, dim + 1)
+def _biased(columns: Tensor, bias: Tensor) -> Tensor:
+    """A layer's weight and, in the last column, its bias, to which ``bias`` is added."""
+    return torch.cat([columns[:, :-1], columns[:, -1:] + bias[:, None]], dim=1)
+
+
+def _side_by_side(outputs: Tensor) -> Tensor:
+    """Reorder 2C outputs, the first axis, so that noise and variance of a channel are neighbours."""
+    return torch.stack(outputs.chunk(2), dim=1).flatten(0, 1)
+
+
+def shared_bytes(head: DiffusionHead, programs: int) -> int:
+    """Shared memory of one of ``programs`` thread blocks: its share of the weights of L blocks of width W, the output
+    layer, the rows of a product, and what reductions take. 193 KiB at the paper's head in bf16 and 128 of them.
+    """
+    width, size = head.input.out_features, head.input.weight.element_size()
+    weights = 2 * len(head.blocks) * width * width // programs + head.output.out_features * width
+    return size * (weights + ROWS * width) + 2048
+
+
+def has_room(head: DiffusionHead, programs: int) -> bool:
+    """Whether a thread block of the head's GPU may take so much: an H100's may take 227 KiB, an A100's 163."""
+    device = head.input.weight.device
+    properties = triton.runtime.driver.active.utils.get_device_properties(device.index or 0)
+    return shared_bytes(head, programs) <= properties["max_shared_mem"]
 
 
 class PersistentDenoiser:
     """The denoising loop of one head and one table of reverse steps.
 
     Weights are copied, so make it anew after they changed. ``programs`` thread blocks must all be on the GPU at once,
-    so no more than it has multiprocessors.
+    so no more than it has multiprocessors, and ``has_room`` says whether one fits.
     """
 
-    def __init__(self, head: DiffusionHead, table: ReverseTable, programs: int = 128, warps: int = 4) -> None:
+    def __init__(self, head: DiffusionHead, table: ReverseTable, programs: int = 128, warps: int = WARPS) -> None:
         weight = head.output.weight
         blocks: Any = head.blocks
         width = weight.shape[1]
@@ -281,14 +339,16 @@ class PersistentDenoiser:
         self.first = torch.stack([block.mlp[0].weight for block in blocks]).contiguous()
         self.second = torch.stack([block.mlp[2].weight for block in blocks]).contiguous()
         self.second_bias = torch.stack([block.mlp[2].bias for block in blocks]).contiguous()
-        self.output = _side_by_side(weight, 0).contiguous()
-        self.timesteps_I = table.timesteps.flip(0).to(device)
+        self.output = _side_by_side(weight).contiguous()
+        self.modulation = kernel_modulation(head)
+        # The order of execution is from the last step to the first.
+        self.time_I1W = head.timestep(table.timesteps.flip(0).to(device))[:, None]
         self.x0_limit = min(table.x0_limit, 1e30)
         self.coefficients = _coefficients(table).to(device)
         self.rows = weight.new_zeros(2, ROWS, width)
         self.hidden = weight.new_zeros(ROWS, width)
         self.sums = torch.zeros(2, 2, programs, ROWS, device=device)
-        self.counter = torch.zeros(1, dtype=torch.int32, device=device)
+        self.flags = torch.zeros(programs, dtype=torch.int32, device=device)
 
     def __call__(self, z_GMD: Tensor, noise_IMC: Tensor, scale: float | Tensor, temperature: float) -> Tensor:
         """Tokens x_MC float32 of conditions ``z_GMD`` (G halves of M tokens, G M at most ROWS).
@@ -302,21 +362,19 @@ class PersistentDenoiser:
         z_RD = F.pad(z_GMD, (0, 0, 0, room - tokens)).flatten(0, 1)
         noise_IMC = F.pad(noise_IMC.float(), (0, 0, 0, room - tokens))
         x_MC = noise_IMC[0].contiguous().clone()
-        # Executed last to first; the last step (index 0) adds no noise, which its coefficient says.
+        # The last step executed (index 0) adds no noise, which its coefficient says.
         noise_IMC = noise_IMC.flip(0).contiguous()
         coefficients = self.coefficients.clone()
         coefficients[:, 6] *= temperature
         coefficients[:, 7] = scale
-        tables = head_tables(self.head, z_RD, self.timesteps_I)
-        self.counter.zero_()
+        modulations_IRX = self.modulations(z_RD)
+        self.flags.zero_()
         head = self.head
         options: dict[str, Any] = {"launch_cooperative_grid": True} if self.programs > 1 else {}
         _denoise_kernel[(self.programs,)](
             *(x_MC, noise_IMC, coefficients, head.input.weight, head.input.bias, self.output),
-            *(self.first, self.second, self.second_bias),
-            *(tables.factor, tables.gate, tables.mean_term, tables.shift_term),
-            *(tables.output_mean_term, tables.output_shift_term),
-            *(self.rows, self.hidden, self.sums, self.counter, self.x0_limit, self.steps),
+            *(self.first, self.second, self.second_bias, modulations_IRX),
+            *(self.rows, self.hidden, self.sums, self.flags, self.x0_limit, self.steps),
             WIDTH=self.width,
             CHANNELS=self.channels,
             BLOCKS=self.blocks,
@@ -328,6 +386,10 @@ class PersistentDenoiser:
             **options,
         )
         return x_MC[:tokens]
+
+    def modulations(self, z_RD: Tensor) -> Tensor:
+        """What ``kernel_modulation`` gives for ROWS conditions at every step, (I, ROWS, (4 L + 1) W + 4 C)."""
+        return F.linear(F.silu(self.time_I1W + self.head.condition(z_RD)), *self.modulation)
 
 
 def _coefficients(table: ReverseTable) -> Tensor:
