@@ -2,7 +2,7 @@
 # The speed figures of this machine: JSON in results/, the table in README.md and docs/performance.md.
 #   sh runs/bench.sh cpu            at most 10 minutes; leave the machine alone meanwhile
 #   sh runs/bench.sh cuda h200      a run of at most 10 minutes on one GPU
-#   sh runs/bench.sh cuda h200 sample.b64 train      only these cases, into what is there: all do not fit one run
+#   sh runs/bench.sh cuda h200 sample.b64 train      only these cases, into what is there
 set -eu
 device=${1:-cpu}
 name=${2:-$device}

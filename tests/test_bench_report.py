@@ -82,6 +82,11 @@ def test_metrics_beside_the_goals_are_told_too() -> None:
     assert row.ours == "2 ms/step ±10%; share of matrix products 0.3465"
 
 
+def test_a_baseline_that_does_not_run_is_told_with_its_reason() -> None:
+    (row,) = rows([report(record("pass.b1", shapes={"left out": {"compiled": "RuntimeError: no compiler"}}))])
+    assert row.baselines == "plain: 10 ms/step ±10%; compiled: left out, RuntimeError: no compiler"
+
+
 def test_a_merge_takes_the_last_number_of_a_case_and_tells_where_it_is_from() -> None:
     old, new = report(record("a", metrics={"x": 1.0}), record("b")), report(record("a", metrics={"x": 2.0}))
     new["machine"] = new["machine"] | {"when": "2026-01-03T00:00"}

@@ -51,10 +51,11 @@ def test_sides_take_turns_after_their_warm_ups() -> None:
     def side(name: str, **settings: Any) -> Contender:
         return Contender(name, lambda: calls.append(name), **settings)
 
-    sides = (side(OURS, warmups=2, calls=2), side("plain"), side("slow", warmups=0, sparse=1))
+    little = side("plain", warm=lambda: calls.append("a little"))
+    sides = (side(OURS, warmups=2, calls=2), little, side("slow", warmups=0, sparse=1))
     record = run_case(case(lambda _: trial(contenders=sides, units=2.0)), CPU)
     once = [OURS, OURS, "plain"]
-    assert calls == [OURS, OURS, "plain", *once, "slow", *once, *once]
+    assert calls == [OURS, OURS, "a little", *once, "slow", *once, *once]
     assert {name: len(times["rounds"]) for name, times in record["contenders"].items()} == {
         OURS: 3, "plain": 3, "slow": 1,
     }  # fmt: skip
@@ -144,6 +145,26 @@ def test_a_report_lists_every_case_of_its_device() -> None:
     assert [record["name"] for record in listed] == ["a", "b", "gone"], "in their order, and what the suite has no more"
     assert (listed[0]["status"], listed[0]["reason"]) == ("not measured", "not in this run")
     assert listed[1]["status"] == "measured"
+
+
+def test_a_report_is_held_to_the_goals_and_cases_of_now() -> None:
+    """Numbers stay; words and goals of what has none, and goals of what has, are those of the suite; the rest goes."""
+    report = run_suite([case(lambda _: trial(), name="a", goals=(Goal("x plain", 1, 2),))], CPU)
+    report["cases"] += [
+        {"name": name, "kind": "cpu", "measures": "as it was", "unit": "step", "status": "error", "reason": "why",
+         "metrics": {}, "goals": [], "traceback": "here"} for name in ("b", "gone")
+    ]  # fmt: skip
+    before = report["cases"][0]
+    goals = (Goal("x plain", 1e9, 2e9), Goal("x other", 1, 2))
+    cases = [case(lambda _: trial(), name=name, goals=goals) for name in ("a", "b")]
+    first, second = with_missing(report, cases)["cases"]
+    assert first | {"goals": []} == before | {"goals": []}
+    assert [(goal["metric"], goal["must"], goal["verdict"]) for goal in first["goals"]] == [
+        ("x plain", 1e9, "below"), ("x other", 1, "not measured"),
+    ]  # fmt: skip
+    assert first["goals"][0]["value"] == before["metrics"]["x plain"]
+    assert (second["status"], second["reason"], second["traceback"]) == ("error", "why", "here")
+    assert second["measures"] != "as it was" and [goal["value"] for goal in second["goals"]] == [None, None]
 
 
 def test_smoke_runs_cases_of_any_device_and_gives_no_verdict() -> None:

@@ -1,4 +1,7 @@
-"""Every sampling case works from end to end at tiny shapes, its parity holds, and the command prints and writes it."""
+"""Every case works from end to end at tiny shapes, its parity holds, and the command prints and writes it.
+
+Those of attention and training have a file of their own.
+"""
 
 import json
 from pathlib import Path
@@ -6,22 +9,51 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi.bench.case import Setting
+from magi.bench.attention import CASES as ATTENTION
+from magi.bench.case import Case, Setting
 from magi.bench.runner import run_case
-from magi.bench.suite import CASES, chosen
+from magi.bench.suite import CASES, FIRST, chosen
+from magi.bench.training import CASES as TRAINING
 from magi.cli.main import main
 
-OURS = ("calib", "head.step.128", "pass.b1", "kv.scaling", "compile.time", "sample.b1", "sample.presets", "decode.vae")
+ELSEWHERE = {case.name for case in (*ATTENTION, *TRAINING)}
+LONGEST_RUN = 9.5
+"""Minutes of a run of the GPU cases (runs/bench.sh), what starts it aside."""
 
 
-@pytest.mark.parametrize("name", [*OURS, "cpu.linear", "cpu.head", "cpu.e2e", "cpu.long"])
-def test_a_case_works_and_its_parity_holds(name: str) -> None:
-    (case,) = [case for case in CASES if case.name == name]
-    record = run_case(case, Setting(torch.device("cpu"), smoke=True, rounds=1))
+@pytest.mark.parametrize("case", [case for case in CASES if case.name not in ELSEWHERE], ids=lambda case: case.name)
+def test_a_case_works_and_its_parity_holds(case: Case) -> None:
+    record = run_case(case, Setting(torch.device("cpu"), smoke=True, rounds=2))
     assert record["status"] == "measured", record.get("traceback", record.get("reason"))
     # The compiled baseline of a head is left out of a smoke test.
-    assert {goal["metric"] for goal in record["goals"]} <= set(record["metrics"]) | {"x compiled"}
+    left_out = {"x compiled"} if case.name.startswith("head.") else set()
+    assert {goal["metric"] for goal in record["goals"]} <= set(record["metrics"]) | left_out
     assert record["metrics"] or record["contenders"]
+    assert not record["shapes"].get("left out"), "a baseline that does not run"
+    assert all(len(times["rounds"]) == 2 for times in record["contenders"].values()), "every side in every round"
+
+
+def test_all_gpu_cases_fit_one_run() -> None:
+    minutes = {case.name: case.minutes for case in CASES if case.kind == "cuda"}
+    assert all(value > 0 for value in minutes.values())
+    assert round(sum(minutes.values()), 6) <= LONGEST_RUN, minutes
+
+
+def test_the_cases_that_the_plan_is_held_to_come_first() -> None:
+    assert tuple(case.name for case in CASES if case.kind == "cuda")[: len(FIRST)] == FIRST
+    with_goals = {case.name for case in CASES if case.kind == "cuda" and case.goals}
+    assert set(FIRST) - {"calib"} <= with_goals
+    assert FIRST[:2] == ("calib", "compile.time"), "what comes earlier builds kernels, and no first frame is cold"
+
+
+def test_the_plan_has_all_its_cases() -> None:
+    """Those that its tables name (the plan of speed, section 6)."""
+    names = {case.name for case in CASES}
+    heads = {f"head.step.{rows}" for rows in (16, 128, 1024)} | {"head.train"}
+    frames = {f"{kind}.b{batch}" for kind in ("sample", "pass") for batch in (1, 8, 64)} | {"sample.presets"}
+    training = {"train.ctf", "train.ctf_vs_mtf", "train.prune", "train.gemm_share", "opt.step"}
+    others = {"calib", "kv.scaling", "attn.temporal.ctf", "attn.grid", "attn.spatial", "decode.vae", "compile.time"}
+    assert heads | frames | training | others | {"cpu.linear", "cpu.head", "cpu.ctf", "cpu.e2e"} <= names
 
 
 def test_cases_have_names_of_their_own_and_goals_in_order() -> None:

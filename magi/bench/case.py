@@ -31,6 +31,7 @@ class Contender:
     ``run`` must not wait for the device: the runner takes the time with events there. ``warmups`` calls come before the
     first round and are reported apart (compilation). ``calls`` calls are timed together in a round, after ``before``,
     which is not timed. With ``sparse`` a contender takes part in only that many rounds, for baselines of many seconds.
+    ``warm`` is what a warm-up does where ``run`` is longer than it need be.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Contender:
     warmups: int = 1
     calls: int = 1
     sparse: int | None = None
+    warm: Callable[[], object] | None = None
     before: Callable[[], object] = lambda: None
 
 

@@ -88,4 +88,4 @@ def _decoding(setting: Setting) -> Trial:
     )
 
 
-CASES = (Case("decode.vae", "cuda", "four latent frames to pixels of 256 x 256", "clip", _decoding, (), 0.4),)
+CASES = (Case("decode.vae", "cuda", "four latent frames to pixels of 256 x 256", "clip", _decoding, (), 0.25),)

@@ -78,7 +78,7 @@ CASES = (
         "frame",
         _long_video,
         _GOALS,
-        0.5,
+        0.3,
     ),
     Case(
         "cpu.long",

@@ -8,9 +8,9 @@ computes what ``magi.sampling`` computes, and a check of the suite holds it to t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,14 +18,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from magi.bench.case import relative_error
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.diffusion import NoiseSchedule, cosine_schedule, respace
 from magi.model.magi import Magi
+from magi.sampling.graphs import Replayed
 from magi.sampling.sampler import guidance_scale
 
 Draw = Callable[[int, int, int], Tensor]
 """Noise of an iteration for a parity check: (steps, tokens a video, channels) -> (steps, M, C)."""
+COMPILED_LIMIT = 5e-2
+"""Of a pass, and of what a denoising step changes, in bf16 against the same compiled, which rounds elsewhere: a pass is
+0.015 from float32 either way, and a step's change differs by 0.006."""
 
 
 @dataclass
@@ -154,25 +159,72 @@ def keep_in_place(*tensors: Tensor) -> None:
         torch._dynamo.mark_static_address(tensor)
 
 
-class MarStyleSampler:
-    """Frames one after another, for B videos; ``compile_mode`` puts head and pass under ``torch.compile``.
+def _block(
+    layer: Any, x: Tensor, attend: Tensor, known: tuple[Tensor, Tensor] | None, keep: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """One block of the transformer, with its keys and values, those ``known`` included, if they are to be kept."""
+    x = x + layer.spatial_attention(layer.spatial_norm(x))
+    x = x + layer.spatial_mlp(layer.spatial_mlp_norm(x))
+    attention = layer.temporal_attention
+    qkv = attention.qkv(layer.temporal_norm(x))
+    q, k, v = rearrange(qkv, "B S P (n h d) -> n (B P) h S d", n=3, h=attention.heads)
+    if known is not None:
+        k, v = torch.cat([known[0], k], dim=2), torch.cat([known[1], v], dim=2)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+    x = x + attention.proj(rearrange(mixed, "(B P) h S d -> B S P (h d)", B=len(x)))
+    return x + layer.temporal_mlp(layer.temporal_mlp_norm(x)), (k, v) if keep else None
 
+
+def _hold_alike(what: str, found: Tensor, expected: Tensor) -> None:
+    if not (difference := relative_error(found, expected)) <= COMPILED_LIMIT:
+        raise RuntimeError(f"its {what} differs by {difference:.3g} from the plain one, {COMPILED_LIMIT:g} is allowed")
+
+
+class MarStyleSampler:
+    """Frames one after another, for B videos; with a ``compiler`` head and pass are under ``torch.compile``.
+
+    Its blocks are alike, so one is compiled and serves all, in a fraction of the time that all in one piece take; on a
+    GPU a pass is then one CUDA graph, so nothing between the blocks is left to the host. What that gives up is one
+    fusion a block: its last sum with the next one's norm. The head's step is compiled in the mode "reduce-overhead". A
+    ``compiler`` other than "inductor" (for tests) leaves the head as it is.
     ``time`` is the position in time of the frame that is predicted, if it is not the number of those in the cache.
     """
 
     def __init__(
-        self, model: Magi, conditions: Conditions, config: SamplingConfig, batch: int, compile_mode: str | None = None
+        self, model: Magi, conditions: Conditions, config: SamplingConfig, batch: int, compiler: str | None = None
     ) -> None:
         self.model, self.conditions, self.config, self.batch = model, conditions, config, batch
         self.halves = len(conditions.interval_B) // batch
         schedule = respace(cosine_schedule(model.config.diffusion_steps), config.steps)
         self.head = MarStyleHead(model, schedule, config)
-        self.run_blocks: Callable[..., Any] = self._blocks
-        if compile_mode is not None:
-            self.head = CompiledHead(model, schedule, config, compile_mode)
-            self.run_blocks = torch.compile(self._blocks, mode=compile_mode, dynamic=False)
+        self.run_block: Callable[..., Any] = _block
+        self.graph: Replayed | None = None
+        if compiler is not None:
+            # Whole or an error: beyond a limit of compilations PyTorch would silently go on without.
+            self.run_block = torch.compile(_block, backend=compiler, dynamic=False, fullgraph=True)
+            self.graph = Replayed(self._predicted) if model.mask_token.device.type == "cuda" else None
+        if compiler == "inductor":
+            self.head = CompiledHead(model, schedule, config, "reduce-overhead")
         self.cache = GrownCache([None] * model.config.blocks)
         self.time: int | None = None
+
+    def compiled(self, compiler: str) -> "MarStyleSampler":
+        """The same compiled, with the same cache (a frame does not change it); RuntimeError if it computes another."""
+        model = self.model
+        other = MarStyleSampler(model, self.conditions, self.config, self.batch, compiler)
+        other.cache, other.time = self.cache, self.time
+        tokens_BNC = torch.randn(
+            self.batch, model.tokens_per_frame, model.token_channels, device=model.mask_token.device
+        )
+        masked_BN = torch.ones(tokens_BNC.shape[:2], dtype=torch.bool, device=tokens_BNC.device)
+        found, expected = (one.forward_pass(tokens_BNC, masked_BN)[:, :8] for one in (other, self))
+        _hold_alike("pass", found, expected)
+        # One token a video at a step of the middle, where what is predicted counts most beside x itself.
+        z, x = expected[:, 0], torch.cat([tokens_BNC[:, 0]] * self.halves)
+        scale = self.config.guidance if self.halves == 2 else None
+        index, noise = len(self.head.schedule) // 2, torch.randn_like(x)
+        _hold_alike("step", *(one.head.step(x, index, z, scale, noise) - x for one in (other, self)))
+        return other
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Append finished frames to the cache."""
@@ -196,31 +248,41 @@ class MarStyleSampler:
         time_T = torch.tensor([self.cache.length if self.time is None else self.time], device=device)
         x_BTPD = self.model._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, self.conditions)
         attend = torch.ones(1, self.cache.length + 1, dtype=torch.bool, device=device)
-        x_BTPD, _ = self.run_blocks(x_BTPD, attend, self.cache.layers, False)
+        if self.graph is None:
+            x_BTPD = self._predicted(x_BTPD, attend)
+        else:  # it reads the cache where it lies
+            x_BTPD = cast(Tensor, self.graph(x_BTPD, attend, key=id(self.cache)))
         return self.model._condition(x_BTPD).squeeze(1)
+
+    def _predicted(self, x_BTPD: Tensor, attend: Tensor) -> Tensor:
+        return self._blocks(x_BTPD, attend, self.cache.layers, False)[0]
 
     def _blocks(
         self, x: Tensor, attend: Tensor, past: Sequence[tuple[Tensor, Tensor] | None], keep: bool
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
         grown: list[tuple[Tensor, Tensor] | None] = []
-        for block, known in zip(self.model.transformer.blocks, past, strict=True):
-            layer: Any = block
-            x = x + layer.spatial_attention(layer.spatial_norm(x))
-            x = x + layer.spatial_mlp(layer.spatial_mlp_norm(x))
-            attention = layer.temporal_attention
-            qkv = attention.qkv(layer.temporal_norm(x))
-            q, k, v = rearrange(qkv, "B S P (n h d) -> n (B P) h S d", n=3, h=attention.heads)
-            if known is not None:
-                k, v = torch.cat([known[0], k], dim=2), torch.cat([known[1], v], dim=2)
+        for layer, known in zip(self.model.transformer.blocks, past, strict=True):
+            x, pair = self.run_block(layer, x, attend, known, keep)
             if keep:
-                grown.append((k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
-            x = x + attention.proj(rearrange(mixed, "(B P) h S d -> B S P (h d)", B=len(x)))
-            x = x + layer.temporal_mlp(layer.temporal_mlp_norm(x))
+                grown.append(pair)
         return x, grown
 
-    def frame(self, order_BN: Tensor | None = None, draw: Draw | None = None) -> Tensor:
-        """tokens_BNC of the next frame; order and noise are random unless given."""
+    def masks_before(self, order_BN: Tensor, iterations: Sequence[int]) -> dict[int, Tensor]:
+        """masked_BN at the beginning of each of these iterations of a frame in this order."""
+        order_BN = order_BN.to(self.model.mask_token.device)
+        masked_BN, found = torch.ones_like(order_BN, dtype=torch.bool), {}
+        for iteration in range(max(iterations) + 1):
+            found[iteration] = masked_BN
+            masked_BN = self._next_mask(order_BN, masked_BN, iteration)
+        return {iteration: found[iteration] for iteration in iterations}
+
+    def frame(
+        self, order_BN: Tensor | None = None, draw: Draw | None = None, part: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
+        """tokens_BNC of the next frame; order and noise are random unless given.
+
+        Of a ``part`` only its iterations are made, each from the mask given for it; other tokens stay zero.
+        """
         model, config = self.model, self.config
         device, dtype = model.mask_token.device, torch.promote_types(model.mask_token.dtype, torch.float32)
         N, C = model.tokens_per_frame, model.token_channels
@@ -229,7 +291,8 @@ class MarStyleSampler:
         order_BN = order_BN.to(device)
         tokens_BNC = torch.zeros(self.batch, N, C, device=device, dtype=dtype)
         masked_BN = torch.ones(self.batch, N, device=device, dtype=torch.bool)
-        for iteration in range(config.iterations):
+        for iteration in range(config.iterations) if part is None else part:
+            masked_BN = masked_BN if part is None else part[iteration]
             z_BND = self.forward_pass(tokens_BNC, masked_BN)
             next_BN = self._next_mask(order_BN, masked_BN, iteration)
             picked_BN = masked_BN & ~next_BN

@@ -111,7 +111,9 @@ def _rows_of(record: dict[str, Any]) -> Iterable[Row]:
     said = {"seconds", *(f"x {other}" for other in contenders), *(goal["metric"] for goal in record["goals"])}
     more = _listed({metric: value for metric, value in record["metrics"].items() if metric not in said})
     ours = "; ".join(filter(None, [_time(contenders["ours"], unit) if "ours" in contenders else "", more]))
-    baselines = "; ".join(f"{other}: {_time(times, unit)}" for other, times in contenders.items() if other != "ours")
+    told = [f"{other}: {_time(times, unit)}" for other, times in contenders.items() if other != "ours"]
+    left_out = record.get("shapes", {}).get("left out", {})
+    baselines = "; ".join([*told, *(f"{other}: left out, {reason}" for other, reason in left_out.items())])
     if not record["goals"]:
         yield Row(name, measures, ours, baselines, "", "", "reported")
     for number, goal in enumerate(record["goals"]):

@@ -9,8 +9,8 @@ import json
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from magi.bench.machine import gpu_clocks, machine_facts
 
 FORMAT = 1
 Record = dict[str, Any]
+Work = Callable[[], object]
 
 
 def run_suite(
@@ -77,16 +78,44 @@ def run_case(case: Case, setting: Setting) -> Record:
         trial = case.prepare(setting)
         record = _measure(case, trial, setting)
     except Exception as error:
-        record = _not_measured(case, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}", "error")
+        record = _not_measured(case, reason_of(error, 400), "error")
         record["traceback"] = traceback.format_exc()[-4000:]
     finally:
         if trial is not None:
             trial.close()
     del trial
-    gc.collect()
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory()
     return record | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def free_memory() -> None:
+    """Give back what an ended case, a check or a failed attempt held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reason_of(error: Exception, letters: int = 160) -> str:
+    """What kind of error, and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:letters]}"
+
+
+def those_that_run(works: Mapping[str, Callable[[], Work]]) -> tuple[dict[str, Work], dict[str, str]]:
+    """Make and run each once; those that fail are left out, with the reason. Ours may not fail."""
+    good: dict[str, Work] = {}
+    failed: dict[str, str] = {}
+    for name, make in works.items():
+        try:
+            work = make()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            good[name] = work
+        except Exception as error:
+            if name == OURS:
+                raise
+            failed[name] = reason_of(error)
+    return good, failed
 
 
 def _run_apart(case: Case, setting: Setting) -> Record:
@@ -98,14 +127,27 @@ def _run_apart(case: Case, setting: Setting) -> Record:
 
 
 def with_missing(report: Record, cases: Sequence[Case]) -> Record:
-    """The report with every case of ``cases`` for its device, in their order; those it lacks are not measured."""
+    """The report with every case of ``cases`` for its device, in their order; those it lacks are not measured.
+
+    Figures are held to the goals that ``cases`` have now, so a goal that came later shows as not measured. What
+    ``cases`` lack stays if it has a number.
+    """
     found = {record["name"]: record for record in report["cases"]}
     listed = [
-        found.pop(case.name, None) or _not_measured(case, "not in this run")
+        _as_now(case, found.pop(case.name, None))
         for case in cases
         if case.name in found or case.kind == report["device"]
     ]
-    return {**report, "cases": [*listed, *found.values()]}
+    return {**report, "cases": [*listed, *(record for record in found.values() if record["status"] == "measured")]}
+
+
+def _as_now(case: Case, record: Record | None) -> Record:
+    """A record with the goals of the case as it is now, and its words if it has no number."""
+    if record is None:
+        return _not_measured(case, "not in this run")
+    if record["status"] != "measured":
+        return {**record, **_not_measured(case, record["reason"], record["status"])}
+    return {**record, "goals": [_verdict(goal, record["metrics"]) for goal in case.goals]}
 
 
 def _not_measured(case: Case, reason: str, status: str = "not measured") -> Record:
@@ -158,8 +200,9 @@ def _time_all(trial: Trial, setting: Setting) -> Record:
         if setting.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
+        warm = replace(contender, run=contender.warm or contender.run)
         for _ in range(contender.warmups):
-            clock(contender, 1)
+            clock(warm, 1)
         cold[contender.name] = time.perf_counter() - began
         if setting.device.type == "cuda":
             peaks[contender.name] = torch.cuda.max_memory_allocated() / 1e9

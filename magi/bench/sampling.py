@@ -1,14 +1,18 @@
 """Speed of whole frames, with 15 finished frames in the cache."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
-from magi.bench.mar_style import GrownCache, MarStyleSampler, keep_in_place
-from magi.bench.models import in_format, paper_model, small_model, told
+from magi.bench.frame_part import FramePart, frame_part
+from magi.bench.mar_style import GrownCache, MarStyleSampler
+from magi.bench.models import in_format, paper_model, told
+from magi.bench.runner import Work, free_memory, those_that_run
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.presets import SPEEDS, at_speed
@@ -23,6 +27,10 @@ SD_FRAMES, COSMOS_FRAMES = 1, 4
 EXACT_LIMIT = {"cpu": 1e-4, "cuda": 1e-3}
 """Of a frame in float32: rounding grows through 40 layers and from iteration to iteration."""
 PAPER = SamplingConfig(iterations=64, steps=100, guidance=3.0)
+SMOKE = {"iterations": 16, "steps": 2, "last_steps": 0}
+BATCH_PART, PRESET_PART = 8, 4
+"""Of so many iterations one is timed: where a frame of the baseline takes long, and of the named speeds, of which the
+fastest has 16. ``frame_part`` says what that stands for."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,10 @@ class Ours:
         """tokens_BNC of the frame after those in the cache."""
         return generate_frame(self.model, self.past, self.generators, self.plan, self.denoiser, order_BN)
 
-    def observed_frame(self, tokens_BTNC: Tensor) -> Tensor:
-        """The last frame of the cache observed anew, then the next one made."""
-        self.past.cache.rewind(self.past.cache.length - 1)
-        self.past.observe(tokens_BTNC)
-        return self.frame()
+    def part(self, part: FramePart, order_BN: Tensor) -> Tensor:
+        """The same with only these iterations of a frame in this order; others stay masked, which costs the same."""
+        order_BN = part.order(order_BN)
+        return generate_frame(self.model, self.past, self.generators, part.plan, self.denoiser, order_BN)
 
 
 class GraphCount:
@@ -64,12 +71,13 @@ class GraphCount:
         """Count from here on."""
         self._then = self._now()
 
-    def metrics(self) -> dict[str, float]:
-        """Graphs in all; replays since the mark, and the share of them that recorded nothing."""
+    def metrics(self, units: float = 1.0) -> dict[str, float]:
+        """Graphs in all; replays a unit since the mark, and the share of them that recorded nothing."""
         if not self.graphs:
             return {}
         recorded, replayed = (now - then for now, then in zip(self._now(), self._then, strict=True))
-        return {"graphs": self._now()[0], "graph replays": replayed, "graph hit rate": 1 - recorded / max(1, replayed)}
+        hits = 1 - recorded / max(1, replayed)
+        return {"graphs": self._now()[0], "graph replays": replayed / units, "graph hit rate": hits}
 
     def _now(self) -> tuple[int, int]:
         return sum(graph.recordings for graph in self.graphs), sum(graph.replays for graph in self.graphs)
@@ -98,9 +106,9 @@ def random_frame(model: Magi, batch: int) -> Tensor:
     return torch.randn(size, device=model.mask_token.device, dtype=model.mask_token.dtype)
 
 
-def make_plain(ours: Ours, config: SamplingConfig, compile_mode: str | None = None) -> MarStyleSampler:
+def make_plain(ours: Ours, config: SamplingConfig) -> MarStyleSampler:
     """The baseline with the same frames in its cache."""
-    sampler = MarStyleSampler(ours.model, told(ours.model, ours.batch), config, ours.batch, compile_mode)
+    sampler = MarStyleSampler(ours.model, told(ours.model, ours.batch), config, ours.batch)
     cache = ours.past.cache
     sampler.cache = GrownCache(
         [
@@ -108,9 +116,20 @@ def make_plain(ours: Ours, config: SamplingConfig, compile_mode: str | None = No
             for stored in cache.stored[:, :, : cache.length]
         ]
     )
-    if compile_mode is not None:
-        keep_in_place(*(tensor for pair in sampler.cache.layers if pair is not None for tensor in pair))
     return sampler
+
+
+def compiled_side(
+    plain: MarStyleSampler, work: Callable[[MarStyleSampler], Work], setting: Setting
+) -> tuple[dict[str, Work], dict[str, object]]:
+    """What the compiled baseline does, by name, and what is recorded of it: its first seconds, why it is left out.
+
+    A smoke test only traces.
+    """
+    began = time.perf_counter()
+    compiler = "eager" if setting.smoke else "inductor"
+    works, failed = those_that_run({"compiled": lambda: work(plain.compiled(compiler))})
+    return works, {"left out": failed, "compiled: seconds to the first": time.perf_counter() - began}
 
 
 def sorted_order(plan: FramePlan, batch: int, tokens: int) -> Tensor:
@@ -169,67 +188,84 @@ def shapes_of(ours: Ours, config: SamplingConfig) -> dict[str, object]:
     }
 
 
-def _sample(batch: int, compiled: bool, baseline_rounds: int | None) -> Callable[[Setting], Trial]:
+def _sample(batch: int, every: int | None = None) -> Callable[[Setting], Trial]:
+    """Whole frames, or one iteration of every ``every``, of all sides from the same order."""
+
     @torch.inference_mode()
     def prepare(setting: Setting) -> Trial:
         model = paper_model(setting)
         videos = 2 if setting.smoke else batch
-        config = PAPER.model_copy(update={"iterations": 3, "steps": 4}) if setting.smoke else PAPER
-        # The parity first, while the memory is free.
+        config = PAPER.model_copy(update=SMOKE) if setting.smoke else PAPER
+        # The parity first, while the memory is free: at batch 64 a cache is some fifty gigabytes.
         parities = frame_parities(model, min(videos, 2), config)
-        torch.cuda.empty_cache()
+        free_memory()
         ours = make_ours(model, config, videos)
+        plain = make_plain(ours, config)
         count = GraphCount(ours.graphs)
-        contenders = [Contender(OURS, torch.inference_mode()(ours.frame), warmups=2, before=count.mark)]
-        # One baseline a case: at batch 64 each cache is some fifty gigabytes.
-        if compiled:
-            mode = "reduce-overhead" if setting.device.type == "cuda" else "default"
-            plain = make_plain(ours, config, mode)
-            contenders.append(Contender("compiled", torch.inference_mode()(plain.frame), 2, sparse=baseline_rounds))
-        else:
-            plain = make_plain(ours, config)
-            warmups = 1 if batch < 64 else 0
-            contenders.append(Contender("eager", torch.inference_mode()(plain.frame), warmups, sparse=baseline_rounds))
+        order_BN = sorted_order(ours.plan, videos, model.tokens_per_frame)
+        part = frame_part(ours.plan, every or BATCH_PART)
+        masks = plain.masks_before(order_BN, part.iterations)
+
+        def a_frame(sampler: MarStyleSampler, whole: bool = every is None) -> Work:
+            return torch.inference_mode()(sampler.frame if whole else partial(sampler.frame, order_BN, part=masks))
+
+        run = ours.frame if every is None else partial(ours.part, part, order_BN)
+        contenders = [Contender(OURS, torch.inference_mode()(run), warmups=2, before=count.mark)]
+        contenders.append(Contender("eager", a_frame(plain), warm=a_frame(plain, whole=False)))
+        works, facts = compiled_side(plain, a_frame, setting)
+        contenders += [Contender(name, work) for name, work in works.items()]
+        units = 1.0 if every is None else part.share
 
         def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
             rate = videos / seconds[OURS]
             speeds = {"latent frames a second": rate, "fps SD": rate * SD_FRAMES, "fps Cosmos": rate * COSMOS_FRAMES}
-            return speeds | count.metrics()
+            return speeds | count.metrics(units)
 
-        return Trial(tuple(contenders), check=lambda: parities, metrics=metrics, shapes=shapes_of(ours, config))
+        timed = {"timed": "whole frames" if every is None else part.facts(videos)}
+        return Trial(
+            tuple(contenders),
+            check=lambda: parities,
+            units=units,
+            metrics=metrics,
+            shapes=shapes_of(ours, config) | timed | facts,
+            close=torch.compiler.reset,
+        )
 
     return prepare
 
 
 @torch.inference_mode()
 def _presets(setting: Setting) -> Trial:
-    """Frames of cheaper settings, batch 1 and 8; speed only, their quality is in the figures of the evaluation."""
+    """Parts of frames of cheaper settings, batch 1 and 8; speed only, their quality is among the evaluation's."""
     model = paper_model(setting)
-    contenders, rates = [], {}
+    contenders, rates, timed = [], {}, {}
     for batch in (1, 8):
         for name in SPEEDS:
             config = at_speed(PAPER, name)
             if setting.smoke:
-                config = config.model_copy(update={"iterations": 3, "steps": 4, "last_steps": 0})
+                config = config.model_copy(update=SMOKE)
             ours = make_ours(model, config, batch)
+            part = frame_part(ours.plan, PRESET_PART)
+            order_BN = sorted_order(ours.plan, batch, model.tokens_per_frame)
             label = f"{name} b{batch}"
-            rates[label] = batch
-            contenders.append(Contender(label, torch.inference_mode()(ours.frame), warmups=2))
+            assert part.share == 1 / PRESET_PART, name
+            rates[label], timed[label] = batch, part.facts(batch)
+            run = torch.inference_mode()(partial(ours.part, part, order_BN))
+            contenders.append(Contender(label, run, warmups=2))
     return Trial(
         tuple(contenders),
         check=lambda: (),
+        units=1 / PRESET_PART,
         metrics=lambda seconds: {f"fps SD {name}": batch / seconds[name] for name, batch in rates.items()},
-        shapes={"guidance": PAPER.guidance, "frames in the cache": 15, "quality": "speed only"},
+        shapes={"guidance": PAPER.guidance, "frames in the cache": 15, "quality": "speed only", "timed": timed},
     )
 
 
 @torch.inference_mode()
 def _first_frame(setting: Setting) -> Trial:
     """From weights on the device to the first frame: kernels built, graphs recorded."""
-    import time
-
     model = paper_model(setting)
-    config = PAPER.model_copy(update={"iterations": 3, "steps": 4}) if setting.smoke else PAPER
+    config = PAPER.model_copy(update=SMOKE) if setting.smoke else PAPER
     began = time.perf_counter()
     ours = make_ours(model, config, 1)
     float(ours.frame().sum())
@@ -246,41 +282,6 @@ def _first_frame(setting: Setting) -> Trial:
     )
 
 
-def _end_to_end(name: str) -> Callable[[Setting], Trial]:
-    """Two frames of 8 iterations x 5 steps after one of context, on a CPU."""
-
-    @torch.inference_mode()
-    def prepare(setting: Setting) -> Trial:
-        model = small_model("smoke" if setting.smoke else name, setting.device)
-        config = SamplingConfig(iterations=8, steps=5, guidance=3.0)
-        context = random_frame(model, 1)
-
-        def run_ours() -> Tensor:
-            ours = make_ours(model, config, 1, known=0)
-            ours.past.observe(context)
-            first = ours.frame()
-            ours.past.observe(first[:, None])
-            return ours.frame()
-
-        def run_plain() -> Tensor:
-            plain = MarStyleSampler(model, told(model, 1), config, 1)
-            plain.observe(context)
-            first = plain.frame()
-            plain.observe(first[:, None])
-            return plain.frame()
-
-        return Trial(
-            (
-                Contender(OURS, torch.inference_mode()(run_ours), calls=2),
-                Contender("eager", torch.inference_mode()(run_plain), calls=2),
-            ),
-            check=torch.inference_mode()(lambda: frame_parities(model, 1, config)),
-            shapes=shapes_of(make_ours(model, config, 1), config) | {"frames in the cache": [1, 2], "frames": 2},
-        )
-
-    return prepare
-
-
 CASES = (
     Case(
         "compile.time",
@@ -289,89 +290,42 @@ CASES = (
         "frame",
         _first_frame,
         (Goal("cold s", 120, 60, smaller=True),),
-        minutes=0.5,
+        minutes=0.1,
     ),
     Case(
         "sample.b1",
         "cuda",
         "a latent frame, 64 x 100, guidance, 15 past frames",
         "frame",
-        _sample(1, compiled=False, baseline_rounds=None),
-        (Goal("x eager", 12, 20), Goal("seconds", 0.34, 0.20, smaller=True)),
-        minutes=1.5,
-    ),
-    Case(
-        "sample.compiled",
-        "cuda",
-        "the same, against the plain sampler compiled",
-        "frame",
-        _sample(1, compiled=True, baseline_rounds=None),
-        (Goal("x compiled", 2.2, 4),),
-        minutes=2.0,
+        _sample(1),
+        (Goal("x eager", 12, 20), Goal("x compiled", 2.2, 4), Goal("seconds", 0.34, 0.20, smaller=True)),
+        minutes=1.3,
     ),
     Case(
         "sample.b8",
         "cuda",
-        "a latent frame, 64 x 100, of 8 videos at once",
+        "a latent frame, 64 x 100, of 8 videos at once; one iteration in 8 timed, figures are of the whole",
         "batch",
-        _sample(8, compiled=False, baseline_rounds=3),
+        _sample(8, BATCH_PART),
         (Goal("x eager", 4, 4.9),),
-        minutes=1.2,
+        minutes=0.5,
     ),
     Case(
         "sample.b64",
         "cuda",
-        "a latent frame, 64 x 100, of 64 videos at once",
+        "a latent frame, 64 x 100, of 64 videos at once; one iteration in 8 timed, figures are of the whole",
         "batch",
-        _sample(64, compiled=False, baseline_rounds=2),
+        _sample(64, BATCH_PART),
         (Goal("x eager", 1.6, 2.0),),
-        minutes=2.5,
+        minutes=0.85,
     ),
     Case(
         "sample.presets",
         "cuda",
-        "a latent frame at each named speed (speed only)",
+        "a latent frame at each named speed (speed only); one iteration in 4 timed, figures are of the whole",
         "frame",
         _presets,
         (Goal("fps SD faster b1", 12, 22), Goal("fps SD fastest b1", 20, 27)),
-        minutes=0.8,
-    ),
-    Case(
-        "cpu.e2e",
-        "cpu",
-        "two frames of the tiny model, 8 x 5, guidance",
-        "run",
-        _end_to_end("tiny"),
-        (Goal("x eager", 2, 4),),
         minutes=0.3,
     ),
-    Case(
-        "cpu.e2e.base",
-        "cpu",
-        "two frames of the base model, 8 x 5, guidance",
-        "run",
-        _end_to_end("base"),
-        (),
-        minutes=1.5,
-    ),
 )
-
-LATE_CASES = (
-    Case(
-        "sample.b8.compiled",
-        "cuda",
-        "sample.b8 against the plain sampler compiled",
-        "batch",
-        _sample(8, compiled=True, baseline_rounds=2),
-        minutes=1.5,
-    ),
-    Case(
-        "sample.b64.compiled",
-        "cuda",
-        "sample.b64 against the plain sampler compiled",
-        "batch",
-        _sample(64, compiled=True, baseline_rounds=1),
-        minutes=3.0,
-    ),
-)
-"""Baselines that take minutes; a run that is short of time leaves them out, and a later one can be merged."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from magi.bench.attention import packed_flex
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
+from magi.bench.runner import free_memory, reason_of
 from magi.bench.training_parts import PARTS
 from magi.bench.training_setup import (
     PEAK_TFLOPS,
@@ -22,7 +23,6 @@ from magi.bench.training_setup import (
     Stepper,
     build_model,
     draw_clips,
-    free_memory,
     largest_that_fits,
     naive_loss,
     our_loss,
@@ -35,7 +35,9 @@ from magi.model.slot_attention import SlotAttention, dense_slot_attention
 from magi.model.teacher_forcing import SlotPattern
 
 CLIPS = 8
-SIZES = (8, 4, 2, 1)
+SIZES = (4, 2, 1)
+"""Clips of a pass, the first that fits. Six take 107 of the 139 GiB of an H200 (results/measured_steps.jsonl), so eight
+do not fit, and to find that out anew would cost a compilation; at four all contenders take equal passes."""
 
 
 def useful_flops(config: Config, latent: LatentShape, clips: Clips) -> float:
@@ -59,25 +61,23 @@ class _Bench:
         self.passes: dict[str, int] = {}
         self.failed: dict[str, str] = {}
 
-    def contender(self, name: str, loss: Loss, sizes: tuple[int, ...], sparse: int | None = None) -> Contender:
+    def contender(self, name: str, loss: Loss) -> Contender:
         """A whole step over the clips, in passes that fit."""
 
         def make(size: int) -> Callable[[], Tensor]:
             parts = split_clips(self.clips, size)
             return lambda: self.stepper.take(loss, parts)
 
-        size, work = largest_that_fits(make, tuple(size for size in sizes if size <= self.count) or (self.count,))
+        size, work = largest_that_fits(make, tuple(size for size in SIZES if size <= self.count))
         self.passes[name] = -(-self.count // size)
-        return Contender(name, work, warmups=1, sparse=sparse)
+        return Contender(name, work, warmups=1)
 
-    def try_contender(
-        self, name: str, loss: Loss, sizes: tuple[int, ...], sparse: int | None = None
-    ) -> tuple[Contender, ...]:
+    def try_contender(self, name: str, loss: Loss) -> tuple[Contender, ...]:
         """The same for a baseline, which is left out, with the reason, where it does not run."""
         try:
-            return (self.contender(name, loss, sizes, sparse),)
+            return (self.contender(name, loss),)
         except Exception as error:
-            self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            self.failed[name] = reason_of(error)
         self.stepper.optimizer.zero_grad(set_to_none=True)
         free_memory()
         return ()
@@ -173,15 +173,14 @@ def ctf_trial(setting: Setting) -> Trial:
     ours = our_loss(bench.model, bench.config, bench.device)
     naive = naive_loss(bench.model, bench.config, bench.device)
     bench.peak_gb()
-    contenders = [bench.contender(OURS, ours, SIZES)]
+    contenders = [bench.contender(OURS, ours)]
     memory = bench.peak_gb()
     waits = host_waits(contenders[0].run)
-    smaller = SIZES[1:]
-    contenders += bench.try_contender("eager dense mask", bench.eagerly(naive), smaller, sparse=3)
-    contenders += bench.try_contender("eager, ours", bench.eagerly(ours), smaller, sparse=3)
+    contenders += bench.try_contender("eager dense mask", bench.eagerly(naive))
+    contenders += bench.try_contender("eager, ours", bench.eagerly(ours))
     if setting.device.type == "cuda":
         flex = bench.eagerly(ours, flex_path(bench.model.positions, setting.device))
-        contenders += bench.try_contender("eager, Flex", flex, smaller, sparse=3)
+        contenders += bench.try_contender("eager, Flex", flex)
     flops = useful_flops(bench.config, bench.latent, bench.clips)
     count = bench.count
 
@@ -209,8 +208,8 @@ def ratio_trial(setting: Setting) -> Trial:
         update={"model": bench.config.model.model_copy(update={"teacher_forcing": "masked"})}
     )
     ours = our_loss(bench.model, bench.config, device)
-    contenders = [bench.contender(OURS, ours, SIZES)]
-    contenders.append(bench.contender("MTF", our_loss(bench.model, masked_config, device), SIZES))
+    contenders = [bench.contender(OURS, ours)]
+    contenders.append(bench.contender("MTF", our_loss(bench.model, masked_config, device)))
     views = 2 if setting.smoke else 4
     several, _ = setup(setting.smoke, masks_per_clip=views)
     shared = draw_clips(several, bench.model, max(1, bench.count // views), device)
@@ -224,7 +223,7 @@ def ratio_trial(setting: Setting) -> Trial:
         _, work = largest_that_fits(make, (2, 1))
         contenders.append(Contender(name, work))
     except Exception as error:
-        bench.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        bench.failed[name] = reason_of(error)
 
     def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
         found = {"CTF over MTF": seconds[OURS] / seconds["MTF"]}
@@ -268,7 +267,7 @@ def share_trial(setting: Setting) -> Trial:
     """The products of matrices of a step alone, at the same shapes, against the whole compiled step."""
     bench = _Bench(setting)
     ours = our_loss(bench.model, bench.config, bench.device)
-    contenders = [bench.contender(OURS, ours, SIZES)]
+    contenders = [bench.contender(OURS, ours)]
     passes = bench.passes[OURS]
     products = _products(bench, bench.count // passes)
     contenders.append(Contender("products alone", lambda: [one() for _ in range(passes) for one in products]))
@@ -315,7 +314,7 @@ CASES = (
         "clip",
         ctf_trial,
         (Goal("MFU", 0.48, 0.55), Goal("x eager dense mask", 1.15, 1.3)),
-        1.0,
+        1.2,
     ),
     Case(
         "train.ctf_vs_mtf",
@@ -324,7 +323,7 @@ CASES = (
         "clip",
         ratio_trial,
         (Goal("CTF over MTF", 1.92, 1.87, smaller=True), Goal("4 masks a clip over MTF", 1.25, 1.23, smaller=True)),
-        1.0,
+        0.9,
     ),
     Case(
         "train.prune",
@@ -333,7 +332,7 @@ CASES = (
         "clip",
         prune_trial,
         (Goal("x all 2T slots", 1.03, 1.04),),
-        0.5,
+        0.15,
     ),
     Case(
         "train.gemm_share",
@@ -342,7 +341,7 @@ CASES = (
         "clip",
         share_trial,
         (Goal("share", 0.75, 0.83),),
-        0.7,
+        0.3,
     ),
     *PARTS,
 )

@@ -8,7 +8,8 @@ from torch.optim import AdamW
 
 from magi.bench.attention import AttentionShape, forward_work, training_work
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
-from magi.bench.training_setup import build_model, draw_clips, free_memory, setup
+from magi.bench.runner import free_memory
+from magi.bench.training_setup import build_model, draw_clips, setup
 from magi.model.diffusion import add_noise, diffusion_loss
 from magi.model.slot_attention import dense_slot_attention, slot_attention
 from magi.model.teacher_forcing import SlotPattern
@@ -180,7 +181,7 @@ PARTS = (
         "step",
         optimizer_trial,
         (Goal("ms", 15, 10, smaller=True),),
-        0.3,
+        0.05,
     ),
     Case(
         "head.train",
@@ -189,7 +190,7 @@ PARTS = (
         "pass",
         head_trial,
         (Goal("x all tokens", 1.15, 1.3),),
-        0.5,
+        0.3,
     ),
     Case(
         "cpu.ctf",

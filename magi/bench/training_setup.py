@@ -4,7 +4,6 @@ The naive step is complete teacher forcing as it is first written: all T observa
 dense mask, and the head on all tokens with the loss masked afterwards, as MAR does (arXiv 2406.11838).
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from magi.bench.runner import free_memory
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
 from magi.model.attention import TemporalAttention
 from magi.model.diffusion import add_noise, diffusion_loss
@@ -215,13 +215,6 @@ def split_clips(clips: Clips, micro_batch: int) -> list[Clips]:
             )
         )
     return parts
-
-
-def free_memory() -> None:
-    """Give back what a failed attempt or an ended case held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def largest_that_fits(
