@@ -71,7 +71,8 @@ def write_prediction(
     What is ``beside`` is judged and shown, and the claim does not hang on it.
     """
     values, real = scores(arms), real_scores(arms.real)
-    settings = training_settings(options.source, options.seeds, options.budget, {name: ARMS[name] for name in values})
+    trained = {name: ARMS[name] for name in values if name in ARMS}  # others are of models among these
+    settings = training_settings(options.source, options.seeds, options.budget, trained)
     outcome = Outcome(
         study,
         options.variant,

@@ -10,6 +10,7 @@ from magi.config import LatentShape, ModelConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.model.positions import interpolate_rows, sinusoidal_1d
+from magi.model.teacher_forcing import masked_teacher_forcing
 from tests.test_model_teacher_forcing import inputs, tiny_magi
 
 
@@ -84,6 +85,22 @@ def test_observing_at_once_equals_frame_by_frame() -> None:
         model.observe(tokens_BTNC[:, frame : frame + 1], torch.tensor([frame]), conditions, one_by_one)
     torch.testing.assert_close(at_once.keys, one_by_one.keys)
     torch.testing.assert_close(at_once.values, one_by_one.values)
+
+
+def test_a_masked_past_is_the_training_of_masked_teacher_forcing() -> None:
+    """What is predicted after frames observed under their masks is what one forward of training predicts."""
+    model = tiny_magi("masked")
+    tokens_BTNC, masked_BTN, conditions = inputs(model)
+    assert masked_BTN.any() and not masked_BTN.all()
+    sequence = masked_teacher_forcing(tokens_BTNC, masked_BTN)
+    embedded = (sequence.masked_BSN, torch.zeros(4, dtype=torch.bool), sequence.time_S, conditions)
+    trained_BTND = model._condition(model.transformer(model._embed(tokens_BTNC, *embedded), sequence.attend))
+    for shown, equal in ((masked_BTN, True), (None, False)):
+        cache = model.new_cache(2, 3)
+        hidden = None if shown is None else shown[:, :3]
+        model.observe(tokens_BTNC[:, :3], torch.arange(3), conditions, cache, hidden)
+        z_BND = model.predict(tokens_BTNC[:, 3], masked_BTN[:, 3], torch.tensor(3), conditions, cache)
+        assert torch.allclose(z_BND, trained_BTND[:, 3]) == equal
 
 
 def test_time_is_interpolated_linearly() -> None:

@@ -131,14 +131,23 @@ class Magi(nn.Module):
         rows, head_width = batch * self.positions, config.width // config.heads
         return KVCache.allocate(config.blocks, rows, config.heads, frames, head_width, like=self.mask_token.detach())
 
-    def observe(self, tokens_BTNC: Tensor, time_T: Tensor, conditions: Conditions, cache: KVCache) -> None:
+    def observe(
+        self,
+        tokens_BTNC: Tensor,
+        time_T: Tensor,
+        conditions: Conditions,
+        cache: KVCache,
+        masked_BTN: Tensor | None = None,
+    ) -> None:
         """Append finished frames to the cache; frame i attends to the cache and to frames up to i.
 
         ``time_T`` are their positions in time, fractional ones allowed. Under masked teacher forcing a finished frame
-        takes the stream that predicted it, with nothing masked.
+        takes the stream that predicted it, with nothing masked; ``masked_BTN`` hides tokens all the same, as training
+        under it does.
         """
         frames = tokens_BTNC.shape[1]
-        masked_BTN = torch.zeros(tokens_BTNC.shape[:3], dtype=torch.bool, device=tokens_BTNC.device)
+        if masked_BTN is None:
+            masked_BTN = torch.zeros(tokens_BTNC.shape[:3], dtype=torch.bool, device=tokens_BTNC.device)
         complete = self.config.teacher_forcing == "complete"
         is_observation_T = torch.full((frames,), complete, device=tokens_BTNC.device)
         x_BTPD = self._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, conditions)
