@@ -212,6 +212,9 @@ class SamplingConfig(Section):
     head_precision: Literal["model", "bf16"] = Field(
         "model", description="of the diffusion head's products; bf16 is faster on a CPU that computes in it"
     )
+    pass_precision: Literal["model", "bf16"] = Field(
+        "model", description="of the products of the transformer's passes over a frame; as head_precision"
+    )
     context_frames: int = Field(
         0,
         ge=0,

@@ -31,7 +31,8 @@ def test_folding_the_head_is_exact() -> None:
     folded = FoldedHead(head)
     x_MC, z_GMD, timestep_I11 = normal(5, 2), normal(2, 5, 16), torch.tensor([900, 3])[:, None, None]
     expected = head(x_MC, timestep_I11, z_GMD[None])
-    torch.testing.assert_close(folded.denoise(x_MC, folded.modulations(timestep_I11, z_GMD[None])), expected)
+    modulations = folded.modulations(folded.embed_time(timestep_I11), z_GMD[None])
+    torch.testing.assert_close(folded.denoise(x_MC, modulations), expected)
     assert folded.modulation_width == head.modulation_width
 
 
@@ -44,6 +45,20 @@ def test_a_padded_denoiser_is_the_plain_loop(rows: int) -> None:
         denoiser = Denoiser(head, 0.7)
         denoiser.padded = padded
         torch.testing.assert_close(denoiser(z_GMD, noise_IMC, table, scale), expected)
+
+
+def test_timesteps_are_embedded_once_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once an iteration: they depend on no token. Another table has its own."""
+    denoiser, asked = Denoiser(random_head(), 1.0), []
+    plain = denoiser.head.embed_time
+    monkeypatch.setattr(denoiser.head, "embed_time", lambda timestep: asked.append(len(timestep)) or plain(timestep))
+    few, many = (reverse_table(respace(cosine_schedule(50), steps)) for steps in (4, 6))
+    scale = torch.tensor(2.5, dtype=torch.float64)
+    for table in (few, many, few, many):
+        noise_IMC = normal(len(table), 3, 2)
+        expected = denoise_tokens(random_head(), normal(2, 3, 16), noise_IMC, table, scale, 1.0)
+        torch.testing.assert_close(denoiser(normal(2, 3, 16), noise_IMC, table, scale), expected)
+    assert asked == [4, 6]
 
 
 def test_few_numbers_of_rows_are_ever_recorded() -> None:
@@ -63,12 +78,13 @@ def test_padding_the_picked_tokens_changes_nothing() -> None:
         torch.testing.assert_close(past.predict(normal(2, 12, 2), masked_BN, picked_Bm), plain)
 
 
-def test_a_head_in_bf16_is_close_and_the_rest_stays() -> None:
+@pytest.mark.parametrize(("part", "limit"), [("head_precision", 5e-2), ("pass_precision", 0.5)])
+def test_products_in_bf16_are_close(part: str, limit: float) -> None:
+    """Of whole videos, over which a pass's rounding grows; a pass itself is held in the tests of ``FramePass``."""
     model = tiny_model().float()
     plain = sample(model)
-    rounded = sample(model, FAST.model_copy(update={"head_precision": "bf16"}))
-    difference = float((rounded - plain).norm() / plain.norm())
-    assert 1e-4 < difference < 5e-2
+    rounded = sample(model, FAST.model_copy(update={part: "bf16"}))
+    assert 1e-4 < (rounded - plain).norm() / plain.norm() < limit
 
 
 def test_the_cpu_takes_the_plain_path() -> None:

@@ -3,6 +3,8 @@
 A fake GPU stands in: a recording keeps what the function would do, a replay does it on the recorded tensors.
 """
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,6 +102,39 @@ def test_an_input_that_changes_afterwards_is_not_the_graphs(gpu: FakeGpu) -> Non
     given.fill_(7)
     got = replayed(torch.zeros(2))
     assert got is not None and got.tolist() == [0, 0] and given.tolist() == [7, 7]
+
+
+def test_a_recording_does_not_take_over_the_layout_of_its_first_input(gpu: FakeGpu) -> None:
+    """Products round by it, so a graph would depend on who called first."""
+    strides: list[tuple[int, ...]] = []
+
+    def spy(x: Tensor) -> Tensor:
+        strides.append(x.stride())
+        return x
+
+    Replayed(spy)(torch.zeros(4, 2).T)
+    assert set(strides) == {(4, 1)}
+
+
+def test_who_holds_the_graphs_of_its_own_method_is_freed_at_once(gpu: FakeGpu) -> None:
+    """Memory of a GPU does not wait for the collector of cycles."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.graphs = Replayed(self.same)
+
+        def same(self, x: Tensor) -> Tensor:
+            return gpu.twice(x)
+
+    owner = Owner()
+    owner.graphs(torch.ones(2))
+    gone = weakref.ref(owner)
+    gc.disable()
+    try:
+        del owner
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_every_recording_has_scratch_of_its_own_on_one_stream(gpu: FakeGpu) -> None:

@@ -184,6 +184,40 @@ def test_a_window_costs_the_same_for_ever_and_never_leaves_the_trained_positions
     assert sizes == [[0], [1], [2], [0, 1], [2], [0, 1], [2], [0, 1]]
 
 
+def test_a_past_that_begins_anew_is_a_new_one_in_the_same_place() -> None:
+    model, config = tiny_model(), SamplingConfig(longer="window", window_keep=2)
+    tokens_BTNC = torch.randn(2, 9, model.tokens_per_frame, 2, dtype=torch.float64, generator=generators(1)[0])
+    masked_BN, picked_Bm = torch.ones(2, 6, dtype=torch.bool), torch.tensor([[4, 0, 5], [1, 2, 3]])
+
+    def read(past: Past, first: int, last: int) -> list[Tensor]:
+        seen = []
+        for frame in range(first, last):
+            past.observe(tokens_BTNC[:, frame : frame + 1])
+            seen.append(past.predict(tokens_BTNC[:, 0], masked_BN, picked_Bm))
+        return seen
+
+    def places(past: Past) -> list[int]:
+        own = [*vars(past.frame_pass).values(), past.cache.stored, past.cache.length_1]
+        return [value.data_ptr() for value in own if isinstance(value, Tensor)]
+
+    with torch.inference_mode():
+        used = Past(model, told(2, noise_level=4), generators(2), 10, config)
+        before = places(used)
+        read(used, 0, 5)
+        other = replace(told(2), interval_B=torch.tensor([3, 1]), noise_level_B=torch.tensor([1, 2]))
+        used.begin(other, generators(2))
+        new = Past(model, other, generators(2), 10, config)
+        start = [past.predict(tokens_BTNC[:, 0], masked_BN, picked_Bm) for past in (used, new)]
+        assert torch.equal(*start)
+        # From a context longer than the window on, of which only the newest are seen.
+        for past in (used, new):
+            past.observe(tokens_BTNC[:, :5])
+        assert all(map(torch.equal, read(used, 5, 9), read(new, 5, 9)))
+    assert places(used) == before and len(before) >= 6
+    with pytest.raises(AssertionError):
+        used.begin(told(3), generators(3))
+
+
 def test_positions_up_to_the_trained_length_are_whole_and_then_share_its_range() -> None:
     interpolate, window = SamplingConfig(longer="interpolate"), SamplingConfig(longer="window")
     for config in (interpolate, window):

@@ -1,5 +1,6 @@
 """Pixels in, pixels out: the stream is the call, the context comes back untouched and is encoded on its own."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, VaeConf
 from magi.errors import NumericsError
 from magi.model.frame_pass import FramePass
 from magi.model.magi import Magi
+from magi.sampling.fast_path import FastPath
+from magi.sampling.past import Past
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.contract import VideoAutoencoder, decode_at_the_end, latent_shape
 from magi.vae.pixel import PixelVae
@@ -150,6 +153,33 @@ def test_longer_videos_by_both_ways() -> None:
     assert torch.equal(pipe(frames=3, longer="window").video_BTHWC, pipe(frames=3, longer="interpolate").video_BTHWC)
 
 
+def count_pasts(monkeypatch: pytest.MonkeyPatch) -> list[Past]:
+    made: list[Past] = []
+    plain = FastPath.past
+
+    def spy(*arguments: Any) -> Past:
+        made.append(plain(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(FastPath, "past", spy)
+    return made
+
+
+def test_calls_start_from_what_the_last_one_made_and_moving_frees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, made = tiny_pipeline(), count_pasts(monkeypatch)
+    arguments: dict[str, Any] = {"frames": 5, "context": some_video(2), "labels": ["cat", "dog"]}
+    expected = pipe(**arguments).video_BTHWC
+    assert torch.equal(pipe(**arguments).video_BTHWC, expected) and len(made) == 1
+    stream = pipe.stream(**arguments | {"seeds": [5, 6]})
+    next(stream)
+    stream.close()
+    assert torch.equal(pipe(**arguments).video_BTHWC, expected) and len(made) == 1, "closed streams give back"
+    assert torch.equal(copy.deepcopy(pipe)(**arguments).video_BTHWC, expected) and len(made) == 2
+    assert torch.equal(pipe.to("cpu")(**arguments).video_BTHWC, expected) and len(made) == 3
+    pipe.at_speed("full")(**arguments)
+    assert len(made) == 4, "its own"
+
+
 def test_mistakes_are_told_before_a_frame_is_made() -> None:
     pipe = tiny_pipeline()
     for arguments, message in (
@@ -173,6 +203,10 @@ def test_a_frame_that_is_not_finite_is_an_error_not_a_black_picture() -> None:
         pipe.model.head.output.bias.fill_(float("nan"))
     with pytest.raises(NumericsError, match="generated latent frame 0 is not finite"):
         pipe(frames=2)
+    with torch.no_grad():
+        pipe.model.head.output.bias.fill_(0.1)
+    fresh = MagiPipeline(pipe.model, pipe.vae, pipe.config, pipe.classes)
+    assert torch.equal(pipe(frames=5).video_BTHWC, fresh(frames=5).video_BTHWC)
 
 
 def test_the_result_is_frozen() -> None:

@@ -158,8 +158,11 @@ class ExactHead:
         self.alphas_bar = cosine_schedule(steps).alphas_bar
         self.modulation_width = 1
 
-    def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
-        return timestep[..., None].expand(-1, -1, z.shape[-2], 1)
+    def embed_time(self, timestep: Tensor) -> Tensor:
+        return timestep[:, None]
+
+    def modulations(self, time: Tensor, z: Tensor) -> Tensor:
+        return time.expand(-1, -1, z.shape[-2], 1)
 
     def denoise(self, x_MC: Tensor, timestep_1M1: Tensor) -> Tensor:
         alpha_bar = self.alphas_bar[timestep_1M1[0, 0, 0]]
@@ -194,8 +197,11 @@ def test_guidance_scales_the_noise_prediction_and_takes_the_variance_with_the_la
     class TwoAnswers:
         modulation_width = 1
 
-        def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
-            return torch.zeros(len(timestep), *z.shape[1:3], 1)
+        def embed_time(self, timestep: Tensor) -> Tensor:
+            return timestep[:, None]
+
+        def modulations(self, time: Tensor, z: Tensor) -> Tensor:
+            return torch.zeros(len(time), *z.shape[1:3], 1)
 
         def denoise(self, x: Tensor, _: Tensor) -> Tensor:
             return torch.stack([torch.cat([x, x * 0 + 0.3], -1), torch.cat([x * 0 + 2, x * 0 - 9.0], -1)])

@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from magi.model.diffusion_head import FoldedHead
 from magi.model.grid_exchange import exchange_place
+from magi.model.head_tables import coefficients, kernel_modulation, side_by_side
 
 if TYPE_CHECKING:
     from magi.model.diffusion import ReverseTable
@@ -40,9 +40,6 @@ ROWS = 16
 
 WARPS = 8
 """Of a program; each takes a part of the sums of a product."""
-
-COEFFICIENTS = 8
-"""Numbers a reverse step takes from its table, padded to a power of two."""
 
 # As if it were written here: Triton wants its language to be known where a function is from.
 _place = triton.jit(FunctionType(exchange_place.__code__, globals()))
@@ -199,6 +196,25 @@ def _residual_block(
 
 
 @triton.jit
+def _last_layer(
+    output, terms, exchange, step, met, program, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr, PROGRAMS: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Noise and variance (ROWS, CHANNELS) each: it has few outputs, so every program computes all, a barrier less."""
+    rows_ptr, _hidden_ptr, sums_ptr, flags_ptr = exchange
+    terms += tl.arange(0, 2 * CHANNELS)[None, :]
+    mean_term = tl.load(terms).to(tl.float32)
+    shift_term = tl.load(terms + 2 * CHANNELS).to(tl.float32)
+    last = _place(step, BLOCKS, BLOCKS)
+    _meet(flags_ptr, program, met, PROGRAMS)
+    sums = sums_ptr + last * 2 * PROGRAMS * ROWS
+    row, total, square = _exchanged(rows_ptr + last * ROWS * WIDTH, sums, WIDTH, ROWS, PROGRAMS, SPLIT)
+    mean, rstd = _mean_and_rstd(total, square, WIDTH)
+    prediction = (_product(row, output) - mean[:, None] * mean_term) * rstd[:, None] + shift_term
+    return tl.split(tl.reshape(prediction, (ROWS, CHANNELS, 2)))
+
+
+@triton.jit
 def _denoise_kernel(
     x_ptr, noise_ptr, coefficient_ptr, input_weight_ptr, input_bias_ptr, output_ptr,
     first_ptr, second_ptr, second_bias_ptr, modulation_ptr,
@@ -245,19 +261,12 @@ def _denoise_kernel(
                 WIDTH, BLOCKS, ROWS, PROGRAMS, SPLIT,
             )  # fmt: skip
             met += 2
-        # The last layer has few outputs: every program computes all of them, which saves one barrier.
-        last_terms = at_row + (4 * BLOCKS + 1) * WIDTH + tl.arange(0, 2 * CHANNELS)[None, :]
-        mean_term = tl.load(last_terms).to(tl.float32)
-        shift_term = tl.load(last_terms + 2 * CHANNELS).to(tl.float32)
         noise = tl.load(noise_ptr + step * TOKENS * CHANNELS + token)
         met += 1
-        last = _place(step, BLOCKS, BLOCKS)
-        _meet(flags_ptr, program, met, PROGRAMS)
-        sums = sums_ptr + last * 2 * PROGRAMS * ROWS
-        h_rows, total, square = _exchanged(rows_ptr + last * ROWS * WIDTH, sums, WIDTH, ROWS, PROGRAMS, SPLIT)
-        mean, rstd = _mean_and_rstd(total, square, WIDTH)
-        prediction = (_product(h_rows, output) - mean[:, None] * mean_term) * rstd[:, None] + shift_term
-        predicted, spread = tl.split(tl.reshape(prediction, (ROWS, CHANNELS, 2)))
+        last_terms = at_row + (4 * BLOCKS + 1) * WIDTH
+        predicted, spread = _last_layer(
+            output, last_terms, exchange, step, met, program, WIDTH, CHANNELS, BLOCKS, ROWS, PROGRAMS, SPLIT
+        )
         if GUIDED:
             with_label = row < TOKENS
             guidance = tl.load(coefficient_ptr + step * 8 + 7)
@@ -266,43 +275,6 @@ def _denoise_kernel(
         x_RC = _reverse_step(x_RC, predicted, spread, noise, coefficient_ptr + step * 8, x0_limit)
     if program == 0:
         tl.store(x_ptr + token, x_RC, mask=(row < TOKENS)[:, None])
-
-
-def kernel_modulation(head: DiffusionHead) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer that gives all that the kernel needs and that does not depend on noisy tokens.
-
-    Its (4 L + 1) W + 4 C outputs, for L blocks: factors a of every LayerNorm, the last one's too; gates; W a; W t (with
-    the bias of W); the same two of the output layer, noise and variance of a channel side by side. Each is linear in
-    the layer's input, like the modulations themselves.
-    """
-    blocks: Any = head.blocks
-    wide = torch.promote_types(head.input.weight.dtype, torch.float32)
-    folded = FoldedHead(head, wide)
-    columns = torch.cat([folded.modulation.weight, folded.modulation.bias[:, None]], dim=1)
-    *parts, shift, factor = columns.chunk(3 * len(blocks) + 2)
-    firsts = [block.mlp[0].weight.detach().to(wide) for block in blocks]
-    biases = [block.mlp[0].bias.detach().to(wide) for block in blocks]
-    output = _side_by_side(head.output.weight.detach().to(wide))
-    rows = [
-        *(*parts[1::3], factor),
-        *parts[2::3],
-        *(first @ a for first, a in zip(firsts, parts[1::3], strict=True)),
-        *(_biased(first @ t, b) for first, t, b in zip(firsts, parts[0::3], biases, strict=True)),
-        output @ factor,
-        _biased(output @ shift, _side_by_side(head.output.bias.detach().to(wide))),
-    ]
-    joined = torch.cat(rows).to(head.input.weight.dtype)
-    return joined[:, :-1].contiguous(), joined[:, -1].contiguous()
-
-
-def _biased(columns: Tensor, bias: Tensor) -> Tensor:
-    """A layer's weight and, in the last column, its bias, to which ``bias`` is added."""
-    return torch.cat([columns[:, :-1], columns[:, -1:] + bias[:, None]], dim=1)
-
-
-def _side_by_side(outputs: Tensor) -> Tensor:
-    """Reorder 2C outputs, the first axis, so that noise and variance of a channel are neighbours."""
-    return torch.stack(outputs.chunk(2), dim=1).flatten(0, 1)
 
 
 def shared_bytes(head: DiffusionHead, programs: int) -> int:
@@ -339,12 +311,12 @@ class PersistentDenoiser:
         self.first = torch.stack([block.mlp[0].weight for block in blocks]).contiguous()
         self.second = torch.stack([block.mlp[2].weight for block in blocks]).contiguous()
         self.second_bias = torch.stack([block.mlp[2].bias for block in blocks]).contiguous()
-        self.output = _side_by_side(weight).contiguous()
+        self.output = side_by_side(weight).contiguous()
         self.modulation = kernel_modulation(head)
         # The order of execution is from the last step to the first.
         self.time_I1W = head.timestep(table.timesteps.flip(0).to(device))[:, None]
         self.x0_limit = min(table.x0_limit, 1e30)
-        self.coefficients = _coefficients(table).to(device)
+        self.coefficients = coefficients(table).to(device)
         self.rows = weight.new_zeros(2, ROWS, width)
         self.hidden = weight.new_zeros(ROWS, width)
         self.sums = torch.zeros(2, 2, programs, ROWS, device=device)
@@ -364,15 +336,15 @@ class PersistentDenoiser:
         x_MC = noise_IMC[0].contiguous().clone()
         # The last step executed (index 0) adds no noise, which its coefficient says.
         noise_IMC = noise_IMC.flip(0).contiguous()
-        coefficients = self.coefficients.clone()
-        coefficients[:, 6] *= temperature
-        coefficients[:, 7] = scale
+        steps = self.coefficients.clone()
+        steps[:, 6] *= temperature
+        steps[:, 7] = scale
         modulations_IRX = self.modulations(z_RD)
         self.flags.zero_()
         head = self.head
         options: dict[str, Any] = {"launch_cooperative_grid": True} if self.programs > 1 else {}
         _denoise_kernel[(self.programs,)](
-            *(x_MC, noise_IMC, coefficients, head.input.weight, head.input.bias, self.output),
+            *(x_MC, noise_IMC, steps, head.input.weight, head.input.bias, self.output),
             *(self.first, self.second, self.second_bias, modulations_IRX),
             *(self.rows, self.hidden, self.sums, self.flags, self.x0_limit, self.steps),
             WIDTH=self.width,
@@ -390,21 +362,3 @@ class PersistentDenoiser:
     def modulations(self, z_RD: Tensor) -> Tensor:
         """What ``kernel_modulation`` gives for ROWS conditions at every step, (I, ROWS, (4 L + 1) W + 4 C)."""
         return F.linear(F.silu(self.time_I1W + self.head.condition(z_RD)), *self.modulation)
-
-
-def _coefficients(table: ReverseTable) -> Tensor:
-    """(I, COEFFICIENTS) float32 in the order of execution; column 6 multiplies the noise and is 0 in the last step,
-    column 7 is left for the guidance scale."""
-    noise_factor = [0.0] + [1.0] * (len(table) - 1)
-    columns = [
-        table.x0_from_xt,
-        table.x0_from_noise,
-        table.mean_from_x0,
-        table.mean_from_xt,
-        table.log_std,
-        table.log_std_slope,
-        noise_factor,
-        [0.0] * len(table),
-    ]
-    assert len(columns) == COEFFICIENTS
-    return torch.tensor(columns, dtype=torch.float32).T.flip(0).contiguous()

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -32,8 +32,12 @@ class Head(Protocol):
         """Modulations of one token at one step."""
         ...
 
-    def modulations(self, timestep: Tensor, z: Tensor) -> Tensor:
-        """All that depends on timestep and condition alone."""
+    def embed_time(self, timestep: Tensor) -> Tensor:
+        """All that depends on the timestep alone."""
+        ...
+
+    def modulations(self, time: Tensor, z: Tensor) -> Tensor:
+        """All that depends on timestep (embedded) and condition alone."""
         ...
 
     def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
@@ -48,19 +52,27 @@ def draw_noise(generators: Sequence[torch.Generator], steps: int, count: int, ch
 
 
 def denoise_tokens(
-    head: Head, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseTable, scale: float | Tensor, temperature: float
+    head: Head,
+    z_GMD: Tensor,
+    noise_IMC: Tensor,
+    table: ReverseTable,
+    scale: float | Tensor,
+    temperature: float,
+    time_IW: Tensor | None = None,
 ) -> Tensor:
     """The denoising loop: tokens x_MC given their conditions.
 
     Row 0 of the noise is the start, row i the noise of reverse step i. With G = 2 (with the label, then without) the
     halves share x_t and noise: the noise prediction is without + scale * (with - without), the variance that of the
-    half with the label.
+    half with the label. ``time_IW`` are the table's timesteps, embedded by the head, if they are known.
     """
     x_MC, previous_MC = noise_IMC[0], None
     noise_IMC = noise_IMC * temperature
+    if time_IW is None:
+        time_IW = head.embed_time(table.timesteps.to(z_GMD.device))
     for chunk in _chunks(head, z_GMD, len(table)):
-        timesteps_I11 = table.timesteps[chunk[-1] : chunk[0] + 1].flip(0).to(z_GMD.device)[:, None, None]
-        modulations_I = head.modulations(timesteps_I11, z_GMD[None]).unbind()
+        time_I11W = time_IW[chunk[-1] : chunk[0] + 1].flip(0)[:, None, None]
+        modulations_I = head.modulations(time_I11W, z_GMD[None]).unbind()
         for index, modulations in zip(chunk, modulations_I, strict=True):
             prediction_GMC = head.denoise(x_MC.to(z_GMD.dtype), modulations).to(x_MC.dtype)
             predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
@@ -107,8 +119,7 @@ class Denoiser:
         self.temperature, self.kernel = temperature, kernel
         self.graph = Replayed(self._run, pool) if graphs else None
         self.padded = graphs
-        self._tables: dict[int, tuple[ReverseTable, ReverseTable]] = {}
-        self._loops: dict[int, Any] = {}
+        self._steps: dict[int, _Steps] = {}
 
     def __call__(self, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseTable, scale: Tensor) -> Tensor:
         """Tokens x_MC; ``scale`` () of the guidance. A graph's next call overwrites them."""
@@ -116,42 +127,51 @@ class Denoiser:
         if self.padded:
             z_GMD, noise_IMC = _padded(z_GMD), _padded(noise_IMC)
         # Before the recording: copies of the weights and what comes from the host do not belong in a graph.
-        table = self._prepared(z_GMD.device, table)
+        steps = self._prepared(z_GMD.device, table)
         if self.graph is None:
-            return self._run(z_GMD, noise_IMC, scale, table)[:rows]
-        x_MC = self.graph(z_GMD, noise_IMC, scale, key=id(table), arguments=(table,))
+            return self._run(z_GMD, noise_IMC, scale, steps)[:rows]
+        x_MC = self.graph(z_GMD, noise_IMC, scale, key=id(table), arguments=(steps,))
         assert x_MC is not None
         return x_MC[:rows]
 
     def path(self, z_GMD: Tensor, table: ReverseTable) -> str:
         """How such a loop runs, in words."""
-        kernel = self._kernel(_padded(z_GMD), self._prepared(z_GMD.device, table))
-        loop = "plain loop" if kernel is None else "persistent kernel"
+        serves = self._prepared(z_GMD.device, table).serves(_padded(z_GMD))
+        loop = "persistent kernel" if serves else "plain loop"
         return f"{loop}, {'one graph' if self.graph is not None else 'no graph'}"
 
-    def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, table: ReverseTable) -> Tensor:
-        kernel = self._kernel(z_GMD, table)
-        if kernel is not None:
-            return kernel(z_GMD, noise_IMC, scale, self.temperature)
-        return denoise_tokens(self.head, z_GMD, noise_IMC, table, scale, self.temperature)
+    def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, steps: "_Steps") -> Tensor:
+        if steps.serves(z_GMD):
+            return steps.kernel(z_GMD, noise_IMC, scale, self.temperature)
+        return denoise_tokens(self.head, z_GMD, noise_IMC, steps.table, scale, self.temperature, steps.time_IW)
 
-    def _prepared(self, device: torch.device, table: ReverseTable) -> ReverseTable:
-        """The table with its timesteps on the device, and its kernel if there is one; made once a table."""
-        if id(table) not in self._tables:
-            moved = replace(table, timesteps=table.timesteps.to(device))
-            programs = kernel_programs(self.source) if self.kernel else 0
-            if programs and not table.one_step_memory and self.head.dtype == self.source.input.weight.dtype:
-                from magi.model.head_kernels import PersistentDenoiser
+    def _prepared(self, device: torch.device, table: ReverseTable) -> "_Steps":
+        """What does not depend on tokens; made once a table."""
+        if id(table) not in self._steps:
+            time_IW = self.head.embed_time(table.timesteps.to(device)).detach()
+            self._steps[id(table)] = _Steps(table, time_IW, self._kernel(table))
+        return self._steps[id(table)]
 
-                self._loops[id(moved)] = PersistentDenoiser(self.source, moved, programs)
-            # Both are kept, so that their numbers stay their own.
-            self._tables[id(table)] = (table, moved)
-        return self._tables[id(table)][1]
+    def _kernel(self, table: ReverseTable) -> Any:
+        programs = kernel_programs(self.source) if self.kernel else 0
+        if not programs or table.one_step_memory or self.head.dtype != self.source.input.weight.dtype:
+            return None
+        from magi.model.head_kernels import PersistentDenoiser, has_room
 
-    def _kernel(self, z_GMD: Tensor, table: ReverseTable) -> Any:
-        """The kernel for these rows and steps, or None."""
-        halves, rows = z_GMD.shape[:2]
-        return self._loops.get(id(table)) if halves * rows <= KERNEL_ROWS else None
+        return PersistentDenoiser(self.source, table, programs) if has_room(self.source, programs) else None
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A table of reverse steps (held, so that its number stays its own), its timesteps embedded, and its kernel."""
+
+    table: ReverseTable
+    time_IW: Tensor
+    kernel: Any
+
+    def serves(self, z_GMD: Tensor) -> bool:
+        """Whether there is a kernel, and for so many rows."""
+        return self.kernel is not None and z_GMD.shape[0] * z_GMD.shape[1] <= KERNEL_ROWS
 
 
 def kernel_programs(head: DiffusionHead) -> int:

@@ -6,7 +6,9 @@ A replay launches everything at once, so the host is out of the loop. It knows n
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
+from types import MethodType
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -44,11 +46,14 @@ class Replayed:
 
     The function must not wait for the device or draw random numbers, and what it reads besides its inputs must stay at
     its place. Functions that share a ``pool`` of memory overwrite each other's outputs: use one before the next call.
-    ``recordings`` counts graphs, ``replays`` calls.
+    ``recordings`` counts graphs, ``replays`` calls. A method's object is not held: it can hold this, and the memory of
+    both is free as soon as it goes.
     """
 
     def __init__(self, function: Callable[..., Tensor | None], pool: Any = None) -> None:
-        self._function, self._pool = function, pool
+        self._function: Callable[[], Callable[..., Tensor | None] | None]
+        self._function = WeakMethod(function) if isinstance(function, MethodType) else lambda: function
+        self._pool = pool
         self._recordings: dict[Hashable, _Recording] = {}
         self.replays = 0
 
@@ -70,20 +75,23 @@ class Replayed:
         return recording.output
 
     def _record(self, inputs: tuple[Tensor, ...], arguments: tuple[object, ...]) -> _Recording:
-        static = tuple(given.clone() for given in inputs)
+        function = self._function()
+        assert function is not None, "the object of a recorded method is gone"
+        # In one layout: products round by it, and a graph serves inputs of any.
+        static = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
         side = _side_stream(torch.cuda.current_device())
         # Libraries set themselves up in the first calls, which a graph must not hold; on the stream of the recording.
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARMUPS):
-                self._function(*static, *arguments)
+                function(*static, *arguments)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Before, so that the graph's scratch is in its own pool; after, so that nobody else's is.
         _forget_scratch()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=side):
-                output = self._function(*static, *arguments)
+                output = function(*static, *arguments)
         finally:
             _forget_scratch()
         return _Recording(graph, static, output)

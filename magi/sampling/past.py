@@ -57,20 +57,28 @@ class Past:
         kernels: bool = False,
         pool: Any = None,
     ) -> None:
-        self.model, self.conditions, self.generators = model, conditions, generators
+        self.model, self.keep = model, config.window_keep
         self.halves = len(conditions.interval_B) // len(generators)
-        self.keep = config.window_keep
         self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
         # The last frame in view is only ever predicted, so the cache needs no room for it.
         self.cache: KVCache = model.new_cache(len(conditions.interval_B), len(self.time_T) - 1)
-        levels = conditions.noise_level_B[: len(generators)].tolist()
-        self.amplitudes = [observation_noise(model, level) for level in levels]
-        self.recent_BTNC: Tensor | None = None
-        self.frame_pass = FramePass(model, conditions, self.halves, kernels)
-        self.frame_pass.place(self.time_T[0])
+        dtype = torch.bfloat16 if config.pass_precision == "bf16" else None
+        self.frame_pass = FramePass(model, conditions, self.halves, kernels, dtype)
         self.graphs = Replayed(self._predict, pool) if graphs else None
         self.padded = graphs
         self.observation_graphs = Replayed(self._observe_one, pool) if graphs else None
+        self.begin(conditions, generators)
+
+    def begin(self, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
+        """Forget everything, and start with other videos, as many as before: buffers and graphs stay."""
+        videos, told = len(generators), len(conditions.interval_B)
+        assert (told, told // videos) == (self.cache.stored.shape[1] // self.model.positions, self.halves)
+        self.conditions, self.generators = conditions, generators
+        self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
+        self.recent_BTNC: Tensor | None = None
+        self.cache.clear()
+        self.frame_pass.tell(conditions)
+        self.frame_pass.place(self.time_T[0])
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames; of a first context longer than the window only the newest that fit are seen."""

@@ -18,6 +18,7 @@ from magi.config import Config
 from magi.errors import NumericsError
 from magi.model.magi import Magi
 from magi.presets import at_speed
+from magi.sampling.kept import Kept
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
 from magi.sampling.request import Labels, batch_of, context_batch, make_conditions, sampling_settings
 from magi.sampling.sampler import generate
@@ -33,7 +34,11 @@ class Result:
 
 
 class MagiPipeline:
-    """Continues videos, or makes them from nothing."""
+    """Continues videos, or makes them from nothing.
+
+    ``kept`` holds memory and recorded work of the last call, from which the next one of the same shapes, settings and
+    weights starts; ``kept.forget()`` frees it. A cache above ``kept.most_bytes`` is not held; with 0 nothing is.
+    """
 
     def __init__(
         self, model: Magi, vae: VideoAutoencoder, config: Config, classes: Sequence[str] | None = None
@@ -41,6 +46,7 @@ class MagiPipeline:
         """Use ``model`` and ``vae`` as they are; ``classes`` are the names of the labels, if known."""
         self.model, self.vae, self.config = model, vae, config
         self.classes = None if classes is None else tuple(classes)
+        self.kept = Kept()
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -58,6 +64,7 @@ class MagiPipeline:
 
     def to(self, device: torch.device | str) -> Self:
         """Move model and autoencoder; returns itself."""
+        self.kept.forget()
         self.model.to(device)
         self.vae = self.vae.to(device)
         return self
@@ -149,6 +156,7 @@ class MagiPipeline:
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             config=settings,
             context_BTCHW=context_BTCHW,
+            kept=self.kept,
         )
         context_frames = 0 if context_BTHWC is None else context_BTHWC.shape[1]
         return decode_frames(self.vae, _finite(latents), context_BTCHW, context_frames)

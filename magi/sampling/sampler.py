@@ -6,7 +6,7 @@ from one generator a video, drawn on the CPU and then moved, so a video is the s
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts, random_order
 from magi.sampling.denoise import Denoiser, draw_noise
-from magi.sampling.fast_path import FastPath
+from magi.sampling.kept import Kept
 from magi.sampling.past import Past
 
 
@@ -38,13 +38,15 @@ def generate(
     generators: Sequence[torch.Generator],
     config: SamplingConfig,
     context_BTCHW: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Tensor]:
     """Yield latents_BCHW (at least float32) of the generated frames, one by one as they are finished.
 
     ``frames`` counts latent frames, those of the context included. ``generators`` are B CPU generators. A noise level
     above 1 in ``conditions`` also adds noise of that level to every frame that is observed. In "window" mode of a
     context longer than the window only the newest frames are seen. The model is used in evaluation mode and left in
-    the mode it was in. Raises ValueError, before the first frame, for settings that do not fit the model.
+    the mode it was in. With ``kept`` what an earlier call made is used again where it fits, and kept for the next one:
+    the frames are the same. Raises ValueError, before the first frame, for settings that do not fit the model.
     """
     _check(model, frames, conditions, generators, config, context_BTCHW)
     plan = plan_frame(model, config)
@@ -52,7 +54,7 @@ def generate(
     conditions = _to(conditions, device)
     if _is_guided(model, conditions, config):
         conditions = conditions.concatenate(conditions.without_label(model.config.classes))
-    return _rollout(model, frames, conditions, generators, config, plan, context_BTCHW)
+    return _rollout(model, frames, conditions, generators, config, plan, context_BTCHW, kept or Kept(0))
 
 
 def plan_frame(model: Magi, config: SamplingConfig) -> FramePlan:
@@ -100,20 +102,26 @@ def _rollout(
     config: SamplingConfig,
     plan: FramePlan,
     context_BTCHW: Tensor | None,
+    kept: Kept,
 ) -> Iterator[Tensor]:
     """The frame loop."""
     finished_BTNC = None if context_BTCHW is None else model.patchify(context_BTCHW.to(model.mask_token.device))
     done = 0 if finished_BTNC is None else finished_BTNC.shape[1]
     with evaluating(model):
-        path = FastPath.of(model)
-        past, denoiser = path.past(model, conditions, generators, frames, config), path.denoiser(model, config)
+        parts = kept.take(model, conditions, generators, frames, config, plan.tables)
+    past, plan = parts.past, replace(plan, tables=parts.tables)
     for _ in range(done, frames):
         with evaluating(model):
             # A frame is observed when the next one needs it: it is shown earlier so, and the last one never is.
             if finished_BTNC is not None:
                 past.observe(finished_BTNC)
-            finished_BTNC = generate_frame(model, past, generators, plan, denoiser)[:, None]
-        yield model.unpatchify(finished_BTNC.clone()).squeeze(1)
+            finished_BTNC = generate_frame(model, past, generators, plan, parts.denoiser)[:, None]
+        try:
+            yield model.unpatchify(finished_BTNC.clone()).squeeze(1)
+        except GeneratorExit:  # no more frames are wanted; after any other error the parts may be half written
+            kept.give_back(parts)
+            raise
+    kept.give_back(parts)
 
 
 def generate_frame(
@@ -156,14 +164,16 @@ def _moved(values: Tensor, device: torch.device) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation and inference mode inside; every submodule has its own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    # Those that are in training alone: on a CPU a tiny frame notices what all of them cost.
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _to(conditions: Conditions, device: torch.device) -> Conditions:
