@@ -7,7 +7,6 @@ bench, because the variants are no baselines of each other.
 
 import copy
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,9 @@ from pathlib import Path
 
 import torch
 
+from magi.bench.case import Setting
 from magi.bench.machine import machine_facts
+from magi.bench.runner import time_calls
 from magi.model.diffusion import cosine_schedule, respace, reverse_table
 from magi.model.diffusion_head import DiffusionHead
 from magi.model.head_kernels import PersistentDenoiser
@@ -25,18 +26,9 @@ from magi.sampling.denoise import denoise_tokens
 STEPS = 100
 
 
-def microseconds_a_step(run: Callable[[], object], rounds: int = 10) -> float:
-    """Median over ``rounds`` of the time on the stream."""
-    taken = []
-    for number in range(rounds + 3):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        if number >= 3:
-            taken.append(begin.elapsed_time(end) * 1e3 / STEPS)
-    return statistics.median(taken)
+def microseconds_a_step(run: Callable[[], object]) -> float:
+    """Median of the time on the stream."""
+    return time_calls(run, Setting(torch.device("cuda"), rounds=10), calls=1) / STEPS * 1e6
 
 
 def recorded(function: Callable[[], object]) -> Callable[[], None]:

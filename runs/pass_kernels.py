@@ -6,7 +6,6 @@ variants are no baselines of each other.
 """
 
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from magi.bench.case import Setting
 from magi.bench.machine import machine_facts
+from magi.bench.runner import time_calls
 from magi.model import frame_pass
 from magi.model.cache_kernels import Reading, read_cache
 from magi.model.frame_pass import EPSILON, FramePass, cached_attention
@@ -48,18 +49,9 @@ def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(shape, device="cuda", dtype=dtype)
 
 
-def microseconds(run: Callable[[], object], rounds: int = 10) -> float:
-    """Median over ``rounds`` of the time on the stream."""
-    taken = []
-    for number in range(rounds + 3):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        if number >= 3:
-            taken.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(taken)
+def microseconds(run: Callable[[], object]) -> float:
+    """Median of the time on the stream."""
+    return time_calls(run, Setting(torch.device("cuda"), rounds=10), calls=1) * 1e6
 
 
 def recorded(function: Callable[[], object]) -> Callable[[], object]:

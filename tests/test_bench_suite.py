@@ -124,7 +124,9 @@ def test_the_command_tells_where_the_time_of_a_case_goes(tmp_path: Path, capsys:
         "| aten::addmm |" in printed and "times as fast as eager" in printed and printed.strip() in readme.read_text()
     )
     found = json.loads(out.read_text())["contenders"]
-    assert set(found) == {"ours", "eager"}
+    assert set(found) == {"ours", "ours in fp32", "ours in fp32, first call", "eager", "eager in bf16"}
+    (limits,) = (line for line in printed.splitlines() if line.startswith("If all but the products"))
+    assert "times as fast as eager in bf16" in limits and "as ours" not in limits
     for operators in found.values():
         seconds = [operator["seconds"] for operator in operators]
         assert seconds == sorted(seconds, reverse=True) and operators[0]["calls"] > 0

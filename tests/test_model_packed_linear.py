@@ -19,7 +19,9 @@ def test_a_packed_layer_is_the_layer(shape: tuple[int, ...], dtype: torch.dtype,
     assert weight.numel() >= LEAST_WEIGHTS
     assert (layer.packed is not None) == can_pack(weight)
     with torch.inference_mode():
-        torch.testing.assert_close(layer(x), F.linear(x, weight, bias), atol=tolerance, rtol=tolerance)
+        expected = F.linear(x, weight, bias)
+        torch.testing.assert_close(layer(x), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(layer.with_gelu(x), F.gelu(expected), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("outputs", [24, 512])

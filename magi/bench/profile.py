@@ -104,10 +104,13 @@ def profile_table(case: Case, profiles: Sequence[Profile]) -> str:
     lines += [_line(name, [share.get(name, 0.0) for share in shares.values()]) for name in shown]
     lines.append(_line("all below 1 %", [1 - sum(share.get(name, 0) for name in shown) for share in shares.values()]))
     ours = next((made for made in profiles if made.contender == OURS), None)
-    for made in profiles:
-        if ours is not None and made is not ours and ours.product_seconds:
-            limit = made.seconds / ours.product_seconds
-            lines += ["", f"If all but the products of ours were free: {limit:.2g} times as fast as {made.contender}."]
+    if ours is not None and ours.product_seconds:
+        limits = [
+            f"{made.seconds / ours.product_seconds:.2g} times as fast as {made.contender}"
+            for made in profiles
+            if not made.contender.startswith(OURS)
+        ]
+        lines += ["", f"If all but the products of ours were free: {', '.join(limits)}."]
     return "\n".join(lines)
 
 

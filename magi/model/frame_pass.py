@@ -105,9 +105,10 @@ def cached_attention(qkv_R3hd: Tensor, stored_RT2hd: Tensor) -> Tensor:
 
     One query a sequence: sums, not matrix products, and the new slot's own keys never move.
     """
-    q, own_key, own_value = qkv_R3hd.unbind(1)
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    q = q.to(dtype) * q.shape[-1] ** -0.5
+    # One conversion of all three: operands of two formats are converted at every operation.
+    dtype = torch.promote_types(qkv_R3hd.dtype, torch.float32)
+    q, own_key, own_value = qkv_R3hd.to(dtype).unbind(1)
+    q = q * q.shape[-1] ** -0.5
     past = (q[:, None] * stored_RT2hd[:, :, 0]).sum(-1)
     own = (q * own_key).sum(-1)
     weight = torch.cat([past, own[:, None]], dim=1).softmax(dim=1)[..., None]
@@ -225,7 +226,7 @@ class FramePass:
         """What follows the mixing of an attention: projection and MLP; x and its norm for the next half."""
         w = (self.temporal if half % 2 else self.spatial)[half // 2]
         x, normed = self._add_norm(x, w.proj(mixed), w.mlp_norm)
-        return self._add_norm(x, w.mlp_out(F.gelu(w.mlp_in(normed))), self.next_norms[half])
+        return self._add_norm(x, w.mlp_out(w.mlp_in.with_gelu(normed)), self.next_norms[half])
 
     def _add_norm(self, x: Tensor, change: Tensor, weights: Norm) -> tuple[Tensor, Tensor]:
         if not self.kernels:

@@ -38,6 +38,12 @@ class PackedLinear:
             return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
+    def with_gelu(self, x: Tensor) -> Tensor:
+        """Rows through the layer and GELU; packed, in one step."""
+        if self.packed is None:
+            return F.gelu(self(x))
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), self.packed, self.bias, "gelu", [], "none")
+
 
 def can_pack(weight: Tensor) -> bool:
     """Whether this build packs such weights."""

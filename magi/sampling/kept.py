@@ -129,14 +129,14 @@ def fingerprint(tensors: Sequence[Tensor]) -> Hashable:
     Fused optimizers and writes through ``parameter.data`` change values and no version, so versions are not enough. All
     is read, which takes as long as a few copies and room for the largest tensor's; the host waits once.
     """
-    sums = torch.stack([_sums_of_bits(tensor) for tensor in tensors]).tolist()
+    sums = torch.stack([one for tensor in tensors for one in _sums_of_bits(tensor)]).unflatten(0, (-1, 2)).tolist()
     versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
     places = [(tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors]
     return tuple(zip(places, versions, map(tuple, sums), strict=True))
 
 
-def _sums_of_bits(tensor: Tensor) -> Tensor:
-    """Of words (2,): a changed one changes their sum, and those that change places the sum of running sums.
+def _sums_of_bits(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Of words: a changed one changes their sum, and those that change places the sum of running sums.
 
     Words have 64 bits, as these are summed fastest, or are the elements where they fill no whole number of such words.
     """
@@ -144,4 +144,4 @@ def _sums_of_bits(tensor: Tensor) -> Tensor:
     together = 8 // flat.element_size()
     whole = flat.numel() % together == 0 and flat.storage_offset() % together == 0
     running = flat.view(torch.int64 if whole else WHOLE_NUMBERS[flat.element_size()]).cumsum(0)
-    return torch.stack([running[-1:].sum(), running.sum()])
+    return running[-1:].sum(), running.sum()
