@@ -73,7 +73,7 @@ def test_table_holds_near_and_far_figures_of_every_series() -> None:
     assert lines[3] == "| demo | 0.82 | 2.08 | 1.00 | 0.55 | 4.87 | 0.73 |"
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert (
-        "99.80%" in lines[-1] and "Targets missed: demo, ink / real ink of frames 5-16 within 0.9 to 1.3" in lines[-1]
+        "99.80%" in lines[-1] and "Targets missed: demo (ink / real ink of frames 5-16 within 0.9 to 1.3" in lines[-1]
     )
 
 

@@ -118,7 +118,7 @@ def results_table(results: dict[str, Any]) -> str:
 
 def _how(results: dict[str, Any]) -> str:
     settings, classifier, targets = results["settings"], results["classifier"], results["targets"]
-    missed = [f"{name}, {_target_text(one)}" for name in targets for one in targets[name] if not one["met"]]
+    missed = [f"{name} ({_missed(judged)})" for name, judged in targets.items() if _missed(judged)]
     sentences = [
         f"{settings['count']} held-out clips of seed {settings['videos']['seed']},",
         f"{settings['context']} context frames, class {'told' if settings['labels'] else 'not told'}.",
@@ -128,6 +128,12 @@ def _how(results: dict[str, Any]) -> str:
     if any(targets.values()):
         sentences.append(f"Targets missed: {'; '.join(missed)}." if missed else "All targets are met.")
     return " ".join(sentences)
+
+
+def _missed(judged: Sequence[dict[str, Any]]) -> str:
+    """The targets that are not met, in words; "all" where none is, and there are several."""
+    missed = [_target_text(one) for one in judged if not one["met"]]
+    return "all" if len(missed) == len(judged) > 1 else ", ".join(missed)
 
 
 def write_results_table(results: Path, readme: Path) -> None:
