@@ -5,7 +5,7 @@ import torch
 
 from magi.config import LatentShape, ModelConfig
 from magi.model.conditioning import Conditions
-from magi.model.frame_pass import FramePass, cached_attention
+from magi.model.frame_pass import FramePass, add_norm, cached_attention
 from magi.model.magi import Magi
 from magi.model.packed_linear import can_pack
 
@@ -116,6 +116,9 @@ def test_products_in_bf16_are_close_and_what_adds_up_stays(forcing: str) -> None
         assert other.dtype == torch.float32
         assert 1e-4 < (other - one).norm() / one.norm() < 2e-2
     assert torch.equal(rounded[0].bfloat16().float(), rounded[0]), "keys and values come from a product"
+    x, change = normal(3, 16).float(), normal(3, 16, seed=2).bfloat16()
+    total, normed = add_norm(x, change, (torch.ones(16), torch.zeros(16)))
+    assert torch.equal(total, x + change.float()) and normed.dtype == torch.float32
 
 
 def frames_and_prediction(
