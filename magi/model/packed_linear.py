@@ -33,16 +33,17 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows through the layer."""
-        x = x.to(self.weight.dtype)
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return self._product(x, "none", "")
 
     def with_gelu(self, x: Tensor) -> Tensor:
         """Rows through the layer and GELU; packed, in one step."""
+        return F.gelu(self(x)) if self.packed is None else self._product(x, "gelu", "none")
+
+    def _product(self, x: Tensor, last_step: str, algorithm: str) -> Tensor:
+        x = x.to(self.weight.dtype)
         if self.packed is None:
-            return F.gelu(self(x))
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), self.packed, self.bias, "gelu", [], "none")
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, last_step, [], algorithm)
 
 
 def can_pack(weight: Tensor) -> bool:
