@@ -23,11 +23,11 @@ from magi.bench.case import Setting
 from magi.bench.machine import machine_facts
 from magi.bench.runner import time_calls
 from magi.model import frame_pass
-from magi.model.cache_kernels import Reading, read_cache
 from magi.model.frame_pass import EPSILON, FramePass, cached_attention
+from magi.model.kernels.add_norm import add_norm
+from magi.model.kernels.cache_attention import Reading, read_cache
 from magi.model.kv_cache import KVCache
-from magi.model.norm_kernels import add_norm
-from magi.sampling.graphs import Replayed
+from magi.sampling.cuda_graphs import Replayed
 
 HALVES, TOKENS, WIDTH, HEADS, LAYERS, ROOM = 2, 256, 1280, 16, 8, 100
 ROWS = HALVES * (TOKENS + 2)

@@ -15,11 +15,11 @@ from magi.bench.training_setup import build_model, draw_clips, our_loss
 from magi.config import Config, LatentShape
 from magi.model.conditioning import Conditions
 from magi.presets import preset, resized
-from magi.sampling.sampler import generate
+from magi.sampling.generate import generate
 from magi.training.log import read_metrics, readable_time
-from studies.arms import SAMPLING, Arm, Budget, frames_to_make
 from studies.measures import BATCH
 from studies.sources import Source, is_prepared
+from studies.variants import SAMPLING, Arm, Budget, frames_to_make
 
 _ROUNDS, _FRAMES = 3, 2
 LATENT = LatentShape(frames=16, channels=4, height=8, width=8)

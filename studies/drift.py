@@ -18,12 +18,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from magi.evaluation.drift import band, curves_to_json
-from studies.arms import ARMS
-from studies.claims import Judged, Statement, all_of, effect_of, judge
+from magi.evaluation.metrics.temporal_curves import band, curves_to_json
 from studies.commands import command, command_line, options_of
 from studies.measures import LONG_FRAMES
-from studies.reporting import (
+from studies.results import (
     COLOURS,
     REAL_COLOUR,
     Outcome,
@@ -34,6 +32,8 @@ from studies.reporting import (
     write_outcome,
 )
 from studies.running import Arms, StudyOptions, gathered
+from studies.statistics import Judged, Statement, all_of, effect_of, judge
+from studies.variants import ARMS
 
 STUDY = "drift"
 WITH, WITHOUT = "ctf", "ctf-without-interval"

@@ -18,13 +18,11 @@ from torch import Tensor
 
 from magi.cli.options import check_device
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallel import chosen_device
-from studies.arms import ARMS, GUIDED_ARM
-from studies.claims import Judged, Statement, Verdict, all_of, any_of, effect_of, judge, relative, widened
+from magi.training.parallelize import chosen_device
 from studies.commands import command, command_line, options_of
 from studies.measures import FVD, GUIDANCE_SCALES, Measures, fvd, guided_measures, labels_of, real_measures
 from studies.models import file_name, fingerprint, kept_or_made
-from studies.reporting import (
+from studies.results import (
     COLOURS,
     REAL_COLOUR,
     Outcome,
@@ -36,6 +34,8 @@ from studies.reporting import (
 )
 from studies.running import StudyOptions, check, check_writable, gathered
 from studies.sources import prepare_held_out, source
+from studies.statistics import Judged, Statement, Verdict, all_of, any_of, effect_of, judge, relative, widened
+from studies.variants import ARMS, GUIDED_ARM
 
 LEAST_CLIPS = 80
 """Above the 64 dimensions of the features."""

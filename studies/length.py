@@ -19,12 +19,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from magi.cli.options import check_device
-from magi.evaluation.drift import band
+from magi.evaluation.metrics.temporal_curves import band
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallel import chosen_device
-from magi.vae.load import load_vae
-from studies.arms import ARMS
-from studies.claims import Judged, Statement, Verdict, all_of, effect_of, judge
+from magi.training.parallelize import chosen_device
+from magi.vae.adapters import load_vae
 from studies.commands import command, command_line, options_of
 from studies.measures import (
     LONG_CLIPS,
@@ -37,9 +35,11 @@ from studies.measures import (
     through,
 )
 from studies.models import file_name, fingerprint, kept_or_made
-from studies.reporting import COLOURS, REAL_COLOUR, Outcome, figure_of, training_settings, write_outcome
+from studies.results import COLOURS, REAL_COLOUR, Outcome, figure_of, training_settings, write_outcome
 from studies.running import StudyOptions, check, check_writable, gathered
 from studies.sources import Source, held_out_clips, prepare_held_out, source
+from studies.statistics import Judged, Statement, Verdict, all_of, effect_of, judge
+from studies.variants import ARMS
 
 MODES: dict[str, Literal["window", "interpolate"]] = {"": "window", "interpolated_": "interpolate"}
 """Prefix of a measure -> how the videos were made longer."""

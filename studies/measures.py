@@ -23,19 +23,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magi.data.write import published
-from magi.evaluation.classifier import load_classifier
-from magi.evaluation.digits import read_real_clips
-from magi.evaluation.digits3d import Digits3d
-from magi.evaluation.drift import adjacent_l2, brightness, sharpness
-from magi.evaluation.features import extract
-from magi.evaluation.frechet import distance_of
-from magi.evaluation.oracles import measure as measure_oracles
-from magi.evaluation.real_clips import frozen
+from magi.data.video_writer import published
+from magi.evaluation.metrics.frechet import distance_of
+from magi.evaluation.metrics.temporal_curves import adjacent_l2, brightness, sharpness
+from magi.evaluation.moving_digits.classifier import load_classifier
+from magi.evaluation.moving_digits.digits3d import Digits3d
+from magi.evaluation.moving_digits.ground_truth import measure as measure_oracles
+from magi.evaluation.moving_digits.protocol import read_real_clips
+from magi.evaluation.networks.features import extract
+from magi.evaluation.protocol.real_clips import frozen
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallel import chosen_device
+from magi.training.parallelize import chosen_device
+from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder
-from magi.vae.load import load_vae
 from studies.sources import Source, held_out_clips, video_number
 
 FVD, FID = "fvd[digits3d]", "fid[grey+edges]"

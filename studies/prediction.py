@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.arms import ARMS
-from studies.claims import Judged, Statement, all_of, effect_of, judge, relative
 from studies.commands import command_line
 from studies.measures import FID, FVD, Measures, fid, fvd
-from studies.reporting import (
+from studies.results import (
     COLOURS,
     REAL_COLOUR,
     Outcome,
@@ -26,6 +24,8 @@ from studies.reporting import (
     write_outcome,
 )
 from studies.running import Arms, StudyOptions
+from studies.statistics import Judged, Statement, all_of, effect_of, judge, relative
+from studies.variants import ARMS
 
 DISTANCES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {
     FVD: ("digits3d", fvd),

@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from magi.cli.progress import progress
-from magi.data.write import write_mp4
+from magi.data.video_writer import write_mp4
+from magi.progress import progress
 from studies.commands import command, options_of
 
 FRAMES_PER_SECOND = 20

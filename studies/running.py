@@ -9,12 +9,12 @@ from pathlib import Path
 
 from magi.cli.options import Device, check_device
 from magi.errors import DataError
-from magi.training.parallel import chosen_device
-from studies.arms import Arm, Budget, load_measures
+from magi.training.parallelize import chosen_device
 from studies.cost import cost
 from studies.measures import Measures, real_measures
 from studies.processes import run_all
 from studies.sources import Source, SourceName, prepare, source
+from studies.variants import Arm, Budget, load_measures
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def check_writable(folder: Path) -> None:
 
 def _command(arm: Arm, options: StudyOptions) -> list[object]:
     budget = arm.budget
-    words: list[object] = ["-m", "studies.arms", arm.name, "--source", arm.source, "--seed", arm.seed]
+    words: list[object] = ["-m", "studies.variants", arm.name, "--source", arm.source, "--seed", arm.seed]
     words += ["--out", options.out, "--device", options.device]
     words += ["--budget.steps", budget.steps, "--budget.batch", budget.batch, "--budget.size", budget.size]
     return words

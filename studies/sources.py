@@ -14,8 +14,8 @@ from torch import Tensor
 
 from magi.config import DataConfig, VaeConfig
 from magi.data.clips import clip_span, fit_frames
-from magi.data.decode import read_frames
-from magi.data.index import open_index
+from magi.data.decoding.frames import read_frames
+from magi.data.index.index import open_index
 from magi.errors import DataError
 from studies.processes import run
 

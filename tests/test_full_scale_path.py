@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from magi.cli.main import main
-from magi.data.decode import VideoProbe
-from magi.data.jail import probe_safely
+from magi.data.decoding.frames import VideoProbe
+from magi.data.decoding.sandbox import probe_safely
 from magi.training.run_folder import STOP_FILE, STOPPED_FILE
-from magi.vae.omni import OmniVae
-from magi.vae.omni_shape import OmniShape
+from magi.vae.omnitokenizer.adapter import OmniVae
+from magi.vae.omnitokenizer.shape import OmniShape
 from magi.weights import CHECKPOINTS, step_folder
-from tests.training_runs import told
+from tests.fakes.training_runs import told
 
 pytestmark = pytest.mark.slow
 

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from magi.config import Config, LatentShape, ModelConfig, SamplingConfig, TrainingConfig
-from magi.data.latents import LatentClip
+from magi.latents.dataset import LatentClip
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
-from magi.sampling.sampler import generate
+from magi.sampling.generate import generate
 from magi.training.batch import make_batch
-from magi.training.draws import DrawShape, draw_clip
+from magi.training.corruption import DrawShape, draw_clip
 from magi.training.loss import MagiLoss
 
 FRAMES, SIZE, STEPS = 5, 8, 250

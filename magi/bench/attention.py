@@ -220,7 +220,7 @@ def warps_trial(setting: Setting) -> Trial:
     if setting.device.type == "cpu" or not has_kernels():  # smoke: there is no kernel to vary
         plain = Contender(OURS, training_work(slot_attention, projected, d_mixed, shape))
         return Trial((plain,), lambda: parities(shape, setting.device))
-    from magi.model.temporal_kernels import LAUNCH, run_backward, run_forward
+    from magi.model.kernels.temporal_attention import LAUNCH, run_backward, run_forward
 
     chosen = (LAUNCH.forward_warps, LAUNCH.backward_warps)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from magi.bench.case import OURS, Case, Contender, Parity, Setting, Trial
-from magi.vae.cosmos import CosmosVae
-from magi.vae.pretrained import PretrainedVae
-from magi.vae.sd import SD_CONFIG, SdVae
+from magi.vae.diffusers.cosmos import CosmosVae
+from magi.vae.diffusers.sd import SD_CONFIG, SdVae
+from magi.vae.normalized import PretrainedVae
 
 LATENT_FRAMES = 4
 LATENT_SIZE = 32

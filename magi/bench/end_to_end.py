@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial
-from magi.bench.mar_style import MarStyleSampler
+from magi.bench.mar_baseline import MarStyleSampler
 from magi.bench.models import in_format, small_model, told
 from magi.bench.passes import pass_parity
 from magi.bench.sampling import frame_parities, make_ours, random_frame, shapes_of
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
+from magi.sampling.generate import generate
 from magi.sampling.kept import Kept
-from magi.sampling.sampler import generate
 
 FRAMES = 3
 """One of context, then two."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from magi.sampling.denoise import padded_rows
-from magi.sampling.sampler import FramePlan
+from magi.sampling.generate import FramePlan
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
-from magi.bench.mar_style import CompiledHead, MarStyleHead
+from magi.bench.mar_baseline import CompiledHead, MarStyleHead
 from magi.bench.models import bench_model, in_format, paper_model
 from magi.config import LatentShape, ModelConfig, SamplingConfig
 from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
 from magi.bench.head import BF16_LIMIT, BF16_SLACK
-from magi.bench.mar_style import MarStyleSampler
+from magi.bench.mar_baseline import MarStyleSampler
 from magi.bench.models import in_format, paper_model
 from magi.bench.runner import Work, time_calls
 from magi.bench.sampling import (

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
 from magi.bench.frame_part import FramePart, frame_part
-from magi.bench.mar_style import GrownCache, MarStyleSampler
+from magi.bench.mar_baseline import GrownCache, MarStyleSampler
 from magi.bench.models import in_format, paper_model, told
 from magi.bench.runner import Work, free_memory, those_that_run
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.presets import SPEEDS, at_speed
+from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.denoise import Denoiser, draw_noise
 from magi.sampling.fast_path import FastPath
-from magi.sampling.graphs import Replayed
-from magi.sampling.past import Past
-from magi.sampling.sampler import FramePlan, generate_frame, plan_frame
+from magi.sampling.generate import FramePlan, generate_frame, plan_frame
+from magi.sampling.history import Past
 
 SD_FRAMES, COSMOS_FRAMES = 1, 4
 """Video frames of a latent frame with a 2-D autoencoder and with one that compresses time four times."""

@@ -2,7 +2,7 @@
 
 16 latent frames of 32 x 32 (256 tokens), bfloat16 products, dropout as configured, forward, backward, gradient norm,
 AdamW and average. Contenders that need more memory take the same clips in more passes; the passes of each are recorded.
-Useful FLOPs are those of the pruned step (``magi.model.cost``), whoever takes it.
+Useful FLOPs are those of the pruned step (``magi.model.flops``), whoever takes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from magi.bench.training_setup import (
     split_clips,
 )
 from magi.config import Config, LatentShape
-from magi.model.cost import clip_flops
+from magi.model.flops import clip_flops
 from magi.model.slot_attention import SlotAttention, dense_slot_attention
 from magi.model.teacher_forcing import SlotPattern
 

@@ -21,7 +21,7 @@ from magi.model.noise_injection import inject_noise
 from magi.model.slot_attention import SlotAttention
 from magi.model.teacher_forcing import ForcedSequence, SlotPattern
 from magi.training.clip_batch import Batch, stack_draws
-from magi.training.draws import DrawShape, draw_clip
+from magi.training.corruption import DrawShape, draw_clip
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
 from magi.training.optimizer import make_optimizer

@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi.cli.progress import Report
 from magi.config import Config, LatentShape
+from magi.progress import Report
 
 if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
-    from magi.data.latents import LatentDataset
+    from magi.latents.dataset import LatentDataset
     from magi.model.magi import Magi
-    from magi.training.parallel import Process
+    from magi.training.parallelize import Process
     from magi.vae.contract import VideoAutoencoder
 
 
 def autoencoder(config: Config) -> "tuple[VideoAutoencoder, LatentShape]":
     """The autoencoder of a config and the size of its latents; a ``ValueError`` where sizes do not fit together."""
+    from magi.vae.adapters import load_vae
     from magi.vae.contract import latent_shape
-    from magi.vae.load import load_vae
 
     vae = load_vae(config.vae)
     data, stride = config.data, vae.spatial_stride * config.model.patch_size
@@ -77,8 +77,8 @@ def open_data(config: Config, vae_id: str, report: Report | None) -> "ClipDatase
     ``ValueError`` where the number of classes is not the model's.
     """
     from magi.data.clips import ClipDataset
-    from magi.data.index import open_index
-    from magi.data.latents import LatentDataset, is_latents
+    from magi.data.index.index import open_index
+    from magi.latents.dataset import LatentDataset, is_latents
 
     root, seed = Path(config.data.root), config.training.seed
     if not config.data.root or not (root.is_dir() or (root.suffix in (".csv", ".jsonl") and root.is_file())):
@@ -95,7 +95,7 @@ def open_data(config: Config, vae_id: str, report: Report | None) -> "ClipDatase
 
 def class_names(dataset: "ClipDataset | LatentDataset") -> tuple[str, ...]:
     """Names of the labels of a dataset."""
-    from magi.data.latents import LatentDataset
+    from magi.latents.dataset import LatentDataset
 
     return dataset.classes if isinstance(dataset, LatentDataset) else dataset.index.classes
 

@@ -103,8 +103,8 @@ def bench_data(words: list[str]) -> None:
     if not options.seconds > 0:
         raise ValueError(f"--seconds {options.seconds}: expected more than 0")
     existing_folder(options.latents)
-    from magi.bench.data import clips_per_second
-    from magi.data.latents import read_header
+    from magi.bench.latents import clips_per_second
+    from magi.latents.dataset import read_header
 
     header = read_header(options.latents)
     config = checked(

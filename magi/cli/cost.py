@@ -81,7 +81,7 @@ def _measured(options: CostOptions, made: "Plan", config: Config, latent: Latent
     import torch
 
     from magi.training.measured_step import measure_step
-    from magi.training.parallel import chosen_device
+    from magi.training.parallelize import chosen_device
     from magi.training.plan import GIB
 
     step = measure_step(config, latent, made.micro_batch, chosen_device("auto"))
@@ -226,7 +226,7 @@ def document(names: list[str], gpus: int, utilisation: float, measured: list[dic
         f"each, at a stated utilisation of {utilisation:.0%} of the dense bfloat16 peak, {USABLE_MEMORY:.0%} of the "
         "memory usable, exchange between",
         "GPUs not counted. Operations are checked against PyTorch's counter and activations against what autograd",
-        "keeps (tests/test_model_cost.py), and both against real steps (below, where they were measured).",
+        "keeps (tests/model/test_flops.py), and both against real steps (below, where they were measured).",
         "The micro-batch is the largest that fits; a GPU that holds no clip otherwise gets activation",
         "checkpointing, then FSDP.",
         "",

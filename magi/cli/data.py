@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from magi.cli.options import Device, check_device, checked, existing_folder, parse
-from magi.cli.progress import progress
 from magi.config import DataConfig, VaeConfig
+from magi.progress import progress
 
 if TYPE_CHECKING:
     import torch
 
-    from magi.data.index import VideoIndex
+    from magi.data.index.index import VideoIndex
 
 SHOWN = 10  # skipped files named on the screen; the report names all
 
@@ -47,7 +47,7 @@ def data_digits(words: list[str]) -> None:
     options = parse(DigitsOptions, "data digits", words)
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: expected 0 or more")
-    from magi.data.digits import write_digits
+    from magi.data.moving_digits import write_digits
 
     with progress("writing videos", "videos") as report:
         written = write_digits(
@@ -89,8 +89,8 @@ def data_index(words: list[str]) -> None:
     if options.processes < 0:
         raise ValueError(f"--processes {options.processes}: expected 0 (one a core) or more")
     _existing_source(options.data)
-    from magi.data.index import index_share
-    from magi.data.listing import Source
+    from magi.data.index.index import index_share
+    from magi.data.index.sources import Source
 
     source = Source.of(options.data, options.annotations, options.split)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -185,10 +185,10 @@ def encode(words: list[str]) -> None:
     data = checked(
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
-    from magi.data.encode import Encoder, EncodeSettings, write_latents
-    from magi.training.parallel import chosen_device
+    from magi.latents.encode import Encoder, EncodeSettings, write_latents
+    from magi.training.parallelize import chosen_device
+    from magi.vae.adapters import load_vae
     from magi.vae.contract import latent_shape
-    from magi.vae.load import load_vae
 
     vae = load_vae(_vae_config(options)).to(chosen_device(options.device))
     latent = latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
@@ -216,8 +216,8 @@ def encode(words: list[str]) -> None:
 
 def _opened_index(data: DataConfig, worker: tuple[int, int]) -> "VideoIndex":
     """The index of the videos; several workers must not all make it."""
-    from magi.data.index import open_index
-    from magi.data.listing import Source
+    from magi.data.index.index import open_index
+    from magi.data.index.sources import Source
 
     source = Source.of(Path(data.root), data.annotations, data.split)
     if worker[1] > 1 and not source.index_path.is_file():
@@ -235,7 +235,7 @@ def parse_worker(text: str) -> tuple[int, int]:
 
 
 def _vae_config(options: EncodeOptions) -> VaeConfig:
-    from magi.vae.load import named_vae
+    from magi.vae.adapters import named_vae
 
     named = named_vae(options.vae)
     given = {"normalization": options.normalization, "frames_per_batch": options.frames_per_batch}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 import tyro
 
 from magi.cli.options import Speed, existing_folder, parse
-from magi.cli.progress import Report, progress
+from magi.progress import Report, progress
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def evaluate_digits(words: list[str]) -> None:
     options = parse(EvaluateDigitsOptions, "evaluate digits", words)
     sources = model_sources(options.models)
     existing_folder(options.videos)
-    from magi.evaluation import digits
-    from magi.evaluation.report import write_results_table
+    from magi.evaluation.moving_digits import protocol as digits
+    from magi.evaluation.moving_digits.report import write_results_table
     from magi.sampling.pipeline import MagiPipeline
 
     models: dict[str, MagiPipeline] = {}
@@ -89,7 +89,7 @@ def _at_speed(name: str, speed: str) -> str:
 
 def _keep_speeds(results: dict[str, Any], name: str, source: str, speeds: Sequence[str]) -> None:
     """Write speeds.json into the folder of a model: the mean of every oracle over every range, at each speed."""
-    from magi.data.write import published
+    from magi.data.video_writer import published
     from magi.sampling.pretrained import SPEEDS_FILE, find_model
 
     kept = {}

@@ -13,10 +13,10 @@ from magi.cli.options import Device, check_device, checked, existing_folder, par
 from magi.config import DataConfig
 
 if TYPE_CHECKING:
-    from magi.evaluation.features import FeatureNetwork
-    from magi.evaluation.measuring import Instruments
-    from magi.evaluation.protocols import EvaluationProtocol
-    from magi.evaluation.scoring import Evaluation
+    from magi.evaluation.networks.features import FeatureNetwork
+    from magi.evaluation.protocol.features import Instruments
+    from magi.evaluation.protocol.protocols import EvaluationProtocol
+    from magi.evaluation.protocol.score import Evaluation
     from magi.sampling.pipeline import MagiPipeline
 
 
@@ -112,7 +112,7 @@ class ListOptions:
 def evaluate_protocol(words: list[str]) -> None:
     """Score one model by a named protocol."""
     options = parse(ProtocolOptions, "evaluate", words)
-    from magi.evaluation.protocols import overridden, protocol
+    from magi.evaluation.protocol.protocols import overridden, protocol
 
     name, equals, source = options.model.partition("=")
     sources = {name: source} if equals else {"model": options.model}
@@ -137,7 +137,7 @@ def evaluate_digits3d(words: list[str]) -> None:
     """Score models on built-in videos."""
     options = parse(Digits3dOptions, "evaluate digits3d", words)
     sources = model_sources(options.models)
-    from magi.evaluation.protocols import overridden, protocol
+    from magi.evaluation.protocol.protocols import overridden, protocol
 
     changed, overrides = overridden(protocol(options.variant), count=options.count)
     if options.singular:
@@ -150,7 +150,7 @@ def evaluate_digits3d(words: list[str]) -> None:
     instruments = _instruments(changed, False, options.device)
     _evaluate(changed, overrides, sources, data, None, instruments, worker, options, options.device)
     if options.readme is not None and (options.out / "result.json").is_file():
-        from magi.evaluation.protocol_report import write_score_table
+        from magi.evaluation.report import write_score_table
 
         print(write_score_table(options.out / "result.json", options.readme))
 
@@ -160,7 +160,7 @@ def compare(words: list[str]) -> None:
     options = parse(CompareOptions, "evaluate compare", words)
     if len(options.results) < 2:
         raise ValueError("give at least two results to compare, as in: magi evaluate compare build/a build/b")
-    from magi.evaluation.card import rank, read_result
+    from magi.evaluation.protocol.card import rank, read_result
 
     ranking = rank({str(path): read_result(path) for path in options.results}, options.ignore)
     if ranking.ignored:
@@ -175,7 +175,7 @@ def list_protocols(words: list[str]) -> None:
     """Print the names of the protocols, or the fields of one."""
     options = parse(ListOptions, "evaluate protocols", words)
     from magi.config import dump_config
-    from magi.evaluation.protocols import PROTOCOLS, protocol
+    from magi.evaluation.protocol.protocols import PROTOCOLS, protocol
 
     if options.name:
         print(dump_config(protocol(options.name)), end="")
@@ -187,12 +187,12 @@ def list_protocols(words: list[str]) -> None:
 
 def _instruments(protocol: "EvaluationProtocol", artificial: bool, device: Device) -> "Instruments":
     """The feature network of a protocol, and beside it what weights were imported for."""
-    from magi.evaluation.digits3d import Digits3d
-    from magi.evaluation.i3d import BN_EPS
-    from magi.evaluation.measuring import Instruments
-    from magi.evaluation.network_features import artificial_i3d, load_i3d, load_inception, load_lpips
-    from magi.evaluation.network_weights import has_weights
-    from magi.training.parallel import chosen_device
+    from magi.evaluation.moving_digits.digits3d import Digits3d
+    from magi.evaluation.networks.i3d import BN_EPS
+    from magi.evaluation.networks.load import artificial_i3d, load_i3d, load_inception, load_lpips
+    from magi.evaluation.networks.published_files import has_weights
+    from magi.evaluation.protocol.features import Instruments
+    from magi.training.parallelize import chosen_device
 
     on = chosen_device(device)
     if protocol.network == "digits3d":
@@ -222,12 +222,12 @@ def _evaluate(
     device: Device,
 ) -> None:
     """Open the data, generate, and where all samples are there, score and print."""
-    from magi.data.index import open_index
-    from magi.evaluation.clip_table import build_table, read_table, write_table
-    from magi.evaluation.real_clips import RealClips
-    from magi.evaluation.scoring import TABLE_FILE, Evaluation, check_evaluation, generate, score
+    from magi.data.index.index import open_index
+    from magi.evaluation.protocol.clip_table import build_table, read_table, write_table
+    from magi.evaluation.protocol.real_clips import RealClips
+    from magi.evaluation.protocol.score import TABLE_FILE, Evaluation, check_evaluation, generate, score
     from magi.sampling.pipeline import MagiPipeline
-    from magi.training.parallel import chosen_device
+    from magi.training.parallelize import chosen_device
 
     if options.batch < 1:
         raise ValueError(f"--batch {options.batch}: expected at least 1")
@@ -259,8 +259,8 @@ def _report(evaluation: "Evaluation", models: "Mapping[str, MagiPipeline]", resu
     """Write the pictures and the page, and print the scores."""
     import torch
 
-    from magi.evaluation.protocol_report import SHOWN, drift_rows, frame_rows, score_rows, write_protocol_report
-    from magi.evaluation.real_clips import to_score_size
+    from magi.evaluation.protocol.real_clips import to_score_size
+    from magi.evaluation.report import SHOWN, drift_rows, frame_rows, score_rows, write_protocol_report
 
     count = min(SHOWN, evaluation.protocol.count)
     real = torch.cat(list(evaluation.clips.batches(evaluation.continued[:count], count)))

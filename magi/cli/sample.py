@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from magi.cli.options import Device, Speed, check_device, parse
-from magi.cli.progress import Report, progress
 from magi.errors import DataError
+from magi.progress import Report, progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,7 +141,7 @@ def _check(options: SampleOptions) -> None:
 
 def _load(model: str, device: Device) -> "MagiPipeline":
     from magi.sampling.pipeline import MagiPipeline
-    from magi.training.parallel import chosen_device
+    from magi.training.parallelize import chosen_device
 
     return MagiPipeline.from_pretrained(model, chosen_device(device))
 
@@ -153,8 +153,8 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     usable video, ``ValueError`` for one that is missing or too short.
     """
     from magi.data.clips import clip_span, fit_frames
-    from magi.data.decode import Skip, read_frames
-    from magi.data.jail import probe_safely
+    from magi.data.decoding.frames import Skip, read_frames
+    from magi.data.decoding.sandbox import probe_safely
 
     if not path.is_file():
         raise ValueError(f"{path}: no such video file (--context)")
@@ -207,7 +207,7 @@ def _generate(
 
 
 def _write(options: SampleOptions, videos: "Sequence[np.ndarray]", context: ContextVideo | None) -> None:
-    from magi.data.write import contact_sheet, write_gif, write_mp4, write_png
+    from magi.data.video_writer import contact_sheet, write_gif, write_mp4, write_png
 
     given = 0 if context is None else len(context.video_THWC)
     fps = FPS / options.interval if context is None else context.fps

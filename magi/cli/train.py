@@ -20,16 +20,16 @@ from magi.cli.assemble import (
     planned_latent,
 )
 from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
-from magi.cli.progress import progress
-from magi.cli.sheets import sheet_writer
+from magi.cli.training_samples import sheet_writer
 from magi.config import Config, DataConfig, VaeTrainingConfig, dump_config
 from magi.errors import CheckpointError, DataError
 from magi.presets import resized
+from magi.progress import progress
 
 if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
-    from magi.data.latents import LatentDataset
-    from magi.training.parallel import Process
+    from magi.latents.dataset import LatentDataset
+    from magi.training.parallelize import Process
     from magi.vae.contract import VideoAutoencoder
 
 
@@ -64,8 +64,8 @@ def train(words: list[str]) -> None:
     if options.run is None:
         raise ValueError("--run is missing: name the directory of the run, as in --run build/run")
     check_device(options.device)
-    from magi.training.parallel import joined
-    from magi.training.trainer import train as train_run
+    from magi.training.loop import train as train_run
+    from magi.training.parallelize import joined
 
     with joined(options.device) as process:
         vae, latent = autoencoder(config)
@@ -159,7 +159,7 @@ def train_vae(words: list[str]) -> None:
     config = checked(options.config)
     existing_folder(options.data)
     check_device(options.device)
-    from magi.data.index import open_index
+    from magi.data.index.index import open_index
     from magi.training.vae_trainer import train_vae as train_autoencoder
 
     data = DataConfig(root=str(options.data), max_bad_fraction=config.max_bad_fraction)

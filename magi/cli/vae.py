@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from magi.cli.options import Device, check_device, checked, existing_folder, parse
-from magi.cli.progress import progress
 from magi.config import DataConfig
+from magi.progress import progress
 
 if TYPE_CHECKING:
-    from magi.evaluation.reconstruction import Reconstruction
+    from magi.evaluation.vae_reconstruction import Reconstruction
     from magi.vae.causality import Leak
     from magi.vae.contract import VideoAutoencoder
     from magi.vae.measured import NormalizationPlace
@@ -93,12 +93,12 @@ def check(words: list[str]) -> None:
     import torch
 
     from magi.data.clips import ClipDataset
-    from magi.data.index import open_index
-    from magi.evaluation.reconstruction import measure_reconstruction, stream_difference
-    from magi.training.parallel import chosen_device
+    from magi.data.index.index import open_index
+    from magi.evaluation.vae_reconstruction import measure_reconstruction, stream_difference
+    from magi.training.parallelize import chosen_device
+    from magi.vae.adapters import load_vae, named_vae
     from magi.vae.causality import measure_leak
     from magi.vae.contract import latent_shape
-    from magi.vae.load import load_vae, named_vae
     from magi.vae.measured import normalization_place
 
     config = named_vae(options.vae).model_copy(update={"frames_per_batch": options.frames_per_batch})
@@ -213,7 +213,7 @@ def import_weights(words: list[str]) -> None:
     options = parse(ImportOptions, "vae import", words)
     if not options.checkpoint.is_file():
         raise ValueError(f"{options.checkpoint}: no such file; expected a released checkpoint")
-    from magi.vae.torchscript import is_torchscript
+    from magi.untrusted.torchscript import is_torchscript
 
     name = "cosmos" if is_torchscript(options.checkpoint) else "omni"
     for line in _import_cosmos(options) if name == "cosmos" else _import_omni(options):
@@ -223,7 +223,7 @@ def import_weights(words: list[str]) -> None:
 
 def _import_cosmos(options: ImportOptions) -> Iterator[str]:
     from magi.errors import CheckpointError
-    from magi.vae.cosmos_import import import_cosmos
+    from magi.vae.diffusers.cosmos_import import import_cosmos
     from magi.weights import sha256
 
     source = sha256(options.checkpoint)
@@ -239,7 +239,7 @@ def _import_cosmos(options: ImportOptions) -> Iterator[str]:
 
 
 def _import_omni(options: ImportOptions) -> Iterator[str]:
-    from magi.vae.omni_import import import_released
+    from magi.vae.omnitokenizer.import_weights import import_released
 
     made = import_released(options.checkpoint, options.out, options.sha256)
     yield f"{made.folder}: {made.id}, {made.parameters:,} parameters in {made.tensors} tensors"

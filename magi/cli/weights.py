@@ -10,7 +10,7 @@ from magi.cli.options import Device, check_device, parse
 from magi.errors import NumericsError
 
 if TYPE_CHECKING:
-    from magi.evaluation.selftest import Check
+    from magi.evaluation.networks.selftest import Check
 
 Kind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", "lpips-alex", "lpips-vgg"]
 
@@ -53,8 +53,8 @@ class SelftestOptions:
 def import_weights(words: list[str]) -> None:
     """Import one weight file and say what it is and where it went."""
     options = parse(ImportWeightsOptions, "evaluate import-weights", words)
-    from magi.evaluation import network_import
-    from magi.evaluation.network_weights import check_kind
+    from magi.evaluation.networks import import_weights as network_import
+    from magi.evaluation.networks.published_files import check_kind
 
     imported = network_import.import_weights(check_kind(options.kind), options.file, options.allow_unknown)
     known = "published file" if imported.source.known else "UNKNOWN file, allowed"
@@ -69,8 +69,8 @@ def selftest(words: list[str]) -> None:
     check_device(options.device)
     import torch
 
-    from magi.evaluation.selftest import artificial_checks, summary
-    from magi.evaluation.selftest_published import published_checks
+    from magi.evaluation.networks.selftest import artificial_checks, summary
+    from magi.evaluation.networks.selftest_published import published_checks
 
     device = options.device
     if device == "auto":

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from magi.config import DataConfig
-from magi.data.decode import stream_frames
-from magi.data.draws import EPOCH_KEY, INTERVAL_KEY, START_KEY, integer, permutation
-from magi.data.index import VideoIndex
-from magi.data.listing import ListedFile
-from magi.data.records import VideoRecord
+from magi.data.decoding.frames import stream_frames
+from magi.data.index.index import VideoIndex
+from magi.data.index.records import VideoRecord
+from magi.data.index.sources import ListedFile
 from magi.errors import DataError
+from magi.seeding import EPOCH_KEY, INTERVAL_KEY, START_KEY, integer, permutation
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ def replaced(path: Path, name: str, text: str) -> str:
 
 def write_between_markers(path: Path, name: str, text: str) -> None:
     """Write ``replaced`` over the page, whole or not at all; its errors."""
-    from magi.data.write import published
+    from magi.data.video_writer import published
 
     page = replaced(path, name, text)
     with published(path) as beside:

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magi.data.write import CONTEXT_COLOUR, contact_sheet
-from magi.evaluation.oracles import RealClip
+from magi.data.video_writer import CONTEXT_COLOUR, contact_sheet
+from magi.evaluation.moving_digits.ground_truth import RealClip
 from magi.training.log import read_metrics
 
 _LABELS = {

@@ -214,7 +214,7 @@ class FramePass:
         stored_RT2hd = cache.stored[block]
         qkv_R3hd = self.temporal[block].qkv(normed_BPD.flatten(0, 1)).view(-1, 3, *stored_RT2hd.shape[-2:])
         if self.kernels:
-            from magi.model.cache_kernels import read_cache
+            from magi.model.kernels.cache_attention import read_cache
 
             mixed = read_cache(qkv_R3hd, stored_RT2hd, cache.length_1, rows_M)
         else:
@@ -231,7 +231,7 @@ class FramePass:
     def _add_norm(self, x: Tensor, change: Tensor, weights: Norm) -> tuple[Tensor, Tensor]:
         if not self.kernels:
             return add_norm(x, change, weights)
-        from magi.model import norm_kernels
+        from magi.model.kernels import add_norm as norm_kernels
 
         return norm_kernels.add_norm(x, change, weights, EPSILON)
 

@@ -51,7 +51,7 @@ def has_kernels() -> bool:
     """Whether Triton is there; if so its operators are known to PyTorch afterwards."""
     if importlib.util.find_spec("triton") is None:
         return False
-    import magi.model.temporal_kernels  # noqa: F401
+    import magi.model.kernels.temporal_attention  # noqa: F401
 
     return True
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magi.model.diffusion import ReverseTable
 from magi.model.diffusion_head import DiffusionHead, FoldedHead
-from magi.sampling.graphs import Replayed
+from magi.sampling.cuda_graphs import Replayed
 
 MODULATION_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 """Modulations of the head are computed for as many denoising steps at once as fit in this."""

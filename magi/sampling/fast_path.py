@@ -16,7 +16,7 @@ from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
-from magi.sampling.past import Past
+from magi.sampling.history import Past
 
 
 @dataclass(frozen=True)

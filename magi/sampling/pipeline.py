@@ -18,10 +18,10 @@ from magi.config import Config
 from magi.errors import NumericsError
 from magi.model.magi import Magi
 from magi.presets import at_speed
+from magi.sampling.generate import generate
 from magi.sampling.kept import Kept
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
 from magi.sampling.request import Labels, batch_of, context_batch, make_conditions, sampling_settings
-from magi.sampling.sampler import generate
 from magi.vae.contract import VideoAutoencoder
 
 

@@ -18,8 +18,8 @@ from magi.config import Config, VaeConfig, dump_config, load_config
 from magi.errors import CheckpointError
 from magi.model.magi import Magi
 from magi.sampling.model_card import model_card
+from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
-from magi.vae.load import load_vae
 from magi.weights import CHECKPOINTS, MODEL_FILE, load_ema, load_weights, read_tensors
 
 DEMO = "demo"

@@ -16,12 +16,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from magi.config import Config
 from magi.data.clips import Clip, ClipDataset
-from magi.data.latents import LatentClip, LatentDataset
 from magi.errors import DataError
+from magi.latents.dataset import LatentClip, LatentDataset
+from magi.training.batch_sampler import StepOrder
 from magi.training.clip_batch import Batch as Batch
 from magi.training.clip_batch import stack_draws
-from magi.training.draws import ClipDraws, DrawShape, draw_clip
-from magi.training.order import StepOrder
+from magi.training.corruption import ClipDraws, DrawShape, draw_clip
 
 
 class Clips(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 from magi.config import Config
 from magi.model.conditioning import Conditions
 from magi.model.noise_injection import noise_level
-from magi.training.draws import ClipDraws
+from magi.training.corruption import ClipDraws
 
 
 @dataclass(frozen=True)

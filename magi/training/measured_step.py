@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from magi.config import Config, LatentShape
-from magi.data.latents import LatentClip
+from magi.latents.dataset import LatentClip
 from magi.model.magi import Magi
-from magi.training.parallel import Process
+from magi.training.parallelize import Process
 from magi.training.plan import changed
-from magi.training.step import Trainer
+from magi.training.trainer import Trainer
 
 WARM_UP = 2
 

@@ -1,6 +1,6 @@
 """What a run will cost on given GPUs: memory by kind, steps a day, GPU-days, disk; and whether it fits at all.
 
-Operations and activations come from ``magi.model.cost``, the rest is counted here. Assumed, and told with every plan:
+Operations and activations come from ``magi.model.flops``, the rest is counted here. Assumed, and told with every plan:
 the share of a GPU's peak that training reaches, and the share of its memory that tensors can have. Exchange between
 processes is not in the time. It knows configs, sizes and data sheets; no tensors, files or running processes.
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 
 from magi.config import Config, LatentShape, ModelConfig, TrainingConfig
-from magi.model.cost import (
+from magi.model.flops import (
     ClipFlops,
     block_activation_bytes,
     clip_activation_bytes,

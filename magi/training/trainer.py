@@ -1,203 +1,188 @@
-"""Trains a MAGI in a run folder: the loop of steps, saving, and exact resuming (paper section 4).
+"""The state of a run in one process, and one optimizer step of it (paper section 4).
 
-The same call again continues a run; the losses that follow are equal to the bit to those of a run that was never
-stopped (same machine, same numbers of processes and threads). It knows no command line and no sampling: contact
-sheets are drawn by a callback.
+Everything put together: batch, loss, gradients, the guard against non-finite numbers, AdamW, EMA. It knows no files,
+no loop and no log.
 """
 
-import json
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 
-from magi.config import Config, dump_config
-from magi.errors import CheckpointError, NumericsError, StoppedCleanly
+import torch
+from torch import Tensor, nn
+
+from magi.config import Config
+from magi.errors import CheckpointError
 from magi.model.magi import Magi
-from magi.training.batch import Clips
-from magi.training.checkpoint import (
-    clear_unfinished,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    set_damaged_aside,
-)
-from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
-from magi.training.optimizer import learning_rate
-from magi.training.parallel import Process, joined
-from magi.training.run_folder import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    STOP_FILE,
-    STOPPED_FILE,
-    VAE_FOLDER,
-    StopRequest,
-    locked,
-    write_file,
-)
-from magi.training.step import StepResult, Trainer
+from magi.seeding import posterior_noise
+from magi.training.batch import Batch, Clips, data_identity, load_batches
+from magi.training.batch_sampler import StepOrder, step_samples
+from magi.training.checkpoint import Checkpoint, check_same_run
+from magi.training.corruption import DrawShape, masked_tokens, seed_of
+from magi.training.ema import Ema
+from magi.training.loss import MagiLoss
+from magi.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors, set_learning_rate
+from magi.training.parallelize import Process, gathered, gradients_stay_local, prepare, spread, whole
 from magi.vae.contract import VideoAutoencoder
-
-OnSample = Callable[[int, Magi], None]
-SKIPS_ALLOWED = 10
-_REFUSED = -1.0
+from magi.weights import load_weights
 
 
-def train(
-    config: Config,
-    dataset: Clips,
-    vae: VideoAutoencoder | None,
-    model: Magi,
-    run: Path,
-    on_sample: OnSample | None = None,
-    *,
-    classes: Sequence[str] = (),
-    device: str = "auto",
-    tensorboard: bool = False,
-) -> None:
-    """Train ``model`` on ``dataset`` in the folder ``run``, or continue the run that is there.
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step came to, over all processes; ``skipped`` if it was non-finite and changed nothing."""
 
-    ``dataset[g]`` is a ``Clip`` (encoded on the fly) or a ``LatentClip``. ``on_sample(step, ema_model)`` is called in
-    the first process every ``training.sample_every`` steps and at the end. Raises ``StoppedCleanly`` after SIGINT,
-    SIGTERM or a file ``stop`` in the folder (state saved, and a file ``stopped`` says so), ``NumericsError`` after 10
-    non-finite steps in a row, ``CheckpointError`` if the run in the folder cannot be continued, ``ValueError`` if it is
-    in use.
-    """
-    with joined(device) as process:
-        if not process.is_first:
-            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
-            return
-        with locked(run):
-            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
+    mse: float
+    vlb: float
+    gradient_norm: float
+    skipped: bool
+    stop: bool
+
+    @property
+    def loss(self) -> float:
+        """What was minimised."""
+        return self.mse + self.vlb
 
 
-def _train(
-    config: Config,
-    dataset: Clips,
-    vae: VideoAutoencoder | None,
-    model: Magi,
-    run: Path,
-    on_sample: OnSample | None,
-    process: Process,
-    classes: Sequence[str],
-    tensorboard: bool,
-) -> None:
-    trainer = Trainer(config, dataset, vae, model, process)
-    _continue(trainer, run)
-    if process.is_first:
-        _write_run(config, vae, classes, run, trainer.step)
-    log = TrainingLog(run, trainer.step, config.training.steps, speaks=process.is_first, tensorboard=tensorboard)
-    if trainer.step:
-        log.say(f"continuing {run} after step {trainer.step}")
-    if trainer.step >= config.training.steps:
-        log.say(f"{run}: all {config.training.steps} steps are done; raise training.steps to train on")
-        return
-    with StopRequest(run) as stop, closing(trainer):
-        trainer.start()
-        with log:
-            _loop(trainer, run, log, stop, on_sample)
-    process.barrier()
+class Trainer:
+    """The state of a run in one process, and one step of it."""
 
+    def __init__(
+        self, config: Config, clips: Clips, vae: VideoAutoencoder | None, model: Magi, process: Process
+    ) -> None:
+        self.config, self.clips, self.process = config, clips, process
+        self.model = model.to(process.device)
+        self.vae = vae.to(process.device) if vae is not None else None
+        self.shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
+        # Sharding replaces the parameters, so what holds on to them comes after.
+        self.wrapped = prepare(self.model, config.training, process)
+        self.ema = Ema(self.model, config.training.ema_decay)
+        self.optimizer = make_optimizer(self.model, config.training)
+        self.loss = MagiLoss(config.model, process.device)
+        self.step = 0
+        self.skips_in_a_row = 0
+        self._batches: Generator[Batch, None, None] | None = None
 
-def _continue(trainer: Trainer, run: Path) -> None:
-    """Restore the newest intact checkpoint in every process, if there is one; all refuse where the first refuses."""
-    process, found, refusal = trainer.process, 0.0, None
-    if process.is_first:
-        for name in (STOP_FILE, STOPPED_FILE):  # of an earlier stop, before any process looks for them
-            (run / name).unlink(missing_ok=True)
-        try:
-            clear_unfinished(run)
-            found = float(find_checkpoint(run))
-        except CheckpointError as error:
-            found, refusal = _REFUSED, error
-    (found,) = process.sum(found)
-    if refusal is not None:
-        raise refusal
-    if found == _REFUSED:
-        raise CheckpointError(f"{run}: the first process refused the checkpoint")
-    if found:
-        checkpoint = load_checkpoint(run, int(found))
-        trainer.restore(checkpoint, run)
-    if process.is_first:
-        set_damaged_aside(run, int(found))
-        drop_metrics_after(run, int(found))
+    # Continuing
 
+    def checkpoint(self) -> Checkpoint:
+        """All that the run continues from, in the first process; every process must call it."""
+        ema, optimizer = self.ema.state(self.model), optimizer_tensors(self.optimizer, self.model)
+        model, ema, optimizer = (gathered(part, self.process) for part in (self.model.state_dict(), ema, optimizer))
+        return Checkpoint(model, ema, optimizer, self.checkpoint_state())
 
-def _write_run(config: Config, vae: VideoAutoencoder | None, classes: Sequence[str], run: Path, step: int) -> None:
-    """Make the folder self-contained: the config, the names of the classes, the autoencoder."""
-    write_file(run / CONFIG_FILE, dump_config(config))
-    if step == 0:
-        write_file(run / CLASSES_FILE, json.dumps(list(classes), ensure_ascii=False) + "\n")
-        if vae is not None:
-            vae.save(run / VAE_FOLDER)
+    def checkpoint_state(self) -> dict[str, object]:
+        """The part of a checkpoint that is no tensor."""
+        return {
+            "step": self.step,
+            "skips_in_a_row": self.skips_in_a_row,
+            "config": self.config.model_dump(mode="json"),
+            "vae": self.vae.id if self.vae is not None else None,
+            "data": data_identity(self.clips),
+            "torch": torch.__version__,
+        }
 
+    def restore(self, checkpoint: Checkpoint, source: Path) -> None:
+        """Continue from a checkpoint; ``CheckpointError`` if it belongs to another run or architecture."""
+        check_same_run(checkpoint.state["config"], self.config, source)
+        now = self.checkpoint_state()
+        for key, name in (("vae", "the autoencoder"), ("data", "the data")):
+            before = checkpoint.state.get(key, now[key])
+            if before != now[key]:
+                raise CheckpointError(
+                    f"{source}: the run was started with {name} {before}, now {now[key]}; give a new --run, or that one"
+                )
+        load_weights(self.model, checkpoint.model, source)
+        load_optimizer(self.optimizer, self.model, spread(checkpoint.optimizer, self.model))
+        self.ema.load(spread(checkpoint.ema, self.model))
+        self.step, self.skips_in_a_row = checkpoint.step, int(checkpoint.state["skips_in_a_row"])
 
-def _loop(trainer: Trainer, run: Path, log: TrainingLog, stop: StopRequest, on_sample: OnSample | None) -> None:
-    training, began, earlier = trainer.config.training, time.monotonic(), _seconds_so_far(run)
-    while trainer.step < training.steps:
-        result = trainer.take_step(lambda: stop.asked)
-        step, last = trainer.step, trainer.step == training.steps
-        seconds = earlier + time.monotonic() - began
-        log.advance(step)
-        if result.skipped:
-            _report_skip(trainer, log)
-        elif step % training.log_every == 0 or last:
-            log.write(_metrics(trainer, result, log.rate(step), seconds))
-        if last or result.stop or step % training.checkpoint_every == 0:
-            _save(trainer, run, log, required=last or result.stop)
-        if result.stop and not last:
-            if trainer.process.is_first:
-                write_file(run / STOPPED_FILE, f"{step}\n")
-            trainer.process.barrier()  # no process may leave while the first still saves: its launcher would end it
-            raise StoppedCleanly(f"{run}: stopped after step {step}, state saved; the same command continues")
-        if on_sample is not None and (last or (training.sample_every and step % training.sample_every == 0)):
-            averaged = trainer.ema_model()
-            if averaged is not None:
-                on_sample(step, averaged)
-
-
-def _metrics(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> dict[str, float]:
-    return {
-        "step": trainer.step,
-        "loss": result.loss,
-        "mse": result.mse,
-        "vlb": result.vlb,
-        "gradient_norm": result.gradient_norm,
-        "learning_rate": learning_rate(trainer.config.training, trainer.step),
-        "clips": trainer.step * trainer.config.training.batch,
-        "clips_per_second": round(rate * trainer.config.training.batch, 3),
-        "seconds": round(seconds, 1),
-    }
-
-
-def _seconds_so_far(run: Path) -> float:
-    return max((float(line.get("seconds", 0)) for line in read_metrics(run)), default=0.0)
-
-
-def _report_skip(trainer: Trainer, log: TrainingLog) -> None:
-    """Name the clips of a non-finite step; ``NumericsError`` after ten in a row."""
-    first = (trainer.step - 1) * trainer.config.training.batch
-    samples = list(range(first, first + trainer.config.training.batch))
-    log.write({"step": trainer.step, "skipped": True, "samples": samples})
-    log.say(
-        f"step {trainer.step}: non-finite loss or gradient; skipped, nothing changed; samples {first}..{samples[-1]}"
-    )
-    if trainer.skips_in_a_row >= SKIPS_ALLOWED:
-        raise NumericsError(
-            f"{SKIPS_ALLOWED} steps in a row had a non-finite loss or gradient, the last was step {trainer.step} "
-            f"(samples {first}..{samples[-1]}); look at these clips, or lower training.learning_rate"
+    def start(self) -> None:
+        """Open the data at the current step."""
+        training, process = self.config.training, self.process
+        self.order = StepOrder(
+            self.step, training.steps, training.batch, training.micro_batch, process.rank, process.world
         )
+        self._batches = load_batches(self.clips, self.config, self.shape, self.order, pin=process.device.type == "cuda")
 
+    def close(self) -> None:
+        """End the loader's workers, which ignore the signals that ask a run to stop."""
+        if self._batches is not None:
+            self._batches.close()
 
-def _save(trainer: Trainer, run: Path, log: TrainingLog, required: bool) -> None:
-    """Save in the first process; a full disk ends the run only where there is no later chance (``required``)."""
-    checkpoint = trainer.checkpoint()
-    if not trainer.process.is_first:
-        return
-    try:
-        save_checkpoint(run, checkpoint, trainer.config.training.keep_checkpoints)
-        log.draw(at_once=required)
-    except OSError as error:
-        if required:
-            raise CheckpointError(f"{error}; free some space and give the same command again") from error
-        log.say(f"{error}; training goes on and tries again")
+    def ema_model(self) -> Magi | None:
+        """A model of its own with the averaged weights, in evaluation mode, in the first process (None elsewhere).
+
+        Every process must call it.
+        """
+        averages = gathered(self.ema.state(self.model), self.process)
+        if not self.process.is_first:
+            return None
+        # The weights are overwritten; a generator of its own leaves the global state alone.
+        averaged = Magi(self.model.config, self.model.latent, torch.Generator()).to(self.process.device)
+        averaged.load_state_dict(averages)
+        return averaged.eval().requires_grad_(False)
+
+    # One step
+
+    def take_step(self, stop_asked: Callable[[], bool] = lambda: False) -> StepResult:
+        """One optimizer step over all processes; a non-finite one changes nothing, and ten in a row end the run."""
+        self.model.train()
+        training, number = self.config.training, self.step + 1
+        parts = self._backward()
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True))
+        mse, vlb, gradient_norm = torch.stack([*parts, norm.float()]).tolist()
+        bad = not torch.tensor([mse, vlb, gradient_norm]).isfinite().all()
+        # One exchange a step: all processes skip or none, and all stop after the same step.
+        mse, vlb, bad_count, stop_count = self.process.sum(mse, vlb, float(bad), float(stop_asked()))
+        if not bad_count:
+            set_learning_rate(self.optimizer, learning_rate(training, number))
+            self.optimizer.step()
+            self.ema.update(self.model, number)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step = number
+        self.skips_in_a_row = self.skips_in_a_row + 1 if bad_count else 0
+        return StepResult(mse, vlb, gradient_norm, skipped=bad_count > 0, stop=stop_count > 0)
+
+    def _backward(self) -> Tensor:
+        """Gradients of the step's loss over all micro-batches and processes; returns (mse, vlb) of this one's share."""
+        assert self._batches is not None, "start() comes first"
+        training, process = self.config.training, self.process
+        total = masked_tokens(training, self.shape, step_samples(self.step, training.batch))
+        micro_batches = self.order.of_step(self.step)
+        parts = torch.zeros(2, device=process.device)
+        for index in range(len(micro_batches)):
+            batch = next(self._batches).to(process.device)
+            tokens_BTNC = self.model.patchify(self._latents(batch))
+            torch.manual_seed(seed_of("dropout", training.seed, self.step, process.rank, index))
+            with gradients_stay_local(self.wrapped, local=index + 1 < len(micro_batches)):
+                loss = self.loss(self.wrapped, tokens_BTNC, batch, total)
+                # The wrapper averages gradients over processes; the loss is a share of the whole step's mean.
+                ((loss.mse + loss.vlb) * process.world).backward()
+            parts += torch.stack([loss.mse.detach(), loss.vlb.detach()])
+        return parts
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.latents_BTCHW is not None:
+            latents_BTCHW = batch.latents_BTCHW
+        else:
+            assert batch.video_BTHWC is not None
+            if self.vae is None:
+                raise ValueError("the data are videos, so training needs an autoencoder; set vae.name")
+            latents_BTCHW = self._encoded(self.vae, batch)
+        expected = self.model.latent
+        if latents_BTCHW.shape[1:] != (expected.frames, expected.channels, expected.height, expected.width):
+            raise ValueError(
+                f"latents of a clip are {tuple(latents_BTCHW.shape[1:])} (T, C, H, W), "
+                f"the model was built for {expected}; check data.frames, data.height, data.width and vae"
+            )
+        return latents_BTCHW
+
+    def _encoded(self, vae: VideoAutoencoder, batch: Batch) -> Tensor:
+        """Latents of raw videos; drawn from the posterior as the same samples of latents on disk would be."""
+        assert batch.video_BTHWC is not None
+        if not self.config.data.sample_posterior:
+            return vae.encode(batch.video_BTHWC)
+        posterior, seed = vae.posterior(batch.video_BTHWC), self.config.training.seed
+        shape = tuple(posterior.mean_BTCHW.shape[1:])
+        noise_BTCHW = torch.stack([posterior_noise(shape, seed, sample) for sample in batch.samples])
+        return posterior.mean_BTCHW + posterior.std_BTCHW * noise_BTCHW.to(posterior.mean_BTCHW.device)

@@ -16,7 +16,7 @@ import numpy as np
 
 from magi.config import DataConfig, VaeTrainingConfig
 from magi.data.clips import ClipDataset, read_clip
-from magi.data.index import VideoIndex
+from magi.data.index.index import VideoIndex
 from magi.training.log import readable_time
 
 Log = Callable[[str], None]

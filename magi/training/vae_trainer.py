@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from magi.config import VaeTrainingConfig, explain
-from magi.data.index import VideoIndex
-from magi.data.write import contact_sheet, write_png
+from magi.data.index.index import VideoIndex
+from magi.data.video_writer import contact_sheet, write_png
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
 from magi.training.checkpoint import (
     Checkpoint,
@@ -35,12 +35,12 @@ from magi.training.checkpoint import (
 from magi.training.ema import Ema
 from magi.training.log import drop_metrics_after, readable_time
 from magi.training.optimizer import load_optimizer, optimizer_tensors, set_learning_rate
-from magi.training.parallel import chosen_device
+from magi.training.parallelize import chosen_device
 from magi.training.run_folder import METRICS_FILE, StopRequest, locked
 from magi.training.vae_frames import Log, evenly, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
+from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
 from magi.vae.own_folder import CONFIG_FILE
-from magi.vae.small import SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
 from magi.weights import load_weights
 
 SKIPS_ALLOWED = 10

@@ -1,6 +1,6 @@
 """Where the normalisation of a pretrained autoencoder goes once it is measured, and putting it there.
 
-Knows the files of the adapters; how the numbers are measured is magi/evaluation/reconstruction.py's.
+Knows the files of the adapters; how the numbers are measured is magi/evaluation/vae_reconstruction.py's.
 """
 
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magi.config import VaeConfig
+from magi.vae.adapters import pretrained_class
 from magi.vae.contract import VideoAutoencoder
-from magi.vae.diffusers_weights import CONFIG_FILE, find_files
-from magi.vae.load import pretrained_class
+from magi.vae.diffusers.weights import CONFIG_FILE, find_files
 from magi.vae.normalization import Normalization, write_normalization
-from magi.vae.pretrained import PretrainedVae, normalization_path
+from magi.vae.normalized import PretrainedVae, normalization_path
 from magi.weights import read_json
 
 
@@ -51,7 +51,7 @@ def put_normalization(
     place: NormalizationPlace, vae: VideoAutoencoder, mean: Sequence[float], std: Sequence[float], source: str
 ) -> str:
     """Write the mean and deviation of each channel of an unmeasured ``vae``; return the id that it has with them."""
-    from magi.vae.omni import OmniVae
+    from magi.vae.omnitokenizer.adapter import OmniVae
 
     if isinstance(vae, OmniVae):
         normalised = vae.renormalised(mean, std)

@@ -7,7 +7,7 @@ the same from its weights. It knows configs alone.
 from dataclasses import dataclass
 
 from magi.config import DataConfig, LatentShape, VaeConfig
-from magi.vae.omni_shape import OmniShape, check_square
+from magi.vae.omnitokenizer.shape import OmniShape, check_square
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,235 @@
+"""I3D, FID's Inception and LPIPS with weights: pixels in, numbers out, under a name that says what was computed.
+
+A network with the published file and the default preprocessing has its plain name (``i3d-kinetics400-logits``); every
+deviation is part of the name: another preprocessing or epsilon, a file of unknown hash, artificial weights. All run in
+full float32, in small batches whose size does not change the result beyond rounding. Knows no statistics.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from magi.evaluation.networks.features import check_clips
+from magi.evaluation.networks.i3d import CLASSES, MINIMUM_FRAMES, PUBLISHED_EPS, I3d
+from magi.evaluation.networks.i3d_preprocessing import I3dPreprocessing, i3d_input
+from magi.evaluation.networks.inception import FEATURES, Inception, InceptionPreprocessing, inception_input
+from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
+from magi.evaluation.networks.precision import full_precision, is_full_precision
+from magi.evaluation.networks.published_files import StoredWeights, WeightKind, stored_weights
+from magi.evaluation.networks.synthetic_weights import fill_artificial
+from magi.weights import load_weights
+
+I3D_NAME, INCEPTION_NAME = "i3d-kinetics400-logits", "inception-2015-12-05-pool3"
+DEFAULT_I3D_PREPROCESSING: I3dPreprocessing = "tats"
+DEFAULT_INCEPTION_PREPROCESSING: InceptionPreprocessing = "torch_fidelity"
+Network = TypeVar("Network", bound=nn.Module)
+_CLIPS_AT_A_TIME, _IMAGES_AT_A_TIME = 4, 32
+
+
+class I3dFeatures:
+    """Kinetics-400 logits of clips (``FeatureNetwork``): the features of the Frechet video distance."""
+
+    dimension = CLASSES
+    minimum_frames = MINIMUM_FRAMES
+
+    def __init__(
+        self, network: I3d, weights: str, preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING, mark: str = ""
+    ) -> None:
+        """Wrap ``network``; ``weights`` is their hash, ``mark`` a word for the name where they are not published."""
+        self.network = network.eval()
+        self.preprocessing: I3dPreprocessing = preprocessing
+        self.hash = weights
+        eps = "" if network.bn_eps == PUBLISHED_EPS else f"eps{network.bn_eps:g}"
+        variant = "" if preprocessing == DEFAULT_I3D_PREPROCESSING else preprocessing
+        self.name = _named(I3D_NAME, mark, variant, eps)
+
+    def to(self, device: torch.device | str) -> "I3dFeatures":
+        """Move the network; clips follow it."""
+        self.network.to(device)
+        return self
+
+    def features(self, video_BTHWC: Tensor) -> Tensor:
+        """Return logits_BC float32 of uint8 clips, on their device; ``ValueError`` below 9 frames."""
+        check_clips(video_BTHWC, self)
+        device = next(self.network.parameters()).device
+        with full_precision():
+            assert is_full_precision()
+            logits = [
+                self.network(i3d_input(clips_BTHWC.to(device), self.preprocessing)).logits_BC
+                for clips_BTHWC in video_BTHWC.split(_CLIPS_AT_A_TIME)
+            ]
+            return torch.cat(logits).to(video_BTHWC.device)
+
+
+class InceptionFeatures:
+    """FID's 2048 features of images (``FeatureNetwork`` for clips of one frame; ``frame_features`` for longer ones)."""
+
+    dimension = FEATURES
+    minimum_frames = 1
+
+    def __init__(
+        self,
+        network: Inception,
+        weights: str,
+        preprocessing: InceptionPreprocessing = DEFAULT_INCEPTION_PREPROCESSING,
+        mark: str = "",
+    ) -> None:
+        """Wrap ``network``; ``weights`` is their hash, ``mark`` a word for the name where they are not published."""
+        self.network = network.eval()
+        self.preprocessing: InceptionPreprocessing = preprocessing
+        self.hash = weights
+        variant = "" if preprocessing == DEFAULT_INCEPTION_PREPROCESSING else preprocessing
+        self.name = _named(INCEPTION_NAME, mark, variant)
+
+    def to(self, device: torch.device | str) -> "InceptionFeatures":
+        """Move the network; images follow it."""
+        self.network.to(device)
+        return self
+
+    def features(self, video_BTHWC: Tensor) -> Tensor:
+        """Return features_BC float32 of uint8 clips of one frame; ``ValueError`` for longer ones."""
+        check_clips(video_BTHWC, self)
+        if video_BTHWC.shape[1] != 1:
+            raise ValueError(
+                f"{self.name}: features of one image each, got clips of {video_BTHWC.shape[1]} frames; "
+                "use frame_features, or give one frame at a time"
+            )
+        return self.frame_features(video_BTHWC)[:, 0]
+
+    def frame_features(self, video_BTHWC: Tensor) -> Tensor:
+        """Return features_BTC float32 of every frame of uint8 clips, on their device."""
+        check_clips(video_BTHWC, self)
+        device = next(self.network.parameters()).device
+        with full_precision():
+            assert is_full_precision()
+            features = [
+                self.network(inception_input(images_BHWC.to(device), self.preprocessing)).features_BC
+                for images_BHWC in video_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME)
+            ]
+            return torch.cat(features).unflatten(0, video_BTHWC.shape[:2]).to(video_BTHWC.device)
+
+
+class LpipsDistance:
+    """LPIPS between frames of uint8 videos, by its own name (``lpips_alex`` or ``lpips_vgg``)."""
+
+    def __init__(self, network: Lpips, weights: str, mark: str = "") -> None:
+        """Wrap ``network``; ``weights`` are the hashes of trunk and heads, joined by a plus sign."""
+        self.network = network.eval()
+        self.hash = weights
+        self.name = _named(f"lpips_{network.trunk}", mark)
+
+    def to(self, device: torch.device | str) -> "LpipsDistance":
+        """Move the network; videos follow it."""
+        self.network.to(device)
+        return self
+
+    def distances(self, first_BTHWC: Tensor, second_BTHWC: Tensor) -> Tensor:
+        """Return distances_BT float32 of two uint8 videos of one shape, frame against frame."""
+        for video_BTHWC in (first_BTHWC, second_BTHWC):
+            if video_BTHWC.dtype != torch.uint8 or video_BTHWC.ndim != 5 or video_BTHWC.shape[-1] != 3:
+                raise ValueError(
+                    f"{self.name} takes uint8 BTHWC RGB, got {video_BTHWC.dtype} {tuple(video_BTHWC.shape)}"
+                )
+        if first_BTHWC.shape != second_BTHWC.shape:
+            raise ValueError(f"{self.name}: {tuple(first_BTHWC.shape)} and {tuple(second_BTHWC.shape)} differ in shape")
+        device = next(self.network.parameters()).device
+        pairs = zip(
+            first_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
+            second_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
+            strict=True,
+        )
+        with full_precision():
+            assert is_full_precision()
+            found = [self.network(_signed(a.to(device)), _signed(b.to(device))).distance_B for a, b in pairs]
+            return torch.cat(found).unflatten(0, first_BTHWC.shape[:2]).to(first_BTHWC.device)
+
+
+def load_i3d(
+    preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING,
+    bn_eps: float = PUBLISHED_EPS,
+    cache: Path | None = None,
+    kind: WeightKind = "i3d",
+) -> I3dFeatures:
+    """I3D with imported weights (``kind`` may be i3d-torchscript: its tensors in our network).
+
+    ``CheckpointError`` where they were not imported or are damaged.
+    """
+    stored = stored_weights(kind, cache)
+    network = _loaded(lambda: I3d(bn_eps), stored)
+    mark = _mark(stored) if kind == "i3d" else "-".join(filter(None, ("torchscript-tensors", _mark(stored))))
+    return I3dFeatures(network, stored.sha256, preprocessing, mark)
+
+
+def load_inception(
+    preprocessing: InceptionPreprocessing = DEFAULT_INCEPTION_PREPROCESSING, cache: Path | None = None
+) -> InceptionFeatures:
+    """FID's Inception with imported weights; ``CheckpointError`` where they were not imported or are damaged."""
+    stored = stored_weights("inception", cache)
+    return InceptionFeatures(_loaded(Inception, stored), stored.sha256, preprocessing, _mark(stored))
+
+
+def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
+    """LPIPS with imported trunk and heads; ``CheckpointError`` where either was not imported or is damaged."""
+    trunk_kind: WeightKind = "alexnet" if trunk == "alex" else "vgg16"
+    heads_kind: WeightKind = "lpips-alex" if trunk == "alex" else "lpips-vgg"
+    both = (stored_weights(trunk_kind, cache), stored_weights(heads_kind, cache))
+    network = _loaded(lambda: Lpips(trunk), *both)
+    return LpipsDistance(network, "+".join(stored.sha256 for stored in both), _mark(*both))
+
+
+def artificial_i3d(
+    seed: int = 0, preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING, bn_eps: float = PUBLISHED_EPS
+) -> I3dFeatures:
+    """I3D with artificial weights, for tests and dry runs of a protocol; its name says so."""
+    network = _filled(lambda: I3d(bn_eps), seed)
+    return I3dFeatures(network, f"artificial-{seed}", preprocessing, "artificial")
+
+
+def artificial_inception(
+    seed: int = 0, preprocessing: InceptionPreprocessing = DEFAULT_INCEPTION_PREPROCESSING
+) -> InceptionFeatures:
+    """FID's Inception with artificial weights; its name says so."""
+    return InceptionFeatures(_filled(Inception, seed), f"artificial-{seed}", preprocessing, "artificial")
+
+
+def artificial_lpips(trunk: LpipsTrunk, seed: int = 0) -> LpipsDistance:
+    """LPIPS with artificial weights; its name says so."""
+    return LpipsDistance(_filled(lambda: Lpips(trunk), seed), f"artificial-{seed}", "artificial")
+
+
+def _signed(images_BHWC: Tensor) -> Tensor:
+    """images_BCHW float32 in [-1, 1] of uint8 RGB."""
+    return 2 * (images_BHWC.permute(0, 3, 1, 2).float() / 255) - 1
+
+
+def _named(name: str, *variants: str) -> str:
+    given = ",".join(filter(None, variants))
+    return f"{name}[{given}]" if given else name
+
+
+def _mark(*stored: StoredWeights) -> str:
+    return "" if all(weights.source.known for weights in stored) else "unknown-weights"
+
+
+def _empty(build: Callable[[], Network]) -> Network:
+    """The network with memory for its weights but no values: drawing millions of them first would take a second."""
+    with torch.device("meta"):
+        network = build()
+    network.to_empty(device="cpu")
+    return network
+
+
+def _loaded(build: Callable[[], Network], *stored: StoredWeights) -> Network:
+    network = _empty(build)
+    tensors = {name: tensor for weights in stored for name, tensor in weights.tensors().items()}
+    load_weights(network, tensors, stored[0].folder)
+    return network
+
+
+def _filled(build: Callable[[], Network], seed: int) -> Network:
+    network = _empty(build)
+    fill_artificial(network, seed)
+    return network

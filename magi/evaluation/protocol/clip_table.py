@@ -1,0 +1,302 @@
+"""The clip table: which real clips a protocol uses, a row each, fixed once and read from a CSV ever after.
+
+A row is a video (path below the data folder), the first frame, the interval, the number of frames, where the square is
+cut and the label. Two sets of the same size and no row in common are drawn: ``real``, which made clips are held
+against, and ``floor``, which says how far two sets of real clips are from each other. Within a fold no row comes twice.
+Clips of one video are alike, so a floor of the real set's own videos is too low: it takes other videos where there are
+enough, and where there are not, ``shared_clips`` says how many of its clips are such. Videos too short for a clip are
+listed, not dropped in silence. Knows no networks and no models.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from magi.data.clips import clip_span
+from magi.data.index.index import VideoIndex
+from magi.data.video_writer import published
+from magi.errors import DataError
+from magi.evaluation.protocol.protocols import EvaluationProtocol
+
+SETS = ("real", "floor")
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One real clip; ``crop_x`` and ``crop_y`` are shares of the slack left of and above the square."""
+
+    set: str
+    fold: int
+    video: str
+    start: int
+    interval: int
+    frames: int
+    crop_x: float
+    crop_y: float
+    label: int
+    """-1: none."""
+
+    @property
+    def place(self) -> tuple[str, int, float, float]:
+        """What no two rows of a fold share."""
+        return self.video, self.start, self.crop_x, self.crop_y
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """The rows in order of set, fold and number, and the videos that no clip fits in."""
+
+    rows: tuple[ClipRow, ...]
+    too_short: tuple[str, ...] = ()
+
+    def of(self, name: str, fold: int) -> list[ClipRow]:
+        """The rows of a set and fold."""
+        return [row for row in self.rows if row.set == name and row.fold == fold]
+
+    def videos(self, name: str) -> set[str]:
+        """The videos that a set has clips of, over all folds."""
+        return {row.video for row in self.rows if row.set == name}
+
+    @property
+    def shared_clips(self) -> int:
+        """How many clips of the floor are of videos that the real set of their fold has clips of."""
+        used = {(row.fold, row.video) for row in self.rows if row.set == "real"}
+        return sum(row.set == "floor" and (row.fold, row.video) in used for row in self.rows)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the table as CSV."""
+        return hashlib.sha256(self.csv().encode()).hexdigest()
+
+    def csv(self) -> str:
+        """The table as text, a line a row."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(field.name for field in fields(ClipRow))
+        for row in self.rows:
+            writer.writerow(
+                f"{value:.4f}" if isinstance(value, float) else value
+                for value in (getattr(row, field.name) for field in fields(ClipRow))
+            )
+        return text.getvalue()
+
+
+def build_table(protocol: EvaluationProtocol, index: VideoIndex) -> ClipTable:
+    """Draw the clips of ``protocol`` from the videos of ``index``: a pure function of both.
+
+    ``ValueError`` where the videos do not hold two disjoint sets of ``count`` clips.
+    """
+    span = clip_span(protocol.frames, protocol.interval)
+    too_short = tuple(record.path for record in index.videos if record.frames < span)
+    rng = np.random.default_rng([protocol.table_seed, 20])
+    rows: list[ClipRow] = []
+    for fold in range(protocol.folds):
+        for name, part in zip(SETS, _Draw(protocol, index, rng).real_and_floor(), strict=True):
+            rows += [_row(protocol, index, name, fold, place) for place in part]
+    order = {name: number for number, name in enumerate(SETS)}
+    return ClipTable(tuple(sorted(rows, key=lambda row: (order[row.set], row.fold))), too_short)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A clip of a video: number in the index, first frame, place of the square."""
+
+    video: int
+    start: int
+    crop_x: float
+    crop_y: float
+
+
+class _Draw:
+    """Draws the distinct clips of one fold by the rule of a protocol."""
+
+    def __init__(self, protocol: EvaluationProtocol, index: VideoIndex, rng: np.random.Generator) -> None:
+        self.protocol, self.index, self.rng = protocol, index, rng
+        self.span = clip_span(protocol.frames, protocol.interval)
+        self.usable = [number for number, record in enumerate(index.videos) if record.frames >= self.span]
+
+    def real_and_floor(self) -> tuple[list[_Place], list[_Place]]:
+        """Two disjoint sets of ``count`` clips in random order, of different videos where there are enough.
+
+        One clip a video: the floor takes the videos that the real set leaves, and when they run out other windows of
+        the rest. Several: it takes the videos that are left where they are as many as the real set uses (of fewer, its
+        clips would be more alike than the real ones) and hold enough clips, else all videos.
+        """
+        real = self._enough(self._places(self.usable, []), 0)
+        used = {place.video for place in real}
+        others = [video for video in self.usable if video not in used]
+        if not self.protocol.one_a_video and len(others) >= len(used):
+            floor = self._places(others, real)
+            if len(floor) == self.protocol.count:
+                return real, floor
+        return real, self._enough(self._places(self.usable, real), len(real))
+
+    def _places(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
+        """``count`` distinct clips of ``videos``, none of which is ``taken``; fewer where there are no more."""
+        if self.protocol.choice in ("random_window", "random_clip"):
+            return self._random(videos, taken)
+        candidates = list(self._candidates(videos, taken))
+        order = self.rng.permutation(len(candidates)).tolist()
+        if self.protocol.one_a_video:
+            used = {place.video for place in taken}
+            order.sort(key=lambda number: candidates[number].video in used)  # stable: other videos first
+        return [candidates[number] for number in order[: self.protocol.count]]
+
+    def _enough(self, places: list[_Place], before: int) -> list[_Place]:
+        """The places, if they are ``count``; ``before`` is how many were found for the set before."""
+        count = self.protocol.count
+        if len(places) == count:
+            return places
+        raise ValueError(
+            f"{self.index.root}: {before + len(places)} clips of {self.protocol.frames} frames at interval "
+            f"{self.protocol.interval}, {self.protocol.name} needs {2 * count} ({count} to score against and as many "
+            "for the floor); add videos, or override with --count, which the name of the score then says"
+        )
+
+    def _candidates(self, videos: list[int], taken: list[_Place]) -> Iterator[_Place]:
+        """Every clip that the rule allows, in the order of the index."""
+        places, starts = set(taken), {place.video: place.start for place in taken}
+        for video in videos:
+            slack = self.index.videos[video].frames - self.span
+            match self.protocol.choice:
+                case "one_window":
+                    yield from self._one_window(video, slack, starts.get(video))
+                case "centre_window" if video not in starts:
+                    yield self._placed(video, slack // 2)
+                case "windows":
+                    yield from (
+                        place
+                        for start in range(0, slack + 1, self.span)
+                        if (place := self._placed(video, start)) not in places
+                    )
+                case "grid":
+                    yield from (place for place in self._grid(video, slack) if place not in places)
+
+    def _one_window(self, video: int, slack: int, taken: int | None) -> Iterator[_Place]:
+        """A random window, beside the one that starts at ``taken``; none where there is no room beside it."""
+        before, after = (slack + 1, 0) if taken is None else (taken - self.span + 1, slack - taken - self.span + 1)
+        before, after = max(0, before), max(0, after)
+        if before + after:
+            drawn = int(self.rng.integers(before + after))
+            yield self._placed(video, drawn if drawn < before else slack + 1 - after + (drawn - before))
+
+    def _grid(self, video: int, slack: int) -> Iterator[_Place]:
+        record, windows, places = self.index.videos[video], self.protocol.windows, self.protocol.places
+        across = record.width >= record.height
+        for start in sorted({round(slack * number / max(1, windows - 1)) for number in range(windows)}):
+            for share in [number / (places - 1) for number in range(places)] if places > 1 else [0.5]:
+                yield _Place(video, start, share if across else 0.5, 0.5 if across else share)
+
+    def _placed(self, video: int, start: int) -> _Place:
+        if self.protocol.crop == "random":
+            return _Place(video, start, self._share(), self._share())
+        return _Place(video, start, 0.5, 0.5)
+
+    def _share(self) -> float:
+        return round(float(self.rng.random()), 4)  # as many digits as the table has
+
+    def _random(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
+        found, wanted = dict.fromkeys(taken), len(taken) + self.protocol.count
+        slacks = [self.index.videos[video].frames - self.span for video in videos]
+        ends = np.cumsum([slack + 1 for slack in slacks])
+        for _ in range(20 * self.protocol.count if videos else 0):
+            if self.protocol.choice == "random_clip":
+                number = int(np.searchsorted(ends, self.rng.integers(ends[-1]), side="right"))
+            else:
+                number = int(self.rng.integers(len(videos)))
+            found[self._placed(videos[number], int(self.rng.integers(slacks[number], endpoint=True)))] = None
+            if len(found) == wanted:
+                break
+        return list(found)[len(taken) :]
+
+
+def _row(protocol: EvaluationProtocol, index: VideoIndex, name: str, fold: int, place: _Place) -> ClipRow:
+    record = index.videos[place.video]
+    label = -1 if record.label is None else record.label
+    return ClipRow(
+        name, fold, record.path, place.start, protocol.interval, protocol.frames, place.crop_x, place.crop_y, label
+    )
+
+
+def write_table(table: ClipTable, path: Path) -> None:
+    """Write the CSV, and beside it a JSON that lists the videos left out."""
+    with published(path) as beside:
+        beside.write_text(table.csv(), encoding="utf-8")
+    left_out = {"rows": len(table.rows), "sha256": table.hash, "too_short": list(table.too_short)}
+    with published(path.with_suffix(".json")) as beside:
+        beside.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
+
+
+def read_table(path: Path, protocol: EvaluationProtocol, index: VideoIndex) -> ClipTable:
+    """Read a table back and hold it against the protocol and the videos.
+
+    ``DataError`` for a damaged table, a row that comes twice, a clip that its video does not hold, and other counts,
+    frames or intervals than the protocol's.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such clip table")
+    rows = []
+    with open(path, newline="", encoding="utf-8") as file:
+        for line, values in enumerate(csv.DictReader(file), start=2):
+            try:
+                rows.append(_parsed(values))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{path}: line {line} is damaged ({error}); write the table again") from None
+    table = ClipTable(tuple(rows))
+    _check(table, path, protocol, index)
+    return table
+
+
+def _parsed(values: dict[str, str]) -> ClipRow:
+    row = ClipRow(
+        values["set"],
+        int(values["fold"]),
+        values["video"],
+        int(values["start"]),
+        int(values["interval"]),
+        int(values["frames"]),
+        float(values["crop_x"]),
+        float(values["crop_y"]),
+        int(values["label"]),
+    )
+    if row.set not in SETS or not (0 <= row.crop_x <= 1 and 0 <= row.crop_y <= 1):
+        raise ValueError(f"set {row.set!r}, crop {row.crop_x}, {row.crop_y}")
+    return row
+
+
+def _check(table: ClipTable, path: Path, protocol: EvaluationProtocol, index: VideoIndex) -> None:
+    lengths = {record.path: record.frames for record in index.videos}
+    for fold in range(protocol.folds):
+        places = [row.place for name in SETS for row in table.of(name, fold)]
+        twice = (
+            sorted(place for place in set(places) if places.count(place) > 1) if len(set(places)) < len(places) else []
+        )
+        if twice:
+            raise DataError(f"{path}: {len(twice)} clips come twice in fold {fold} (the first is {twice[0][0]})")
+        for name in SETS:
+            if (found := len(table.of(name, fold))) != protocol.count:
+                raise DataError(
+                    f"{path}: {found} rows of set {name}, fold {fold}; {protocol.name} has {protocol.count}"
+                )
+    for row in table.rows:
+        if (row.frames, row.interval) != (protocol.frames, protocol.interval):
+            raise DataError(
+                f"{path}: {row.video} has {row.frames} frames at interval {row.interval}, {protocol.name} has "
+                f"{protocol.frames} at {protocol.interval}"
+            )
+        if row.start < 0 or row.start + clip_span(row.frames, row.interval) > lengths.get(row.video, 0):
+            raise DataError(f"{path}: {index.root} holds no clip {row.video} from frame {row.start}; other data?")
+
+
+def data_hash(index: VideoIndex) -> str:
+    """SHA-256 of the list of usable videos with their lengths and sizes: two copies of a data set often differ."""
+    digest = hashlib.sha256()
+    for record in index.videos:
+        digest.update(f"{record.path}\t{record.frames}\t{record.height}\t{record.width}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+"""The finished frames as the model sees them: cache, positions in time, and growing longer than trained (section 5).
+
+Knows the model's passes over a frame and which frames they are given; no masks, no denoising.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magi.config import SamplingConfig
+from magi.model.conditioning import Conditions
+from magi.model.frame_pass import FramePass
+from magi.model.kv_cache import KVCache
+from magi.model.magi import Magi
+from magi.sampling.cuda_graphs import Replayed
+
+LEAST_PICKED = 8
+
+
+def time_positions(frames: int, trained: int, config: SamplingConfig) -> Tensor:
+    """Positions in time of the frames that are in view together, on the CPU.
+
+    Up to ``trained`` frames these are 0, 1, ... (long). More frames either share the trained range, every position
+    interpolated (paper section 5: (frames,) float), or pass through a window of the trained length.
+    """
+    if frames > trained and config.longer == "interpolate":
+        return torch.arange(frames, dtype=torch.float32) * (trained - 1) / (frames - 1)
+    return torch.arange(min(frames, trained))
+
+
+def observation_noise(model: Magi, noise_level: int) -> float:
+    """Amplitude of the noise that belongs to a level: 0 for level 1, else the middle of the level's bucket."""
+    if noise_level == 1:
+        return 0.0
+    return (noise_level - 0.5) / model.config.noise_levels * model.config.noise_max
+
+
+class Past:
+    """The frames before the one being generated, of B videos told ``conditions`` (G x B: guidance doubles the batch).
+
+    In "window" mode a full window slides: the newest ``window_keep`` frames are observed anew as a fresh context from
+    position 0, so everything the model sees, it has seen in training, and the cost a frame stays the same for ever.
+    ``generators`` (one a video) give the noise of observations at noise levels above 1; a frame's noise is drawn once.
+    With ``graphs`` the passes over one frame are CUDA graphs, with ``kernels`` they read the cache by a kernel.
+    """
+
+    def __init__(
+        self,
+        model: Magi,
+        conditions: Conditions,
+        generators: Sequence[torch.Generator],
+        frames: int,
+        config: SamplingConfig,
+        graphs: bool = False,
+        kernels: bool = False,
+        pool: Any = None,
+    ) -> None:
+        self.model, self.keep = model, config.window_keep
+        self.halves = len(conditions.interval_B) // len(generators)
+        self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
+        # The last frame in view is only ever predicted, so the cache needs no room for it.
+        self.cache: KVCache = model.new_cache(len(conditions.interval_B), len(self.time_T) - 1)
+        dtype = torch.bfloat16 if config.pass_precision == "bf16" else None
+        self.frame_pass = FramePass(model, conditions, self.halves, kernels, dtype)
+        self.graphs = Replayed(self._predict, pool) if graphs else None
+        self.padded = graphs
+        self.observation_graphs = Replayed(self._observe_one, pool) if graphs else None
+        self.begin(conditions, generators)
+
+    def begin(self, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
+        """Forget everything, and start with other videos, as many as before: buffers and graphs stay."""
+        videos, told = len(generators), len(conditions.interval_B)
+        assert (told, told // videos) == (self.cache.stored.shape[1] // self.model.positions, self.halves)
+        self.conditions, self.generators = conditions, generators
+        self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
+        self.recent_BTNC: Tensor | None = None
+        self.cache.clear()
+        self.frame_pass.tell(conditions)
+        self.frame_pass.place(self.time_T[0])
+
+    def observe(self, tokens_BTNC: Tensor) -> None:
+        """Add finished frames; of a first context longer than the window only the newest that fit are seen."""
+        if self.recent_BTNC is None:
+            tokens_BTNC = tokens_BTNC[:, -self.cache.capacity :]
+        tokens_BTNC = self._with_noise(tokens_BTNC)
+        recent_BTNC = tokens_BTNC if self.recent_BTNC is None else torch.cat([self.recent_BTNC, tokens_BTNC], dim=1)
+        self.recent_BTNC = recent_BTNC[:, -self.keep :]
+        if self.cache.length + tokens_BTNC.shape[1] > self.cache.capacity:
+            self.cache.clear()
+            tokens_BTNC = self.recent_BTNC
+        first, count = self.cache.length, tokens_BTNC.shape[1]
+        if count == 1:
+            self.frame_pass.place(self.time_T[first])
+            if self.observation_graphs is None:
+                self._observe_one(tokens_BTNC[:, 0])
+            else:
+                self.observation_graphs(tokens_BTNC[:, 0], key=self._graph_key())
+            self.cache.advance(1)
+        else:
+            self.model.observe(
+                self._double(tokens_BTNC), self.time_T[first : first + count], self.conditions, self.cache
+            )
+        self.frame_pass.place(self.time_T[self.cache.length])
+
+    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
+        """z_GBmD of the picked tokens of the next frame: G is 2 under guidance (with the label, then without), else 1.
+
+        The next call of a graph overwrites it.
+        """
+        count = picked_Bm.shape[1]
+        if self.padded:
+            room = max(LEAST_PICKED, 1 << (count - 1).bit_length())
+            picked_Bm = torch.nn.functional.pad(picked_Bm, (0, room - count))
+        if self.graphs is None:
+            return self._predict(tokens_BNC, masked_BN, picked_Bm)[:, :, :count]
+        z_GBmD = self.graphs(tokens_BNC, masked_BN, picked_Bm, key=self._graph_key())
+        assert z_GBmD is not None
+        return z_GBmD[:, :, :count]
+
+    def _graph_key(self) -> int:
+        """Graphs are for one length of the cache, unless what they hold asks the device for it."""
+        return 0 if self.frame_pass.kernels else self.cache.length
+
+    def _predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
+        return self.frame_pass.predict(tokens_BNC, masked_BN, picked_Bm, self.cache)
+
+    def _observe_one(self, tokens_BNC: Tensor) -> None:
+        self.frame_pass.observe(tokens_BNC, self.cache)
+
+    def _double(self, values: Tensor) -> Tensor:
+        return torch.cat([values] * self.halves) if self.halves > 1 else values
+
+    def _with_noise(self, tokens_BTNC: Tensor) -> Tensor:
+        tokens_BTNC = tokens_BTNC.to(self.model.mask_token.dtype)
+        if not any(self.amplitudes):
+            return tokens_BTNC
+        noise_BTNC = torch.zeros(tokens_BTNC.shape)
+        for noise_TNC, amplitude, generator in zip(noise_BTNC, self.amplitudes, self.generators, strict=True):
+            if amplitude:
+                noise_TNC.copy_(amplitude * torch.randn(noise_TNC.shape, generator=generator))
+        return tokens_BTNC + noise_BTNC.to(tokens_BTNC)

@@ -1,0 +1,203 @@
+"""Trains a MAGI in a run folder: the loop of steps, saving, and exact resuming (paper section 4).
+
+The same call again continues a run; the losses that follow are equal to the bit to those of a run that was never
+stopped (same machine, same numbers of processes and threads). It knows no command line and no sampling: contact
+sheets are drawn by a callback.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from magi.config import Config, dump_config
+from magi.errors import CheckpointError, NumericsError, StoppedCleanly
+from magi.model.magi import Magi
+from magi.training.batch import Clips
+from magi.training.checkpoint import (
+    clear_unfinished,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    set_damaged_aside,
+)
+from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
+from magi.training.optimizer import learning_rate
+from magi.training.parallelize import Process, joined
+from magi.training.run_folder import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    STOP_FILE,
+    STOPPED_FILE,
+    VAE_FOLDER,
+    StopRequest,
+    locked,
+    write_file,
+)
+from magi.training.trainer import StepResult, Trainer
+from magi.vae.contract import VideoAutoencoder
+
+OnSample = Callable[[int, Magi], None]
+SKIPS_ALLOWED = 10
+_REFUSED = -1.0
+
+
+def train(
+    config: Config,
+    dataset: Clips,
+    vae: VideoAutoencoder | None,
+    model: Magi,
+    run: Path,
+    on_sample: OnSample | None = None,
+    *,
+    classes: Sequence[str] = (),
+    device: str = "auto",
+    tensorboard: bool = False,
+) -> None:
+    """Train ``model`` on ``dataset`` in the folder ``run``, or continue the run that is there.
+
+    ``dataset[g]`` is a ``Clip`` (encoded on the fly) or a ``LatentClip``. ``on_sample(step, ema_model)`` is called in
+    the first process every ``training.sample_every`` steps and at the end. Raises ``StoppedCleanly`` after SIGINT,
+    SIGTERM or a file ``stop`` in the folder (state saved, and a file ``stopped`` says so), ``NumericsError`` after 10
+    non-finite steps in a row, ``CheckpointError`` if the run in the folder cannot be continued, ``ValueError`` if it is
+    in use.
+    """
+    with joined(device) as process:
+        if not process.is_first:
+            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
+            return
+        with locked(run):
+            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
+
+
+def _train(
+    config: Config,
+    dataset: Clips,
+    vae: VideoAutoencoder | None,
+    model: Magi,
+    run: Path,
+    on_sample: OnSample | None,
+    process: Process,
+    classes: Sequence[str],
+    tensorboard: bool,
+) -> None:
+    trainer = Trainer(config, dataset, vae, model, process)
+    _continue(trainer, run)
+    if process.is_first:
+        _write_run(config, vae, classes, run, trainer.step)
+    log = TrainingLog(run, trainer.step, config.training.steps, speaks=process.is_first, tensorboard=tensorboard)
+    if trainer.step:
+        log.say(f"continuing {run} after step {trainer.step}")
+    if trainer.step >= config.training.steps:
+        log.say(f"{run}: all {config.training.steps} steps are done; raise training.steps to train on")
+        return
+    with StopRequest(run) as stop, closing(trainer):
+        trainer.start()
+        with log:
+            _loop(trainer, run, log, stop, on_sample)
+    process.barrier()
+
+
+def _continue(trainer: Trainer, run: Path) -> None:
+    """Restore the newest intact checkpoint in every process, if there is one; all refuse where the first refuses."""
+    process, found, refusal = trainer.process, 0.0, None
+    if process.is_first:
+        for name in (STOP_FILE, STOPPED_FILE):  # of an earlier stop, before any process looks for them
+            (run / name).unlink(missing_ok=True)
+        try:
+            clear_unfinished(run)
+            found = float(find_checkpoint(run))
+        except CheckpointError as error:
+            found, refusal = _REFUSED, error
+    (found,) = process.sum(found)
+    if refusal is not None:
+        raise refusal
+    if found == _REFUSED:
+        raise CheckpointError(f"{run}: the first process refused the checkpoint")
+    if found:
+        checkpoint = load_checkpoint(run, int(found))
+        trainer.restore(checkpoint, run)
+    if process.is_first:
+        set_damaged_aside(run, int(found))
+        drop_metrics_after(run, int(found))
+
+
+def _write_run(config: Config, vae: VideoAutoencoder | None, classes: Sequence[str], run: Path, step: int) -> None:
+    """Make the folder self-contained: the config, the names of the classes, the autoencoder."""
+    write_file(run / CONFIG_FILE, dump_config(config))
+    if step == 0:
+        write_file(run / CLASSES_FILE, json.dumps(list(classes), ensure_ascii=False) + "\n")
+        if vae is not None:
+            vae.save(run / VAE_FOLDER)
+
+
+def _loop(trainer: Trainer, run: Path, log: TrainingLog, stop: StopRequest, on_sample: OnSample | None) -> None:
+    training, began, earlier = trainer.config.training, time.monotonic(), _seconds_so_far(run)
+    while trainer.step < training.steps:
+        result = trainer.take_step(lambda: stop.asked)
+        step, last = trainer.step, trainer.step == training.steps
+        seconds = earlier + time.monotonic() - began
+        log.advance(step)
+        if result.skipped:
+            _report_skip(trainer, log)
+        elif step % training.log_every == 0 or last:
+            log.write(_metrics(trainer, result, log.rate(step), seconds))
+        if last or result.stop or step % training.checkpoint_every == 0:
+            _save(trainer, run, log, required=last or result.stop)
+        if result.stop and not last:
+            if trainer.process.is_first:
+                write_file(run / STOPPED_FILE, f"{step}\n")
+            trainer.process.barrier()  # no process may leave while the first still saves: its launcher would end it
+            raise StoppedCleanly(f"{run}: stopped after step {step}, state saved; the same command continues")
+        if on_sample is not None and (last or (training.sample_every and step % training.sample_every == 0)):
+            averaged = trainer.ema_model()
+            if averaged is not None:
+                on_sample(step, averaged)
+
+
+def _metrics(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> dict[str, float]:
+    return {
+        "step": trainer.step,
+        "loss": result.loss,
+        "mse": result.mse,
+        "vlb": result.vlb,
+        "gradient_norm": result.gradient_norm,
+        "learning_rate": learning_rate(trainer.config.training, trainer.step),
+        "clips": trainer.step * trainer.config.training.batch,
+        "clips_per_second": round(rate * trainer.config.training.batch, 3),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _seconds_so_far(run: Path) -> float:
+    return max((float(line.get("seconds", 0)) for line in read_metrics(run)), default=0.0)
+
+
+def _report_skip(trainer: Trainer, log: TrainingLog) -> None:
+    """Name the clips of a non-finite step; ``NumericsError`` after ten in a row."""
+    first = (trainer.step - 1) * trainer.config.training.batch
+    samples = list(range(first, first + trainer.config.training.batch))
+    log.write({"step": trainer.step, "skipped": True, "samples": samples})
+    log.say(
+        f"step {trainer.step}: non-finite loss or gradient; skipped, nothing changed; samples {first}..{samples[-1]}"
+    )
+    if trainer.skips_in_a_row >= SKIPS_ALLOWED:
+        raise NumericsError(
+            f"{SKIPS_ALLOWED} steps in a row had a non-finite loss or gradient, the last was step {trainer.step} "
+            f"(samples {first}..{samples[-1]}); look at these clips, or lower training.learning_rate"
+        )
+
+
+def _save(trainer: Trainer, run: Path, log: TrainingLog, required: bool) -> None:
+    """Save in the first process; a full disk ends the run only where there is no later chance (``required``)."""
+    checkpoint = trainer.checkpoint()
+    if not trainer.process.is_first:
+        return
+    try:
+        save_checkpoint(run, checkpoint, trainer.config.training.keep_checkpoints)
+        log.draw(at_once=required)
+    except OSError as error:
+        if required:
+            raise CheckpointError(f"{error}; free some space and give the same command again") from error
+        log.say(f"{error}; training goes on and tries again")

@@ -1,0 +1,123 @@
+"""``magi data index`` and ``magi encode`` on trees as they come, shared out, stopped and mistaken."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from magi import progress
+from magi.cli.main import main
+from magi.config import DataConfig
+from magi.latents.dataset import LatentDataset
+from tests.data.decoding.test_frames import HEIGHT, WIDTH
+from tests.fakes.look_alikes import write_kinetics600, write_ucf101
+
+
+def run(verb: str, *words: object) -> int:
+    return main([*verb.split(), *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_ucf101(root / "ucf")
+    write_kinetics600(root / "k600")
+    return root
+
+
+def ucf(data: Path, split: str = "trainlist01") -> list[object]:
+    return [data / "ucf" / "UCF-101", "--annotations", data / "ucf" / "ucfTrainTestlist", "--split", split]
+
+
+def test_index_and_encode_ucf101(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data index", *ucf(data), "--processes", 1) == 0
+    assert "3 videos in 3 classes, 0 skipped" in capsys.readouterr().out
+    words = ("--vae", "pixel", "--height", HEIGHT, "--width", WIDTH, "--device", "cpu")
+    for worker in ("1/2", "0/2"):
+        source, out, *rest = ucf(data)[0], tmp_path / "out", *ucf(data)[1:]
+        assert run("encode", source, out, *rest, *words, "--worker", worker) == 0
+    config = DataConfig(frames=16, height=HEIGHT, width=WIDTH, interval_max=5)
+    dataset = LatentDataset(tmp_path / "out", config, 0, "pixel-8")
+    assert len(dataset) == 3 and {dataset[sample].label for sample in range(3)} == {0, 1, 2}
+
+
+def test_index_kinetics_by_two_workers(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (data / "k600" / "train", "--annotations", data / "k600" / "annotations", "--split", "train")
+    assert run("data index", *words, "--worker", "1/2") == 0
+    assert "worker 1/2 is done; 1 of 1 parts are with other workers" in capsys.readouterr().out
+    assert run("data index", *words, "--worker", "0/2") == 3
+    assert "2 of 5 videos cannot be used" in capsys.readouterr().err
+    assert run("data index", *words, "--max-bad-fraction", 0.5) == 0
+    out = capsys.readouterr().out
+    assert "3 videos in 3 classes, 2 skipped, 1 missing" in out and "skipped 'eeeeeeeeeee_000001_000011.mp4'" in out
+
+
+def test_a_list_can_be_trained_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "list.jsonl"
+    rows = [{"path": str(file), "label": "x"} for file in sorted((data / "k600" / "val").glob("*/*.m*"))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("data index", path) == 0
+    assert "2 videos in 1 classes, 0 skipped" in capsys.readouterr().out
+    settings = ["--data.root", path, "--vae.name", "pixel", "--vae.weights=", "--model.classes", 1]
+    assert run("train digits --dry-run", *settings) == 0
+    out = capsys.readouterr().out
+    assert "# data      2 videos, 1 classes" in out and "not ready" not in out
+
+
+MISTAKES = [
+    ("data index {ucf} --worker 5/4", "--worker 5/4: expected i/N with 0 <= i < N, as in 0/4"),
+    ("data index {ucf} --processes -1", "--processes -1: expected 0"),
+    ("data index {ucf} --split trainlist01", "is a folder, and only a list or data.annotations have splits"),
+    ("data index {ucf} --annotations {lists}", "data.split is empty"),
+    ("data index {ucf} --annotations {lists} --split trainlist07", "trainlist07.txt: no such split file"),
+    ("data index {ucf} --annotations nowhere --split x", "data.annotations nowhere: no such file or folder"),
+    ("data index nowhere.csv", "nowhere.csv: no such list"),
+    ("encode {ucf} {out} --vae pixel --worker 1/2", "no index; before several workers run 'magi data index {ucf}'"),
+    (
+        "encode {ucf} {out} --annotations {lists} --split trainlist02 --vae pixel --worker 1/2",
+        "run 'magi data index {ucf} --annotations {lists} --split trainlist02'",
+    ),
+    ("data index {ucf} --annotations {lists}/trainlist01.txt --split x", "is one split file; name its folder"),
+    ("encode {ucf} {ucf} --vae pixel", "is the folder of the videos"),
+    ("encode {ucf} {out} --vae pixel --worker 5/4", "--worker 5/4: expected i/N"),
+    ("encode {ucf} {out} --vae pixel --height 60", "divisible by the autoencoder's stride 8"),
+    ("encode {ucf} {out} --vae cosmos", "cosmos: name the weights too"),
+    ("encode {ucf} {out} --vae pixel --interval-min 9 --interval-max 3", "interval_max 3 is below interval_min 9"),
+    ("encode {ucf} {out} --vae pixel --clips-per-video 0 --device cpu", "must be positive"),
+    ("encode {ucf} {out} --vae pixel --dtype float8", "float8"),
+]
+
+
+@pytest.mark.parametrize(("command", "line"), MISTAKES, ids=lambda value: value[:60])
+def test_a_mistake_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, line: str
+) -> None:
+    places = {"ucf": data / "ucf" / "UCF-101", "lists": data / "ucf" / "ucfTrainTestlist", "out": tmp_path / "out"}
+    assert main(command.format(**places).split()) == 2
+    said = capsys.readouterr().err
+    assert said.count("magi: error:") == 1 and line.format(**places) in said, said
+
+
+def test_the_end_of_a_work_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one worker's as of another's: its share is known at its end alone."""
+    with progress.progress("encoding videos", "videos") as report:
+        for done, total in ((9, 11), (11, 11), (11, 11)):
+            report(done, total)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_progress_tells_the_rate_of_this_call_and_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier call has done is not counted as speed."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress("decoding videos", "videos") as report:
+        for seconds, done in ((1.0, 401), (10.0, 500), (200.0, 1000)):
+            clock[0] = seconds
+            report(done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "decoding videos: 500/1000 videos, 10 a second, 50 s left",
+        "decoding videos: 1000/1000 videos, 3 a second, 0 h 3 min",
+    ]

@@ -1,0 +1,177 @@
+"""``magi evaluate`` by protocols: it runs, says what it made, ranks, and every mistake is one line and an exit code."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from magi.cli.main import main
+from magi.config import Config, DataConfig, ModelConfig, SamplingConfig
+from magi.data.moving_digits import write_digits
+from magi.model.magi import Magi
+from magi.sampling.pipeline import MagiPipeline
+from magi.vae.contract import latent_shape
+from magi.vae.pixel import PixelVae
+from tests.fakes.look_alikes import write_look_alikes
+
+
+def run(command: str, *more: object) -> int:
+    return main([*command.split(), *map(str, more)])
+
+
+def untrained(folder: Path, size: int) -> Path:
+    """An export of a model with fresh weights for clips of 16 frames."""
+    vae, data = PixelVae(16), DataConfig(frames=16, height=size, width=size)
+    shape = {"width": 16, "blocks": 1, "heads": 2, "head_width": 16, "head_blocks": 1, "frames": 16}
+    config = Config(
+        data=data,
+        vae={"name": "pixel", "pixel_stride": 16},  # type: ignore[arg-type]
+        model=ModelConfig(**shape, class_tokens=1),  # type: ignore[arg-type]
+        sampling=SamplingConfig(iterations=1, steps=2),
+    )
+    model = Magi(config.model, latent_shape(vae, data), torch.Generator().manual_seed(0))
+    MagiPipeline(model, vae, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("magi.evaluation.protocol.score._RESAMPLES", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "videos"
+    write_digits(folder, 8, size=64, seed=9, frames=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained(tmp_path_factory.mktemp("model") / "export", 64)
+
+
+@pytest.fixture(scope="module")
+def evaluated(digits: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated")
+    words = ["--models", f"fresh={model}", "--videos", digits, "--count", 4, "--singular"]
+    assert run("evaluate digits3d", out, *words) == 0
+    return out
+
+
+def test_digits3d_scores_a_model_and_the_floor(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((evaluated / "result.json").read_text())
+    assert result["score_name"] == "fvd[digits3d; count=4; singular=True]"
+    assert result["models"]["fresh"]["score"]["value"] > result["real"]["floor"]["value"] > 0
+    assert set(result["real"]["battery"]) == {"frames_shuffled", "first_frame_frozen", "interval_doubled"}
+    page = (evaluated / "report.html").read_text()
+    assert "fvd[digits3d; count=4" in page and "data:image/png;base64," in page and "https://" not in page
+    for file in ("side_by_side.png", "curves.png", "clips.csv", "clips.json"):
+        assert (evaluated / file).stat().st_size > 0
+
+
+def test_second_call_keeps_everything_and_writes_the_score(
+    evaluated: Path, digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (evaluated / "result.json").read_bytes()
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- results:digits3d:begin -->\nstale\n<!-- results:digits3d:end -->\nbelow\n")
+    words = ["--models", f"fresh={model}", "--videos", digits, "--count", 4, "--singular", "--readme", readme]
+    assert run("evaluate digits3d", evaluated, *words) == 0
+    told = capsys.readouterr().out
+    assert (evaluated / "result.json").read_bytes() == before
+    table = readme.read_text()
+    assert "| fresh |" in table and "stale" not in table and table.startswith("above\n") and table.endswith("\nbelow\n")
+    assert told.startswith("fvd[digits3d; count=4; singular=True] by digits3d\n")
+    assert (tmp_path / "results" / "digits3d.json").read_bytes() == before
+    assert f"{tmp_path / 'results' / 'digits3d.json'}\n" in told and "fresh, change between frames over real" in told
+    assert "real against real (the floor)" in told and str(evaluated / "report.html") in told
+
+
+def test_workers_share_a_protocol_and_a_table_is_used_again(
+    evaluated: Path, digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["digits3d-f1", f"fresh={model}", digits, tmp_path, "--count", 4, "--singular"]
+    assert run("evaluate", *words, "--worker", "1/2") == 0  # all samples lie in the one shard of worker 0
+    assert "last worker to finish" in capsys.readouterr().out
+    assert run("evaluate", *words, "--worker", "0/2", "--clips", evaluated / "clips.csv") == 0
+    assert (tmp_path / "clips.csv").read_bytes() == (evaluated / "clips.csv").read_bytes()
+
+
+def test_compare_ranks_equal_cards_and_refuses_others(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate compare", evaluated, evaluated / "result.json") == 0
+    assert "fvd[digits3d" in capsys.readouterr().out
+    other = json.loads((evaluated / "result.json").read_text())
+    other["card"]["versions"]["torch"] = "1.0"
+    from magi.evaluation.protocol.card import ProtocolCard
+
+    other["card_sha256"] = ProtocolCard(other["card"]).hash
+    (tmp_path / "result.json").write_text(json.dumps(other))
+    assert run("evaluate compare", evaluated, tmp_path) == 2
+    assert "differ in versions.torch" in capsys.readouterr().err
+    assert run("evaluate compare", evaluated, tmp_path, "--ignore", "versions.torch") == 0
+    assert "ignored as asked" in capsys.readouterr().out
+
+
+def test_protocols_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate protocols") == 0
+    assert "ucf101-256-2048-s3 " in capsys.readouterr().out
+    assert run("evaluate protocols ucf101-256-2048-s3") == 0
+    assert "interval: 3\n" in capsys.readouterr().out
+    assert run("evaluate") == 0
+    assert "evaluate compare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("evaluate ucf101-256-2048 {model} {videos} {out}", 2, "did you mean 'ucf101-256-2048-s"),
+        ("evaluate ucf101-256-2048-s3 {model} {videos} {out}", 5, "i3d: weights not imported"),
+        ("evaluate ucf101-256-2048-s3 {model} nowhere {out} --artificial", 2, "nowhere: no such folder"),
+        ("evaluate ucf101-256-2048-s3 {model} {videos} {out} --artificial", 2, "needs 4096"),
+        ("evaluate ucf101-256-2048-s3 {model} {videos} {out} --artificial --count 2 --singular", 2, "scores at 256"),
+        (
+            "evaluate ucf101-256-2048-s3 {model} {videos} {out} --artificial --count 2 --size 64",
+            2,
+            "2 clips are no more than the 400 dimensions",
+        ),
+        ("evaluate k600-64-f5-50k {model} {videos} {out} --worker 2/2", 2, "--worker 2/2: expected i/N"),
+        ("evaluate digits3d {out} --models a={model} --videos {videos}", 2, "digits3d needs 512"),
+        ("evaluate digits3d {out} --models a={model} --videos {videos} --batch 0", 2, "--batch 0: expected"),
+        ("evaluate digits3d {out} --models {model} --videos {videos}", 2, "expected NAME=MODEL"),
+        (
+            "evaluate digits3d {out} --models a={model} --videos {videos} --variant k600-64-f5-50k",
+            2,
+            "not a protocol of built-in videos",
+        ),
+        ("evaluate compare {out}", 2, "at least two results"),
+        ("evaluate compare {out} {videos}", 2, "no such result"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(
+    command: str,
+    code: int,
+    message: str,
+    model: Path,
+    look_alikes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAGI_CACHE", str(tmp_path / "cache"))
+    places = {"model": model, "videos": look_alikes, "out": tmp_path / "out"}
+    words = [word.format(**places) for word in command.split()]
+    assert main(words) == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("magi: error:")]
+    assert len(errors) == 1 and message in errors[0], errors
+
+
+@pytest.fixture(scope="module")
+def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_look_alikes(tmp_path_factory.mktemp("look-alikes"), 6)

@@ -1,0 +1,287 @@
+"""A folder becomes a checked list in which every file is accounted for, and nothing is decoded twice."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magi.config import DataConfig
+from magi.data.decoding.frames import DecodeLimits, Skip, VideoProbe
+from magi.data.decoding.sandbox import DecodeJail
+from magi.data.index.index import build_index, load_index, open_index
+from magi.data.index.sources import Source, list_videos
+from magi.data.video_writer import write_mp4
+from magi.errors import DataError
+
+INDEX_NAME, REPORT_NAME = "magi-index.jsonl", "magi-index-report.json"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("index") / "good.mp4"
+    video_THWC = np.zeros((12, 32, 48, 3), np.uint8)
+    video_THWC[6:] = 200
+    write_mp4(path, video_THWC, 25)
+    return path
+
+
+@pytest.fixture
+def folder(video: Path, tmp_path: Path) -> Path:
+    """Six good videos, one bad; classes 'b one' and 'two'; one video deep in its class, one without a class."""
+    root = tmp_path / "videos"
+    for name in ("two/x.mp4", "b one/x.mp4", "b one/deep/er/y.MP4", "b one/z.mkv", "two/a.mp4", "free.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, root / name)
+    (root / "two" / "empty.mp4").touch()
+    for junk in ("two/._x.mp4", ".DS_Store", "two/Thumbs.db"):
+        (root / junk).touch()
+    (root / "two" / "x.json").write_text("{}")
+    (root / ".hidden").mkdir()
+    shutil.copy(video, root / ".hidden" / "h.mp4")
+    (root / "no videos").mkdir()
+    return root
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are decoded, in order; the jail itself is replaced where the test is not about it."""
+    names: list[str] = []
+
+    def probe(self: DecodeJail, path: Path) -> VideoProbe | Skip:
+        names.append(path.name)
+        if path.stat().st_size == 0:
+            return Skip("empty_file", "has 0 bytes")
+        return VideoProbe(12, 32, 48, 25.0, range(0, 12 * 512, 512))
+
+    monkeypatch.setattr(DecodeJail, "probe", probe)
+    return names
+
+
+def report(root: Path) -> dict[str, object]:
+    values = json.loads((root / REPORT_NAME).read_text())
+    assert isinstance(values, dict)
+    return values
+
+
+def test_classes_labels_and_accounts(folder: Path) -> None:
+    index = build_index(folder, max_bad_fraction=0.2)
+    assert index.classes == ("b one", "two")
+    assert [(record.path, record.label) for record in index.videos] == [
+        ("b one/deep/er/y.MP4", 0),
+        ("b one/x.mp4", 0),
+        ("b one/z.mkv", 0),
+        ("free.mp4", None),
+        ("two/a.mp4", 1),
+        ("two/x.mp4", 1),
+    ]
+    assert {(record.frames, record.height, record.width, record.fps) for record in index.videos} == {(12, 32, 48, 25.0)}
+    assert index.skipped == 1
+    assert report(folder) == {
+        "listed": 7,
+        "usable": 6,
+        "usable_frames": 72,
+        "classes": 2,
+        "skipped": 1,
+        "skipped_by_reason": {"empty_file": 1},
+        "annotated_but_missing": 0,
+        "ignored_unlisted_videos": 0,
+        "ignored_junk_files": 3,
+        "ignored_other_files": 1,
+        "missing_files": [],
+        "skipped_files": [{"path": "two/empty.mp4", "reason": "empty_file", "detail": "has 0 bytes"}],
+    }
+    assert load_index(Source.of(folder)) == index
+    assert not list(folder.glob(".magi*"))
+
+
+def test_too_many_bad_files_end_in_one_line_and_a_report(folder: Path, probed: list[str]) -> None:
+    (folder / "empty too.mp4").touch()
+    with pytest.raises(DataError) as caught:
+        build_index(folder, max_bad_fraction=0.1)
+    message = str(caught.value)
+    for part in (str(folder), "2 of 8", "empty_file 2", "--max-bad-fraction 0.1", REPORT_NAME):
+        assert part in message
+    assert "\n" not in message
+    assert report(folder)["skipped_by_reason"] == {"empty_file": 2}
+    with pytest.raises(DataError, match="2 of 8"):
+        open_index(DataConfig(root=str(folder)))
+    decoded = len(probed)
+    assert len(open_index(DataConfig(root=str(folder), max_bad_fraction=0.25)).videos) == 6
+    assert len(probed) == decoded == 8
+
+
+def test_no_usable_video_is_an_error_at_any_tolerance(tmp_path: Path, probed: list[str]) -> None:
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(DataError, match=r"1 of 1 videos cannot be used \(empty_file 1\): none is left"):
+        build_index(tmp_path, max_bad_fraction=1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "line"),
+    [
+        (lambda path: None, ValueError, "no such folder"),
+        (lambda path: path.touch(), ValueError, "is not a folder"),
+        (lambda path: path.mkdir(), DataError, r"no videos \(\.mp4, "),
+    ],
+)
+def test_a_folder_without_videos_is_one_line(
+    tmp_path: Path, make: Callable[[Path], None], error: type[Exception], line: str
+) -> None:
+    make(tmp_path / "videos")
+    with pytest.raises(error, match=line):
+        open_index(DataConfig(root=str(tmp_path / "videos")))
+
+
+def test_an_unnamed_folder_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"data\.root is empty"):
+        open_index(DataConfig())
+
+
+def test_only_new_and_changed_files_are_decoded_again(folder: Path, video: Path, probed: list[str]) -> None:
+    first = build_index(folder, 1.0)
+    assert len(probed) == 7
+    probed.clear()
+    assert build_index(folder, 1.0) == first and not probed
+
+    os.utime(folder / "two" / "a.mp4", ns=(1, 1))
+    (folder / "two" / "empty.mp4").write_bytes(b"now with content")
+    shutil.copy(video, folder / "b one" / "new.mp4")
+    (folder / "free.mp4").unlink()
+    second = build_index(folder, 1.0)
+    assert sorted(probed) == ["a.mp4", "empty.mp4", "new.mp4"]
+    assert [record.path for record in second.videos] == [
+        "b one/deep/er/y.MP4",
+        "b one/new.mp4",
+        "b one/x.mp4",
+        "b one/z.mkv",
+        "two/a.mp4",
+        "two/empty.mp4",
+        "two/x.mp4",
+    ]
+    accounts = {"listed": 7, "usable": 7, "skipped": 0, "ignored_other_files": 1, "skipped_files": []}
+    assert accounts.items() <= report(folder).items()
+
+
+def test_chance_failures_are_tried_again_by_building_but_not_by_opening(
+    folder: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(DecodeJail, "probe", lambda self, path: Skip("timeout", "not decoded after 30 seconds"))
+        with pytest.raises(DataError, match="timeout 7"):
+            build_index(folder, 1.0)
+    with pytest.raises(DataError, match="timeout 7"):
+        open_index(DataConfig(root=str(folder), max_bad_fraction=1.0))
+    assert not probed
+    assert len(build_index(folder, 1.0).videos) == 6 and len(probed) == 7
+
+
+def test_a_new_class_folder_renumbers_the_labels(folder: Path, video: Path, probed: list[str]) -> None:
+    build_index(folder, 1.0)
+    (folder / "a").mkdir()
+    shutil.copy(video, folder / "a" / "x.mp4")
+    index = build_index(folder, 1.0)
+    assert index.classes == ("a", "b one", "two")
+    labels = {record.path.partition("/")[0]: record.label for record in index.videos}
+    assert labels == {"a": 0, "b one": 1, "two": 2, "free.mp4": None}
+
+
+def test_any_number_of_jails_gives_the_same_index(folder: Path) -> None:
+    one = build_index(folder, 1.0, workers=1)
+    (folder / INDEX_NAME).unlink()
+    assert build_index(folder, 1.0, workers=3) == one
+
+
+def test_progress_counts_every_file(folder: Path, probed: list[str]) -> None:
+    steps: list[tuple[int, int]] = []
+    build_index(folder, 1.0, lambda done, total: steps.append((done, total)))
+    assert steps == [(done, 7) for done in range(1, 8)]
+
+
+def test_an_interrupted_build_keeps_the_old_index_and_continues(folder: Path, probed: list[str]) -> None:
+    build_index(folder, 1.0)
+    before = (folder / INDEX_NAME).read_bytes()
+    for name in ("free.mp4", "two/a.mp4", "two/x.mp4"):
+        os.utime(folder / name, ns=(1, 1))
+    probed.clear()
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(folder, 1.0, stop)
+    assert (folder / INDEX_NAME).read_bytes() == before
+    first = list(probed)
+    probed.clear()
+    index = build_index(folder, 1.0)
+    assert "free.mp4" in first and "free.mp4" not in probed and len(index.videos) == 6
+    assert not list(folder.glob(".magi*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"magi_index": 99, "classes": []}\n', b"\xff\xfe\n"])
+def test_a_damaged_index_is_refused_by_loading_and_replaced_by_building(
+    folder: Path, probed: list[str], damage: bytes
+) -> None:
+    whole = tuple(build_index(folder, 1.0).videos)
+    (folder / INDEX_NAME).write_bytes(damage)
+    with pytest.raises(DataError, match=r"damaged .* delete it"):
+        load_index(Source.of(folder))
+    assert tuple(build_index(folder, 1.0).videos) == whole
+
+
+def test_a_cut_index_names_the_line_and_keeps_what_is_good(folder: Path, probed: list[str]) -> None:
+    whole = tuple(build_index(folder, 1.0).videos)
+    content = (folder / INDEX_NAME).read_bytes()
+    (folder / INDEX_NAME).write_bytes(content[: content.index(b"free.mp4") + 20])
+    with pytest.raises(DataError, match="line 5"):
+        load_index(Source.of(folder))
+    probed.clear()
+    assert tuple(build_index(folder, 1.0).videos) == whole
+    assert len(probed) == 4
+
+
+def test_loading_without_an_index_says_how_to_make_one(folder: Path) -> None:
+    with pytest.raises(DataError, match="run 'magi data index"):
+        load_index(Source.of(folder))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(folder: Path, probed: list[str]) -> None:
+    (folder / INDEX_NAME).mkdir()
+    with pytest.raises(DataError, match=r"cannot be written .* make the folder writable"):
+        build_index(folder, 1.0)
+
+
+def test_a_file_that_changes_while_it_is_read_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(self: DecodeJail, path: Path) -> VideoProbe:
+        if path.name == "free.mp4":
+            path.write_bytes(b"other")
+        return VideoProbe(12, 32, 48, 25.0, None)
+
+    monkeypatch.setattr(DecodeJail, "probe", probe)
+    build_index(folder, 1.0)
+    assert report(folder)["skipped_by_reason"] == {"changed_on_disk": 1}
+
+
+def test_links_are_followed_but_not_in_circles(folder: Path, video: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(video, elsewhere / "l.mp4")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "two" / "up").symlink_to(folder)
+    (folder / "self.mp4").symlink_to(folder / "self.mp4")
+    (folder / "broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    listing = list_videos(Source.of(folder))
+    assert listing.classes == ("b one", "linked", "two")
+    paths = [file.path for file in listing.files()]
+    assert len(paths) == len(set(paths)) == 10
+    build_index(folder, 1.0)
+    assert report(folder)["skipped_by_reason"] == {"unreadable": 2, "empty_file": 1}
+
+
+def test_limits_reach_the_jail(folder: Path) -> None:
+    with pytest.raises(DataError, match="too_many_pixels 6"):
+        build_index(folder, 1.0, limits=DecodeLimits(pixels=100))

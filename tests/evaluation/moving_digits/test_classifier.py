@@ -1,0 +1,73 @@
+"""The classifier behind ``class_kept``: right on clean digits, blind to place and grey level, made by its trainer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from magi.data.moving_digits import digit_video
+from magi.evaluation.moving_digits.classifier import (
+    HELD_OUT_SEED,
+    SHIPPED,
+    centred_crops,
+    held_out_accuracy,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from magi.evaluation.moving_digits.intensity import centroids, ink
+
+
+def test_shipped_classifier_is_right_on_held_out_digits() -> None:
+    model, card = load_classifier()
+    assert card.held_out_seed != card.seed
+    assert card.held_out_accuracy >= 0.99
+    assert held_out_accuracy(model, clips=300) >= 0.99
+    assert SHIPPED.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("size", [48, 96])
+def test_other_frame_sizes_are_classified_as_well(size: int) -> None:
+    assert held_out_accuracy(load_classifier()[0], clips=50, size=size) >= 0.98
+
+
+def test_place_and_grey_level_do_not_matter() -> None:
+    frame_HW = np.zeros((64, 64), np.float32)
+    frame_HW[30:40, 28:36] = np.random.default_rng(0).uniform(100, 200, (10, 8))
+    moved_HW = np.roll(frame_HW, (-11, 9), axis=(0, 1)) * 0.6
+    both_FHW = np.stack([frame_HW, moved_HW])
+    first_1HW, second_1HW = centred_crops(both_FHW, centroids(both_FHW))
+    assert first_1HW.max() == 1 and first_1HW.std() > 0.05
+    torch.testing.assert_close(first_1HW, second_1HW, atol=1e-4, rtol=0)
+
+
+def test_crop_shows_a_glyph_of_any_look_whole() -> None:
+    for number in range(40):
+        ink_FHW = ink(digit_video(9, number, frames=1).video_THWC)
+        crop_1HW = centred_crops(ink_FHW, centroids(ink_FHW))[0]
+        edge = torch.cat([crop_1HW[0, [0, -1]].flatten(), crop_1HW[0, :, [0, -1]].flatten()])
+        assert edge.max() == 0
+
+
+def test_frame_without_ink_has_no_class() -> None:
+    frames_FHWC = np.concatenate([digit_video(9, number, frames=1).video_THWC for number in (3, 4)])
+    frames_FHWC[0] = 10  # below the floor of ink
+    assert load_classifier()[0].classify(frames_FHWC).tolist() == [-1, 4]
+
+
+def test_training_is_reproducible_learns_and_leaves_global_randomness_alone(tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    (first, card), (again, _) = (train_classifier(seed=1, clips=300, epochs=5, held_out_clips=100) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert card.held_out_accuracy > 0.5
+    save_classifier(first, card, tmp_path / "small.safetensors")
+    loaded, loaded_card = load_classifier(tmp_path / "small.safetensors")
+    assert loaded_card == card
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), loaded.parameters(), strict=True))
+
+
+def test_training_on_the_held_out_digits_is_refused() -> None:
+    with pytest.raises(ValueError, match="held-out"):
+        train_classifier(seed=HELD_OUT_SEED, clips=10)

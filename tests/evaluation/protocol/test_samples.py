@@ -1,0 +1,168 @@
+"""Samples of a protocol: none missing, none twice, the same whoever makes them and however often they are stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magi.config import DataConfig
+from magi.data.index.index import VideoIndex, open_index
+from magi.errors import DataError
+from magi.evaluation.protocol.clip_table import ClipTable, build_table
+from magi.evaluation.protocol.protocols import EvaluationProtocol, overridden, protocol
+from magi.evaluation.protocol.real_clips import RealClips
+from magi.evaluation.protocol.samples import (
+    SHARD,
+    SamplePlan,
+    generate_samples,
+    sample_plan,
+    sample_seed,
+    uniform_label,
+)
+from tests.fakes.look_alikes import Painter, painted, write_look_alikes
+
+COUNT = 2 * SHARD + 6  # the last shard is not full
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
+    return open_index(DataConfig(root=str(write_look_alikes(tmp_path_factory.mktemp("videos"), 6, frames=24))))
+
+
+def chosen(name: str = "k600-64-f5-50k", **changes: Any) -> EvaluationProtocol:
+    small = {"count": COUNT, "read_size": 32, "score_size": 32, "choice": "random_window", "crop": "random"}
+    return overridden(protocol(name), **(small | changes))[0]
+
+
+def made(
+    model: Any, one: EvaluationProtocol, index: VideoIndex, folder: Path, seed: int = 0, **how: Any
+) -> tuple[SamplePlan, ClipTable]:
+    table = build_table(one, index)
+    rows = table.of("real", 0)
+    plan = sample_plan(model, one, rows, table.hash, seed, folder)
+    settings = {"batch": 8, "worker": (0, 1)} | how
+    generate_samples(
+        model, one, RealClips(one, index), rows, plan, seed, **settings, tell=lambda what, done, total: None
+    )
+    return plan, table
+
+
+def samples(plan: SamplePlan) -> Tensor:
+    return torch.cat(list(plan.read(0, plan.count, SHARD)))
+
+
+@pytest.fixture(scope="module")
+def whole(index: VideoIndex, tmp_path_factory: pytest.TempPathFactory) -> tuple[SamplePlan, Painter, ClipTable]:
+    model = Painter()
+    plan, table = made(model, chosen(context_frames=0), index, tmp_path_factory.mktemp("whole"))
+    return plan, model, table
+
+
+def test_seeds_depend_on_run_and_number_alone_and_never_meet() -> None:
+    assert sample_seed(3, 17) == sample_seed(3, 17) != sample_seed(4, 17)
+    seeds = {sample_seed(run, k) for run in range(3) for k in range(50_000)}
+    assert len(seeds) == 150_000 and max(seeds) < 2**32
+    assert sample_seed(2**32 - 1, 2**31) < 2**32
+
+
+def test_every_sample_is_there_once_in_order(whole: tuple[SamplePlan, Painter, ClipTable]) -> None:
+    plan, model, _ = whole
+    assert [seed for call in model.asked for seed in call["seeds"]] == [sample_seed(0, k) for k in range(COUNT)]
+    video = torch.cat(list(plan.read(0, COUNT, 9)))
+    assert video.shape == (COUNT, 16, 32, 32, 3) and video.dtype == torch.uint8
+    for number in (0, 31, 32, COUNT - 1):
+        assert torch.equal(video[number], torch.from_numpy(painted(1000 + sample_seed(0, number), 16, 32, 32)))
+    assert len(torch.unique(video.flatten(1), dim=0)) == COUNT
+    assert plan.missing() == [] and len(list(plan.folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_workers_makes_the_same_samples(
+    workers: int, whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex, tmp_path: Path
+) -> None:
+    asked = []
+    for number in reversed(range(workers)):
+        model = Painter()
+        plan, _ = made(model, chosen(context_frames=0), index, tmp_path, batch=5, worker=(number, workers))
+        asked += [seed for call in model.asked for seed in call["seeds"]]
+        assert bool(plan.missing()) == (number > 0)
+    assert sorted(asked) == [sample_seed(0, k) for k in range(COUNT)]
+    assert torch.equal(samples(plan), samples(whole[0]))
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(
+    whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(Painter(fail_at_call=7), chosen(context_frames=0), index, tmp_path)
+    model = Painter()
+    plan, _ = made(model, chosen(context_frames=0), index, tmp_path)
+    assert len(model.asked) == 5  # the first shard, four calls, was whole
+    assert torch.equal(samples(plan), samples(whole[0]))
+    again = Painter()
+    made(again, chosen(context_frames=0), index, tmp_path)
+    assert again.asked == []
+
+
+def test_a_damaged_shard_is_made_again_and_missing_ones_are_told(
+    whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex, tmp_path: Path
+) -> None:
+    plan, _ = made(Painter(), chosen(context_frames=0), index, tmp_path)
+    whole_shard = plan.path(1).read_bytes()
+    plan.path(1).write_bytes(plan.path(0).read_bytes())  # another shard's samples would come twice
+    assert plan.missing() == [1]
+    plan.path(1).write_bytes(whole_shard.replace(plan.key.encode(), b"0" * 64))  # made otherwise
+    assert plan.missing() == [1]
+    plan.path(1).write_bytes(whole_shard[:900])
+    assert plan.missing() == [1]
+    with pytest.raises(DataError, match="shard missing or damaged"):
+        list(plan.read(0, COUNT, 8))
+    made(Painter(), chosen(context_frames=0), index, tmp_path)
+    assert torch.equal(samples(plan), samples(whole[0]))
+
+
+def test_other_settings_use_other_shards(whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex) -> None:
+    plan, model, table = whole
+    one, rows = chosen(context_frames=0), table.of("real", 0)
+    changed = Painter()
+    torch.nn.init.zeros_(changed.model.weight)
+    keys = {
+        plan.key,
+        sample_plan(changed, one, rows, table.hash, 0, plan.folder).key,  # type: ignore[arg-type]
+        sample_plan(model, one, rows, table.hash, 1, plan.folder).key,  # type: ignore[arg-type]
+        sample_plan(model, one, rows, "other", 0, plan.folder).key,  # type: ignore[arg-type]
+        sample_plan(model, chosen(context_frames=0, interval=2), rows, table.hash, 0, plan.folder).key,  # type: ignore[arg-type]
+    }
+    assert len(keys) == 5
+
+
+def test_context_is_the_real_clip_of_the_same_number(index: VideoIndex, tmp_path: Path) -> None:
+    given, decoded = chosen("k600-64-f5-50k-given", count=6), chosen(count=6)
+    model = Painter()
+    model.vae.decode = lambda latents: torch.full((len(latents), 5, 32, 32, 3), 9, dtype=torch.uint8)  # type: ignore[method-assign]
+    plan, table = made(model, given, index, tmp_path / "given")
+    clips = RealClips(given, index)
+    video = torch.cat(list(plan.read(0, 6, 6)))
+    for number, row in enumerate(table.of("real", 0)):
+        assert torch.equal(video[number, :5], clips.read(row)[:5])
+        assert torch.equal(video[number, 5:], torch.from_numpy(painted(1000 + number, 16, 32, 32)[5:]))
+    through, _ = made(model, decoded, index, tmp_path / "decoded")
+    assert (torch.cat(list(through.read(0, 6, 6)))[:, :5] == 9).all()
+
+
+def test_labels_are_none_real_or_uniform(index: VideoIndex, tmp_path: Path) -> None:
+    model = Painter()
+    _, table = made(model, chosen("ucf101-128-class-10k", folds=1, count=6), index, tmp_path / "real")
+    assert model.asked[0]["labels"] == [row.video.split("/")[0] for row in table.of("real", 0)]
+    model = Painter()
+    made(model, chosen("ucf101-128-class-2048", count=6), index, tmp_path / "uniform")
+    assert model.asked[0]["labels"] == [uniform_label(0, k, 3) for k in range(6)]
+    draws = [uniform_label(0, k, 4) for k in range(400)]
+    assert all(70 < draws.count(label) < 130 for label in range(4))
+    model = Painter()
+    made(model, chosen("ucf101-256-2048-s1", count=6), index, tmp_path / "none")
+    assert model.asked[0]["labels"] is None and model.asked[0]["interval"] == 1
+    with pytest.raises(ValueError, match="tells the class, but this model has none"):
+        made(Painter(classes=0), chosen("ucf101-128-class-2048", count=6), index, tmp_path / "no")

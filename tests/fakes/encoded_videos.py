@@ -1,0 +1,83 @@
+"""Small videos and autoencoders whose latents tell which frames of which video they were made of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from magi.config import DataConfig, LatentShape
+from magi.data.index.index import VideoIndex, build_index
+from magi.data.moving_digits import write_digits
+from magi.latents.encode import Encoder, EncodeSettings, Progress, write_latents
+
+CONFIG = DataConfig(frames=4, height=32, width=32, interval_min=1, interval_max=9)
+CLIPS = CONFIG.model_copy(update={"frames": 5})
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+def make_index(root: Path) -> VideoIndex:
+    """Five videos of 30 frames and one of 3, which is too short for any clip."""
+    write_digits(root, clips=5, frames=30)
+    write_digits(root / "0" / "short", clips=1, frames=3)
+    return build_index(root)
+
+
+def encode(video_BTHWC: torch.Tensor) -> torch.Tensor:
+    """2-D: every latent is an 8 x 8 block's mean."""
+    pixels_BTCHW = video_BTHWC.permute(0, 1, 4, 2, 3).float() / 64
+    return torch.nn.functional.avg_pool2d(pixels_BTCHW.flatten(0, 1), 8).unflatten(0, pixels_BTCHW.shape[:2])
+
+
+def encode_clip(video_BTHWC: torch.Tensor) -> torch.Tensor:
+    """3-D, causal, four times fewer frames: the first one, and then the mean of each four."""
+    latents_BTCHW = encode(video_BTHWC)
+    return torch.cat([latents_BTCHW[:, :1], latents_BTCHW[:, 1:].unflatten(1, (-1, 4)).mean(2)], dim=1)
+
+
+def no_spread(mean_BTCHW: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(mean_BTCHW)
+
+
+def some_spread(mean_BTCHW: torch.Tensor) -> torch.Tensor:
+    """A standard deviation that differs from latent to latent."""
+    return 0.1 + mean_BTCHW.abs() / 8
+
+
+def encoder(
+    config: DataConfig = CONFIG, encode: Encode = encode, id: str = "mean-1", spread: Encode = no_spread
+) -> Encoder:
+    """An encoder of ``encode`` for clips of ``config``; 3-D if it is ``encode_clip``."""
+    by_clips = encode is encode_clip
+    frames = 1 + (config.frames - 1) // 4 if by_clips else config.frames
+    latent = LatentShape(frames=frames, channels=3, height=config.height // 8, width=config.width // 8)
+
+    def posterior(video_BTHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean_BTCHW = encode(video_BTHWC)
+        return mean_BTCHW, spread(mean_BTCHW)
+
+    return Encoder(id, 4 if by_clips else 1, latent, posterior)
+
+
+def write(
+    index: VideoIndex,
+    out: Path,
+    config: DataConfig = CONFIG,
+    encode: Encode = encode,
+    id: str = "mean-1",
+    spread: Encode = no_spread,
+    worker: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+    **settings: int | str,
+) -> int:
+    """``write_latents`` with two videos a shard and three clips a video."""
+    given = EncodeSettings(**{"videos_per_shard": 2, "clips_per_video": 3} | settings)  # type: ignore[arg-type]
+    return write_latents(index, out, config, encoder(config, encode, id, spread), given, worker, progress)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same_bytes(one: Path, two: Path) -> bool:
+    """Whether two folders hold the same files."""
+    return names(one) == names(two) and all((one / n).read_bytes() == (two / n).read_bytes() for n in names(one))

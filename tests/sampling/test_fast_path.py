@@ -1,0 +1,209 @@
+"""Fast paths are the plain path: folded head, padding, number formats, fewer steps; CUDA graphs bit for bit."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from magi.config import SamplingConfig
+from magi.model.diffusion import cosine_schedule, respace, reverse_table, schedule_from_betas, solver_table
+from magi.model.diffusion_head import DiffusionHead, FoldedHead
+from magi.sampling.denoise import Denoiser, denoise_tokens, draw_noise, padded_rows
+from magi.sampling.fast_path import FastPath
+from magi.sampling.generate import annealed_steps, generate_frame, plan_frame
+from magi.sampling.history import Past
+from tests.sampling.test_generate import FAST, normal, sample, seeded, tiny_model, told
+
+
+def random_head() -> DiffusionHead:
+    generator = torch.Generator().manual_seed(5)
+    head = DiffusionHead(channels=2, condition_width=16, width=16, blocks=2).double().requires_grad_(False)
+    for parameter in head.parameters():
+        parameter.data = 0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return head
+
+
+def test_folding_the_head_is_exact() -> None:
+    head = random_head()
+    folded = FoldedHead(head)
+    x_MC, z_GMD, timestep_I11 = normal(5, 2), normal(2, 5, 16), torch.tensor([900, 3])[:, None, None]
+    expected = head(x_MC, timestep_I11, z_GMD[None])
+    modulations = folded.modulations(folded.embed_time(timestep_I11), z_GMD[None])
+    torch.testing.assert_close(folded.denoise(x_MC, modulations), expected)
+    assert folded.modulation_width == head.modulation_width
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+def test_a_padded_denoiser_is_the_plain_loop(rows: int) -> None:
+    head, table = random_head(), reverse_table(respace(cosine_schedule(50), 6))
+    z_GMD, noise_IMC, scale = normal(2, rows, 16), normal(6, rows, 2), torch.tensor(2.5, dtype=torch.float64)
+    expected = denoise_tokens(head, z_GMD, noise_IMC, table, scale, 0.7)
+    for padded in (False, True):
+        denoiser = Denoiser(head, 0.7)
+        denoiser.padded = padded
+        torch.testing.assert_close(denoiser(z_GMD, noise_IMC, table, scale), expected)
+
+
+def test_timesteps_are_embedded_once_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once an iteration: they depend on no token. Another table has its own."""
+    denoiser, asked = Denoiser(random_head(), 1.0), []
+    plain = denoiser.head.embed_time
+    monkeypatch.setattr(denoiser.head, "embed_time", lambda timestep: asked.append(len(timestep)) or plain(timestep))
+    few, many = (reverse_table(respace(cosine_schedule(50), steps)) for steps in (4, 6))
+    scale = torch.tensor(2.5, dtype=torch.float64)
+    for table in (few, many, few, many):
+        noise_IMC = normal(len(table), 3, 2)
+        expected = denoise_tokens(random_head(), normal(2, 3, 16), noise_IMC, table, scale, 1.0)
+        torch.testing.assert_close(denoiser(normal(2, 3, 16), noise_IMC, table, scale), expected)
+    assert asked == [4, 6]
+
+
+def test_few_numbers_of_rows_are_ever_recorded() -> None:
+    sizes = {padded_rows(rows) for rows in range(1, 513)}
+    assert sizes == {8, 16, 32, 64, 128, 256, 384, 512}
+    assert all(padded_rows(rows) >= rows for rows in range(1, 2000))
+
+
+def test_padding_the_picked_tokens_changes_nothing() -> None:
+    model = tiny_model()
+    past = Past(model, told(2), seeded(1, 2), 3, SamplingConfig())
+    masked_BN = torch.ones(2, 12, dtype=torch.bool)
+    picked_Bm = torch.tensor([[3, 4, 5], [0, 11, 7]])
+    with torch.inference_mode():
+        plain = past.predict(normal(2, 12, 2), masked_BN, picked_Bm)
+        past.padded = True
+        torch.testing.assert_close(past.predict(normal(2, 12, 2), masked_BN, picked_Bm), plain)
+
+
+@pytest.mark.parametrize(("part", "limit"), [("head_precision", 5e-2), ("pass_precision", 0.5)])
+def test_products_in_bf16_are_close(part: str, limit: float) -> None:
+    """Of whole videos, over which a pass's rounding grows; a pass itself is held in the tests of ``FramePass``."""
+    model = tiny_model().float()
+    plain = sample(model)
+    rounded = sample(model, FAST.model_copy(update={part: "bf16"}))
+    assert 1e-4 < (rounded - plain).norm() / plain.norm() < limit
+
+
+def test_the_cpu_takes_the_plain_path() -> None:
+    assert FastPath.of(tiny_model()) == FastPath(graphs=False, kernels=False, pool=None)
+
+
+# Fewer steps
+
+
+def test_steps_fall_linearly_over_the_iterations() -> None:
+    annealed = SamplingConfig(iterations=10, steps=50, last_steps=5)
+    assert annealed_steps(annealed) == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
+    assert annealed_steps(SamplingConfig(iterations=3, steps=7)) == [7, 7, 7]
+    assert annealed_steps(SamplingConfig(iterations=1, steps=7, last_steps=2)) == [7]
+    plan = plan_frame(tiny_model(), SamplingConfig(iterations=4, steps=11, last_steps=2))
+    assert [len(table) for table in plan.tables] == [11, 8, 5, 2]
+
+
+def test_annealed_steps_are_those_of_the_iteration() -> None:
+    """The first iteration's tokens are those of a run without annealing; the last one's are not."""
+    model = tiny_model()
+    order_BN = torch.stack([torch.randperm(12, generator=generator) for generator in seeded(1, 2)])
+    frames = []
+    for last in (0, 2):
+        config = SamplingConfig(iterations=3, steps=8, last_steps=last)
+        past, denoiser = Past(model, told(2), seeded(1, 2), 3, config), Denoiser(model.head, 1.0)
+        with torch.inference_mode():
+            frames.append(generate_frame(model, past, seeded(5, 6), plan_frame(model, config), denoiser, order_BN))
+    first = order_BN[:, :1, None].expand(-1, -1, 2)
+    assert torch.equal(frames[0].gather(1, first), frames[1].gather(1, first))
+    assert not torch.allclose(frames[0], frames[1])
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("steps", [2, 3, 9])
+def test_the_solver_is_that_of_diffusers(steps: int, stochastic: bool) -> None:
+    """DPM-Solver++ (2M) and its SDE form, on the same steps, for a prediction that is no straight line."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    # Mild noise: the oracle's float32 does not carry the first steps of the cosine schedule.
+    schedule = schedule_from_betas(torch.linspace(1e-3, 0.1, 50, dtype=torch.float64), torch.arange(50))
+    spaced = respace(schedule, steps)
+    oracle = DPMSolverMultistepScheduler(
+        num_train_timesteps=50,
+        trained_betas=schedule.betas.tolist(),
+        algorithm_type="sde-dpmsolver++" if stochastic else "dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+    )
+    oracle.set_timesteps(timesteps=spaced.timesteps.flip(0).tolist())
+    table, noise_IMC = solver_table(spaced, stochastic=stochastic), normal(steps, 4, 2)
+    x, expected, previous = noise_IMC[0], noise_IMC[0], None
+    for index in reversed(range(steps)):
+        timestep = int(spaced.timesteps[index])
+        predicted, noise = torch.sin(3 * x), noise_IMC[index]
+        expected = oracle.step(predicted, timestep, expected, variance_noise=noise).prev_sample
+        x, previous = table.step(index, x, predicted, torch.zeros_like(x), noise, previous)
+        torch.testing.assert_close(x, expected.double(), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("solver", ["dpm++", "dpm++sde"])
+def test_a_solver_is_chosen_by_name_and_makes_other_tokens(solver: str) -> None:
+    model = tiny_model()
+    made = sample(model, FAST.model_copy(update={"solver": solver}))
+    assert bool(made.isfinite().all())
+    assert not torch.allclose(made, sample(model))
+    table = plan_frame(model, FAST.model_copy(update={"solver": solver})).tables[0]
+    assert table.one_step_memory
+    assert (table.log_std[1] == -math.inf) == (solver == "dpm++")
+
+
+# On a GPU
+
+
+def _frame(model: Any, path: FastPath, padded: bool, config: SamplingConfig) -> Tensor:
+    conditions = told(2).concatenate(told(2).without_label(3))
+    conditions = replace(
+        conditions,
+        interval_B=conditions.interval_B.to("cuda"),
+        noise_level_B=torch.ones_like(conditions.noise_level_B).to("cuda"),
+        label_B=conditions.label_B.to("cuda"),
+    )
+    with torch.inference_mode():
+        past, denoiser = path.past(model, conditions, seeded(1, 2), 3, config), path.denoiser(model, config)
+        past.padded = denoiser.padded = padded
+        plan = plan_frame(model, config)
+        for _ in range(2):  # the second frame replays what the first one recorded
+            tokens_BNC = generate_frame(model, past, seeded(5, 6), plan, denoiser).clone()
+        past.observe(tokens_BNC[:, None])
+        return generate_frame(model, past, seeded(7, 8), plan, denoiser).clone()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_graphs_are_the_same_operations_bit_for_bit(dtype: torch.dtype) -> None:
+    model = tiny_model().to("cuda", dtype)
+    config = FAST.model_copy(update={"guidance": 2.0})
+    path = replace(FastPath.of(model), kernels=False)
+    replayed = _frame(model, path, True, config)
+    assert torch.equal(replayed, _frame(model, replace(path, graphs=False), True, config))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_cpus_video_in_float32() -> None:
+    model = tiny_model().float()
+    expected = sample(model)
+    made = sample(model.to("cuda"))
+    torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_noise_rows_are_as_many_as_the_steps_of_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    from magi.sampling import generate
+
+    drawn: list[int] = []
+
+    def spy(generators: Any, steps: int, *rest: Any) -> Tensor:
+        drawn.append(steps)
+        return draw_noise(generators, steps, *rest)
+
+    monkeypatch.setattr(generate, "draw_noise", spy)
+    sample(tiny_model(), SamplingConfig(iterations=3, steps=6, last_steps=2), frames=1)
+    assert drawn == [6, 4, 2]

@@ -1,0 +1,227 @@
+"""Every study end to end on measures with known differences: what holds, fails or stays undecided, and the files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magi.errors import DataError
+from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length, results
+from studies.guidance import GuidanceOptions
+from studies.length import LengthOptions
+from studies.measures import FID, FVD
+from studies.results import CLAIMS, listing, read_report, write_listing
+from studies.running import StudyOptions
+from tests.fakes.study_fakes import BUDGET, curves, real_tensors, write_arm, write_real
+
+BEGIN, END = "<!-- results:studies:begin -->", "<!-- results:studies:end -->"
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The effects here are far from their bounds."""
+    monkeypatch.setattr("studies.statistics.TAIL_DRAWS", 0.1)
+
+
+def options(kind: type[Any], tmp_path: Path, **given: Any) -> Any:
+    write_real(tmp_path)
+    known = {"out": tmp_path, "results": tmp_path / "results", "budget": BUDGET, "device": "cpu"}
+    return kind(**(known | given))
+
+
+def read(path: Path | None) -> dict[str, Any]:
+    assert path is not None and path.with_suffix(".png").stat().st_size > 1000
+    return read_report(path)
+
+
+def verdicts(report: dict[str, Any]) -> dict[str, str]:
+    return {part["text"]: part["verdict"] for part in report["statements"]}
+
+
+CTF = "ctf-without-noise"
+"""What is held against MTF: nothing but the teacher forcing differs."""
+
+
+def test_ctf_vs_mtf_held_and_failed(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_arm(tmp_path, CTF, seed, shift=0.5)
+        write_arm(tmp_path, "mtf", seed, shift=1.0)
+        write_arm(tmp_path, "ctf", seed, shift=2.0)
+    report = read(ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=3)))
+    noisy = "with noise on observations, too: "
+    assert verdicts(report) == {
+        f"{FVD} is lower with CTF": "held",
+        f"{FID} about equal": "held",
+        f"{noisy}{FVD} is lower than with MTF": "failed",
+        f"{noisy}{FID} about equal": "held",
+    }
+    assert report["verdict"] == "held", "the arm with noise, which MTF cannot have, decides nothing"
+    found = report["numbers"]["arms"]
+    # The distance of features shifted by s in 64 dimensions is 64 s^2; seed k is shifted by 0.02 (k + 1) more.
+    assert found["mtf"][FVD] == pytest.approx([64 * (1.02 + 0.02 * seed) ** 2 for seed in range(3)], rel=1e-3)
+    effects = [found[CTF][FVD][seed] / found["mtf"][FVD][seed] - 1 for seed in range(3)]
+    assert report["statements"][0]["effect"]["per_seed"] == pytest.approx(effects, rel=1e-3)
+    assert len(found[CTF][FID]) == 3
+    for seed in range(3):
+        write_arm(tmp_path, CTF, seed, shift=1.5)
+    report = read(ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=3)))
+    assert report["verdict"] == "failed" and verdicts(report)[f"{FVD} is lower with CTF"] == "failed"
+
+
+def test_seeds_that_disagree_decide_nothing(tmp_path: Path) -> None:
+    for seed, shift in enumerate((0.5, 1.5, 0.9)):
+        for name in (CTF, "ctf"):
+            write_arm(tmp_path, name, seed, shift=shift)
+        write_arm(tmp_path, "mtf", seed, shift=1.0)
+    report = read(ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=3)))
+    assert report["verdict"] == "undecided"
+
+
+def test_a_result_says_how_it_was_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ctf", CTF, "mtf"):
+        write_arm(tmp_path, name, 0)
+    report = read(ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=1)))
+    assert report["settings"]["budget"] == {"steps": 4, "batch": 2, "size": "tiny", "clips": 8, "short": True}
+    assert report["settings"]["arms"]["mtf"][1] == "masked" and report["versions"]["torch"]
+    told = "\n".join(report["notes"])
+    assert "short training: 8 clips an arm" in told and "one seed" in told and "blind" not in told
+    words = "python -m studies.ctf_vs_mtf --seeds 1 --budget.steps 4 --budget.batch 2"
+    assert report["settings"]["command"] == words and report["variant"] == "digits-tiny-4x2"
+    assert report["numbers"]["real"]["shuffled"][FVD] > 10 * report["numbers"]["real"]["floor"][FVD] > 0
+    said = capsys.readouterr().out
+    assert FVD in said and "FVD of" not in said and "here: " in said and "short training" in said
+
+
+def test_a_measure_that_is_blind_to_motion_is_named(tmp_path: Path) -> None:
+    for name in ("ctf", CTF, "mtf"):
+        write_arm(tmp_path, name, 0)
+    asked = options(StudyOptions, tmp_path, seeds=1)
+    write_real(tmp_path, frozen_digits3d=real_tensors()["floor_digits3d"].clone())
+    assert any("blind to motion" in note for note in read(ctf_vs_mtf.study(asked))["notes"])
+    write_real(tmp_path, blurred_grey_edges=real_tensors()["floor_grey_edges"].clone())
+    assert any("blind to sharpness" in note for note in read(ctf_vs_mtf.study(asked))["notes"])
+
+
+def test_exposure_bias_of_one_seed(tmp_path: Path) -> None:
+    shifts = {"ctf": 0.4, "ctf-without-noise": 0.7, "ctf-without-interval": 1.2, "ctf-without-both": 1.0}
+    for name, shift in (shifts | {"mtf": 1.1, "mtf-without-interval": 1.4}).items():
+        write_arm(tmp_path, name, 0, shift=shift)
+    report = read(exposure_bias.study(options(StudyOptions, tmp_path, seeds=1)))
+    assert verdicts(report) == {
+        "interval alone helps": "held",
+        "noise alone helps": "failed",
+        "both are better than interval alone": "held",
+        "both are better than noise alone": "held",
+        "interval helps MTF": "held",
+    }
+    assert report["verdict"] == "failed" and "bootstrap over 96 clips" in report["statements"][0]["effect"]["method"]
+
+
+def test_drift_near_the_real_curve(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_arm(tmp_path, "ctf", seed, level=1.0)
+        write_arm(tmp_path, "ctf-without-interval", seed, level=2.0)
+    report = read(drift.study(options(StudyOptions, tmp_path, seeds=3)))
+    assert report["verdict"] == "held"
+    assert set(report["numbers"]["curves"]) >= {"ctf", "ctf-without-interval", "real", "real, interval 8"}
+    for seed in range(3):  # frozen is as far from real as flickering
+        write_arm(tmp_path, "ctf", seed, level=0.3)
+    report = read(drift.study(options(StudyOptions, tmp_path, seeds=3)))
+    assert set(verdicts(report).values()) == {"failed"}
+
+
+def test_length_judges_both_ways(tmp_path: Path) -> None:
+    lost = {f"interpolated_{key}": value for key, value in curves(0.2, class_kept=0.1).items()}
+    write_arm(tmp_path, "ctf", 0, **lost)
+    report = read(length.study(options(LengthOptions, tmp_path, seeds=1)))
+    assert (
+        report["numbers"]["verdicts"] == {"window": "held", "interpolate": "failed"} and report["verdict"] == "failed"
+    )
+    assert report["numbers"]["made"]["class_kept"][0]["61-104"] == 1.0
+    assert verdicts(report)["interpolate: sharpness of the last 16 frames near real"] == "held"
+
+
+def test_guidance_helps_up_to_a_point(tmp_path: Path) -> None:
+    write_arm(tmp_path, "ctf-class", 0)
+    report = read(guidance.study(options(GuidanceOptions, tmp_path, seeds=1)))
+    found = verdicts(report)
+    assert report["verdict"] == "held" and found["guidance 2 better than 1"] == "held"
+    assert found["guidance 9 better than 1"] == "failed" and found["guidance 7 better than 9"] == "held"
+    assert "0.9917" in report["statements"][0]["effect"]["method"]  # 0.05 shared by six comparisons
+    values = report["numbers"]["scales"]
+    assert min(values, key=lambda scale: values[scale][FVD][0]) == "2"
+
+
+def test_guidance_that_only_harms_has_failed(tmp_path: Path) -> None:
+    real = real_tensors()["digits3d"]
+    harmed = {f"digits3d_guidance_{scale:g}": real + 0.2 * scale for scale in guidance.GUIDANCE_SCALES}
+    write_arm(tmp_path, "ctf-class", 0, **harmed)
+    report = read(guidance.study(options(GuidanceOptions, tmp_path, seeds=1)))
+    assert report["verdict"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "given", "message"),
+    [
+        (guidance, GuidanceOptions, {"source": "pendulum"}, "no classes"),
+        (guidance, GuidanceOptions, {"model": "demo", "count": 10}, "--count 10"),
+        (guidance, GuidanceOptions, {"model": "demo", "scales": (2.0, 3.0, 4.0)}, "--scales"),
+        (guidance, GuidanceOptions, {"model": "demo", "source": "pendulum"}, "leave --source out"),
+        (length, LengthOptions, {"model": "demo", "count": 1}, "--count 1"),
+        (length, LengthOptions, {"model": "demo", "frames": 20}, "--frames 20: expected at least 32"),
+        (length, LengthOptions, {"frames": 40}, "--frames 40"),
+        (length, LengthOptions, {"model": "no such model"}, "no such folder"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(
+    tmp_path: Path, module: Any, kind: type[Any], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        module.study(options(kind, tmp_path, **given))
+
+
+def test_dry_runs_of_finished_models_generate_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for module, kind, count in ((length, LengthOptions, 64), (guidance, GuidanceOptions, 80)):
+        assert module.study(options(kind, tmp_path, model="demo", dry_run=True, count=count)) is None
+        assert f"x {count} clips" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists() and not (tmp_path / "models").exists()
+
+
+def test_listing_has_every_result_and_says_what_was_not_run(tmp_path: Path) -> None:
+    for name in ("ctf", CTF, "mtf"):
+        write_arm(tmp_path, name, 0)
+    path = ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=1))
+    assert path is not None
+    rows = listing(path.parent)
+    table, section = rows[: 2 + len(CLAIMS)], "\n".join(rows[2 + len(CLAIMS) :])
+    assert [row.split("`")[1] for row in table[2:]] == list(CLAIMS)
+    assert sum("not run" in row for row in table) == len(CLAIMS) - 1 and "digits-tiny-4x2: **" in table[2]
+    assert "`python -m studies.ctf_vs_mtf --seeds 1" in section and "short training" in section
+    assert section.count(f"| {FVD} of ") == 2 and f"../results/studies/{path.stem}.png" in section
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_listing(page, path.parent)
+    once = page.read_text()
+    assert "old" not in once and once.startswith("before\n") and once.endswith("after\n") and section in once
+    write_listing(page, path.parent)
+    assert page.read_text() == once
+
+
+def test_a_page_without_markers_and_a_foreign_json_are_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="needs the lines"):
+        write_listing(page, tmp_path)
+    for text in ("{", "[]", '{"format": 1}', json.dumps({"format": 9, "study": "drift"})):
+        (tmp_path / "drift-digits.json").write_text(text)
+        with pytest.raises(DataError, match="not the result of a study"):
+            listing(tmp_path)
+
+
+def test_the_page_of_the_studies_is_what_the_results_say() -> None:
+    """docs/studies.md is written by ``python -m studies.results``."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "studies.md").read_text()
+    written = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip().splitlines()
+    assert written == results.listing(root / "results" / "studies")

@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from magi.config import Config
+from magi.data.clips import Clip
+from magi.errors import DataError
+from magi.latents.dataset import LatentClip
+from magi.training.batch import Batch, load_batches, make_batch
+from magi.training.batch_sampler import StepOrder
+from magi.training.corruption import DrawShape, draw_clip
+from tests.fakes.training_runs import Clips, tiny_config
+
+SHAPE = DrawShape(frames=3, tokens=4, channels=8)
+
+
+def batch(config: Config, samples: list[int]) -> Batch:
+    draws = [draw_clip(config.training, config.model, SHAPE, sample) for sample in samples]
+    return make_batch([Clips()[sample] for sample in samples], draws, config)
+
+
+def test_a_clip_is_the_same_in_any_batch() -> None:
+    config = tiny_config()
+    together, alone = batch(config, [3, 8, 5]), batch(config, [8])
+    assert together.samples == (3, 8, 5) and together.video_BTHWC is None
+    for name in ("latents_BTCHW", "interval_B", "label_B", "noise_level_B", "masked_BUN", "amplitude_B", "noise_BTNC"):
+        assert torch.equal(getattr(together, name)[1:2], getattr(alone, name)), name
+    for name in ("timestep_RBUN", "diffusion_noise_RBUNC"):
+        assert torch.equal(getattr(together, name)[:, 1:2], getattr(alone, name)), name
+
+
+def test_conditions_are_the_clips() -> None:
+    config = tiny_config(class_dropout=0.0)
+    made = batch(config, list(range(7)))
+    clips = [Clips()[sample] for sample in range(7)]
+    assert made.conditions.interval_B.tolist() == [clip.interval for clip in clips]
+    assert made.conditions.label_B is not None
+    assert made.conditions.label_B.tolist() == [clip.label for clip in clips]
+    level_B = (made.amplitude_B / 0.7 * 5).long() + 1
+    assert made.conditions.noise_level_B.tolist() == level_B.tolist() and len(set(level_B.tolist())) > 1
+
+
+def test_dropped_labels_are_the_null_class() -> None:
+    labels = batch(tiny_config(class_dropout=1.0), [0, 1]).label_B
+    assert labels is not None and labels.tolist() == [7, 7]
+    some = batch(tiny_config(class_dropout=0.5), list(range(60))).label_B
+    assert some is not None and 15 < int((some == 7).sum()) < 45
+
+
+def test_without_classes_labels_are_not_looked_at() -> None:
+    assert batch(tiny_config(model={"classes": 0}), [0, 1]).label_B is None
+
+
+def test_masked_teacher_forcing_has_no_noise_and_says_so() -> None:
+    made = batch(tiny_config(model={"teacher_forcing": "masked"}), list(range(20)))
+    assert made.amplitude_B.eq(0).all() and made.noise_level_B.eq(1).all()
+
+
+def test_videos_and_labels_without_classes_are_refused() -> None:
+    config = tiny_config()
+    draws = [draw_clip(config.training, config.model, SHAPE, 0)]
+    video = np.zeros((3, 8, 8, 3), np.uint8)
+    made = make_batch([Clip(video, 1, 0, 0)], draws, config)
+    assert made.video_BTHWC is not None and made.video_BTHWC.dtype == torch.uint8 and made.latents_BTCHW is None
+    with pytest.raises(ValueError, match=r"model\.classes is 7, but a clip has label None"):
+        make_batch([Clip(video, 1, None, 0)], draws, config)
+
+
+class Failing:
+    def __getitem__(self, sample: int) -> LatentClip:
+        if sample == 5:
+            raise DataError("clip.mp4: gone; index again")
+        return Clips()[sample]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_keep_the_order_and_an_error_stays_one_line(workers: int) -> None:
+    """An error that a loader process raises would arrive with the traceback of that process in its message."""
+    config, order = tiny_config(workers=workers), StepOrder(0, 4, 4, 3)
+    batches = load_batches(Failing(), config, SHAPE, order, pin=False)
+    assert [next(batches).samples for _ in range(2)] == [(0, 1, 2), (3,)]
+    with pytest.raises(DataError, match=r"^clip\.mp4: gone; index again$"):
+        next(batches)
+    whole = load_batches(Clips(), config, SHAPE, order, pin=False)
+    assert [sample for made in whole for sample in made.samples] == list(range(16))
+
+
+def test_the_loader_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    list(load_batches(Clips(), tiny_config(workers=1), SHAPE, StepOrder(0, 1, 2, 0), pin=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
+    from dataclasses import dataclass
+
+    from magi.config import DataConfig
+    from magi.data.clips import ClipDataset
+    from magi.data.index.index import VideoIndex
+    from magi.training.batch import data_identity
+
+    @dataclass(frozen=True)
+    class Record:
+        path: str
+        frames: int = 9
+        bytes: int = 100
+        label: int | None = None
+
+    def identity(root: str, *records: Record) -> str | None:
+        index = VideoIndex(Path(root), (), records)  # type: ignore[arg-type]
+        return data_identity(ClipDataset(index, DataConfig(frames=3), 0))
+
+    here = identity("here", Record("a.mp4"), Record("b.mp4"))
+    assert (
+        here is not None
+        and here.startswith("2 videos ")
+        and identity("there", Record("a.mp4"), Record("b.mp4")) == here
+    )
+    others = [(Record("a.mp4"),), (Record("a.mp4"), Record("c.mp4")), (Record("a.mp4"), Record("b.mp4", frames=10))]
+    others += [(Record("a.mp4"), Record("b.mp4", label=1)), (Record("a.mp4"), Record("b.mp4", bytes=101))]
+    assert here not in {identity("here", *records) for records in others}
+    assert data_identity(Clips()) is None

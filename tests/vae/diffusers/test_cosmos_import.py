@@ -1,0 +1,174 @@
+"""Claims: a compiled module's tensors are read, its code never; the release's names become today's, all of them."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from magi.cli.main import main
+from magi.errors import CheckpointError
+from magi.untrusted.torchscript import is_torchscript, read_torchscript
+from magi.vae.diffusers import cosmos_import
+from magi.vae.diffusers.cosmos import CosmosVae
+from magi.vae.diffusers.cosmos_import import import_cosmos, todays_name
+from tests.fakes.tiny_vaes import COSMOS, tiny_network
+
+
+class Holder(nn.Module):
+    """Tensors under given names, in nested modules, as a release has them."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+
+def compiled(state: dict[str, torch.Tensor], path: Path) -> Path:
+    top = Holder()
+    for name, tensor in state.items():
+        *parents, last = name.split(".")
+        module: nn.Module = top
+        for parent in parents:
+            if parent not in dict(module.named_children()):
+                module.add_module(parent, Holder())
+            module = module.get_submodule(parent)
+        module.register_buffer(last, tensor.clone())
+    torch.jit.script(top).save(str(path))
+    return path
+
+
+def released_name(name: str) -> str:
+    """The name that the release's classes give a weight of diffusers' class, written the other way round."""
+    name = re.sub(r"up_blocks\.(\d)\.", lambda level: f"up.{2 - int(level[1])}.", name)
+    for today, release in (
+        ("mid_block.attentions.0.", "mid.attn_1.0."), ("mid_block.temp_attentions.0.", "mid.attn_1.1."),
+        ("mid_block.resnets.0.", "mid.block_1."), ("mid_block.resnets.1.", "mid.block_2."),
+        ("down_blocks.", "down."), ("resnets.", "block."), ("samplers.0.", "sample."),
+        (".to_q.", ".q.conv3d."), (".to_k.", ".k.conv3d."), (".to_v.", ".v.conv3d."),
+        (".to_out.0.", ".proj_out.conv3d."),
+        (".conv_s.", ".0.conv3d."), (".conv_t.", ".1.conv3d."), (".conv_shortcut.", ".nin_shortcut.conv3d."),
+    ):  # fmt: skip
+        name = name.replace(today, release)
+    name = re.sub(r"(sample\.conv[123])\.", r"\1.conv3d.", name)
+    return re.sub(r"^(post_quant_conv|quant_conv)\.", r"\1.conv3d.", name)
+
+
+def release(network: nn.Module) -> dict[str, torch.Tensor]:
+    state = {released_name(name): tensor.bfloat16() for name, tensor in network.state_dict().items()}
+    constants = {"encoder.patcher3d.wavelets": torch.ones(2), "decoder.unpatcher3d._arange": torch.arange(2)}
+    spare = {"encoder.down.0.downsample.conv2.conv3d.weight": torch.ones(8, 8, 3, 1, 1)}
+    return state | constants | spare
+
+
+PLAIN = COSMOS | {"attention_resolutions": (32,), "resolution": 1024, "latents_mean": None, "latents_std": None}
+
+
+def test_names_of_the_release() -> None:
+    for name, today in (
+        ("encoder.conv_in.0.conv3d.weight", "encoder.conv_in.conv_s.weight"),
+        ("encoder.down.1.block.0.nin_shortcut.conv3d.bias", "encoder.down_blocks.1.resnets.0.conv_shortcut.bias"),
+        ("encoder.down.0.downsample.conv1.conv3d.weight", "encoder.down_blocks.0.downsamplers.0.conv1.weight"),
+        ("encoder.mid.attn_1.1.q.conv3d.weight", "encoder.mid_block.temp_attentions.0.to_q.weight"),
+        ("encoder.mid.attn_1.0.norm.norm.weight", "encoder.mid_block.attentions.0.norm.norm.weight"),
+        ("decoder.mid.block_2.conv2.1.conv3d.weight", "decoder.mid_block.resnets.1.conv2.conv_t.weight"),
+        ("decoder.up.2.block.1.conv1.0.conv3d.bias", "decoder.up_blocks.0.resnets.1.conv1.conv_s.bias"),
+        ("decoder.up.1.upsample.conv3.conv3d.weight", "decoder.up_blocks.1.upsamplers.0.conv3.weight"),
+        ("decoder.norm_out.norm.bias", "decoder.norm_out.norm.bias"),
+        ("post_quant_conv.conv3d.weight", "post_quant_conv.weight"),
+    ):
+        assert todays_name(name, levels=3) == today
+
+
+def test_the_release_becomes_the_same_autoencoder(tmp_path: Path) -> None:
+    network = tiny_network("cosmos", **PLAIN)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    path = compiled(release(network), tmp_path / "autoencoder.jit")
+    made = import_cosmos(path, tmp_path / "out", PLAIN)
+    loaded = CosmosVae.load(str(tmp_path / "out"), unmeasured=True)
+    assert loaded.weights_id == made.weights_id == CosmosVae(network).weights_id
+    assert made.spare == 1 and made.parameters == sum(parameter.numel() for parameter in network.parameters())
+    with pytest.raises(ValueError, match="out: exists already"):
+        import_cosmos(path, tmp_path / "out", PLAIN)
+
+
+def test_the_command_tells_a_compiled_module_from_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cosmos_import, "RELEASED", PLAIN)
+    path = compiled(release(tiny_network("cosmos", **PLAIN)), tmp_path / "autoencoder.jit")
+    assert main(["vae", "import", str(path), str(tmp_path / "out"), "--sha256", "0"]) == 5
+    assert "SHA-256 is" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["vae", "import", str(path), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "1 tensors of layers that the tokenizer never uses" in said
+    assert f"next: magi vae check cosmos:{tmp_path / 'out'} DATA" in said
+
+
+@pytest.mark.parametrize("change", ["gone", "more", "shape"])
+def test_a_release_that_does_not_fit_is_refused(change: str, tmp_path: Path) -> None:
+    state = release(tiny_network("cosmos", **PLAIN))
+    if change == "gone":
+        state.pop("decoder.mid.block_1.conv1.1.conv3d.weight")
+    elif change == "more":
+        state["decoder.extra.weight"] = torch.zeros(1)
+    else:
+        state["quant_conv.conv3d.bias"] = torch.zeros(3)
+    path = compiled(state, tmp_path / "autoencoder.jit")
+    with pytest.raises(CheckpointError, match="weights of another architecture") as caught:
+        import_cosmos(path, tmp_path / "out", PLAIN)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_every_kind_of_tensor_and_module_is_read_by_its_name(tmp_path: Path) -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 1)
+            self.register_buffer("count", torch.tensor(7))
+            self.size, self.sizes, self.label, self.scale = 3, [1, 2], "name", 0.5
+
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return self.conv(value) * self.scale
+
+    model = nn.Sequential(
+        Part(), nn.Identity(), nn.LayerNorm(4).half(), nn.ModuleDict({"a": nn.Linear(2, 2).double()})["a"]
+    )
+    model.register_parameter("turned", nn.Parameter(torch.randn(3, 5).t()))
+    for number, made in enumerate((torch.jit.script(model), torch.jit.script(model.eval()))):
+        made.save(str(tmp_path / f"{number}.jit"))
+        tensors, wanted = read_torchscript(tmp_path / f"{number}.jit"), model.state_dict()
+        assert is_torchscript(tmp_path / f"{number}.jit") and tensors.keys() == wanted.keys()
+        for name, tensor in tensors.items():
+            assert tensor.dtype == wanted[name].dtype and torch.equal(tensor, wanted[name])
+
+
+def test_the_code_of_an_archive_is_not_even_looked_at(tmp_path: Path) -> None:
+    path = compiled({"part.weight": torch.arange(5.0)}, tmp_path / "good.jit")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "other.jit", "w") as other:
+        for entry in archive.infolist():
+            other.writestr(entry.filename, "no code" if "/code/" in entry.filename else archive.read(entry))
+    with pytest.raises(RuntimeError):
+        torch.jit.load(str(tmp_path / "other.jit"))
+    assert torch.equal(read_torchscript(tmp_path / "other.jit")["part.weight"], torch.arange(5.0))
+
+
+def test_damaged_and_foreign_archives_are_refused_in_one_line(tmp_path: Path) -> None:
+    good = compiled({"a.weight": torch.ones(300)}, tmp_path / "good.jit").read_bytes()
+    torch.save({"a": torch.ones(3)}, tmp_path / "pickle.pt")
+    assert not is_torchscript(tmp_path / "pickle.pt")
+    with zipfile.ZipFile(tmp_path / "empty.jit", "w") as archive:
+        archive.writestr("other/file", "x")
+    files = {"cut.jit": good[:-200], "text.jit": b"text", "empty.jit": (tmp_path / "empty.jit").read_bytes()}
+    with zipfile.ZipFile(tmp_path / "good.jit") as archive, zipfile.ZipFile(tmp_path / "bomb.jit", "w") as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry), compress_type=zipfile.ZIP_DEFLATED)
+    files["bomb.jit"] = (tmp_path / "bomb.jit").read_bytes()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}: ") as caught:
+            read_torchscript(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_torchscript(tmp_path / "none.jit")
