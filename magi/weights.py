@@ -18,15 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from magi.errors import CheckpointError
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
 
 FORMAT = 1
 EMA_FILE = "ema.safetensors"
-MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 CHECKPOINT_FILES = (MODEL_FILE, EMA_FILE, OPTIMIZER_FILE, STATE_FILE)
-MANIFEST_FILE = "manifest.json"
-CHECKPOINTS = "checkpoints"
 _CHUNK = 1 << 22
 _LISTED = 10
 
@@ -44,7 +42,7 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """The published checkpoints of a run, newest first; unfinished ones have another name and are not among them."""
-    folders = [entry for entry in (run / CHECKPOINTS).glob("step-*") if entry.is_dir() and step_of(entry) >= 0]
+    folders = [entry for entry in (run / CHECKPOINTS_FOLDER).glob("step-*") if entry.is_dir() and step_of(entry) >= 0]
     return sorted(folders, key=step_of, reverse=True)
 
 
@@ -138,7 +136,7 @@ def newest_good(run: Path, files_wanted: Sequence[str] = CHECKPOINT_FILES) -> Pa
         return folder
     if damage:
         raise CheckpointError(
-            f"{damage[0]}; no good checkpoint is left in {run / CHECKPOINTS}; restore one or use a new run"
+            f"{damage[0]}; no good checkpoint is left in {run / CHECKPOINTS_FOLDER}; restore one or use a new run"
         )
     return None
 
@@ -152,6 +150,16 @@ def load_ema(run: Path) -> dict[str, Tensor]:
     if folder is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train first, or give the folder of an export")
     return read_tensors(folder / EMA_FILE)
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and float32 values, independent of order, device and memory layout."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(f"{name} {values.shape}\n".encode())
+        digest.update(values.reshape(-1).data)
+    return digest.hexdigest()
 
 
 def differing_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

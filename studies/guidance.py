@@ -18,7 +18,7 @@ from torch import Tensor
 
 from magi.cli.options import check_device
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from studies.commands import command, command_line, options_of
 from studies.measures import FVD, GUIDANCE_SCALES, Measures, fvd, guided_measures, labels_of, real_measures
 from studies.models import file_name, fingerprint, kept_or_made
@@ -72,7 +72,7 @@ def of_model(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]] | None:
     """A finished model's clips, and what the result says of it; None after a dry run."""
     check_device(options.device)
     _check_model_options(options)
-    pipe = MagiPipeline.from_pretrained(options.model, chosen_device(options.device))
+    pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
     if not pipe.config.model.classes:
         raise ValueError(f"--model {options.model} knows no classes, so there is nothing to guide; name another")
     place, mark = source("digits", options.out), fingerprint(pipe)

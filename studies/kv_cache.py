@@ -27,10 +27,10 @@ from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import evaluating, generate_frame, plan_frame
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.request import make_conditions, sampling_settings
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from studies.commands import command, command_line, options_of
 from studies.models import file_name
 from studies.results import COLOURS, Outcome, figure_of, write_outcome
@@ -67,7 +67,7 @@ class CacheOptions:
     """print what it will cost, and stop"""
 
 
-class ForgetfulPast(Past):
+class UncachedHistory(History):
     """The same past without a cache between passes: before every masked iteration all frames are observed anew."""
 
     tokens_BTNC: Tensor | None = None
@@ -80,7 +80,7 @@ class ForgetfulPast(Past):
         self.frame_pass.place(self.time_T[self.tokens_BTNC.shape[1]])
 
     def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
-        """As ``Past.predict``, after observing everything."""
+        """As ``History.predict``, after observing everything."""
         if self.tokens_BTNC is not None:
             self.cache.clear()
             time_T = self.time_T[: self.tokens_BTNC.shape[1]]
@@ -97,7 +97,7 @@ def latents(model: Magi, config: SamplingConfig, conditions: Conditions, frames:
         if way == "with":
             past = path.past(model, conditions, generators, frames, config)
         else:
-            past = ForgetfulPast(model, conditions, generators, frames, config)
+            past = UncachedHistory(model, conditions, generators, frames, config)
         denoiser = path.denoiser(model, config)
         for frame in range(frames):
             made.append(generate_frame(model, past, generators, plan, denoiser).clone())
@@ -203,7 +203,7 @@ def study(options: CacheOptions) -> Path | None:
         raise ValueError("expected --rounds of 2 or more, --batch of 1 or more, and two numbers of --frames from 2 on")
     check_device(options.device)
     check_writable(options.results)
-    pipe = MagiPipeline.from_pretrained(options.model, chosen_device(options.device))
+    pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
     given: dict[str, Any] = {"longer": "interpolate", "steps": options.steps or None}
     config = sampling_settings(pipe.config.sampling, **given)
     difference, found = measure(options, pipe, config)

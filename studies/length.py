@@ -21,7 +21,7 @@ from torch import Tensor
 from magi.cli.options import check_device
 from magi.evaluation.metrics.temporal_curves import band
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
 from studies.commands import command, command_line, options_of
 from studies.measures import (
@@ -87,7 +87,7 @@ def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
         raise ValueError(f"--model {options.model} continues digits; leave --source out")
     if not 2 <= options.count <= LONG_CLIPS:
         raise ValueError(f"--count {options.count}: expected 2 to {LONG_CLIPS}")
-    pipe = MagiPipeline.from_pretrained(options.model, chosen_device(options.device))
+    pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
     print(
         f"to generate: {len(MODES)} x {options.count} clips of {options.frames} frames with '{options.model}'",
         flush=True,

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magi.data.video_writer import published
 from magi.evaluation.metrics.frechet import distance_of
 from magi.evaluation.metrics.temporal_curves import adjacent_l2, brightness, sharpness
 from magi.evaluation.moving_digits.classifier import load_classifier
@@ -32,8 +31,9 @@ from magi.evaluation.moving_digits.ground_truth import measure as measure_oracle
 from magi.evaluation.moving_digits.protocol import read_real_clips
 from magi.evaluation.networks.features import extract
 from magi.evaluation.protocol.real_clips import frozen
+from magi.files import atomic_write
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder
 from studies.sources import Source, held_out_clips, video_number
@@ -102,7 +102,7 @@ def continued(
 
 def clip_features(video_BTHWC: Tensor, device: str) -> dict[str, Tensor]:
     """``digits3d`` (B, D) of whole clips and ``grey_edges`` (B, T, 96) of their frames."""
-    network = Digits3d.load().to(chosen_device(device))
+    network = Digits3d.load().to(resolve_device(device))
     frames = [frame_features(part_BTHWC) for part_BTHWC in video_BTHWC.split(BATCH)]
     return {"digits3d": extract(network, video_BTHWC.split(BATCH)), "grey_edges": torch.cat(frames)}
 
@@ -175,7 +175,7 @@ def real_measures(source: Source, folder: Path, device: str) -> Measures:
     expected to do better), and spoilt: frames in another order (``shuffled_``), the first one alone (``frozen_``),
     blurred (``blurred_``); a measure to which these are as good as the floor is blind. Curves are of continued clips.
     """
-    path, vae = folder / "real.safetensors", load_vae(source.vae_config).to(chosen_device(device))
+    path, vae = folder / "real.safetensors", load_vae(source.vae_config).to(resolve_device(device))
     settings = real_settings(source, vae.id)
     if path.is_file():
         return read_measures(path, settings)
@@ -230,8 +230,8 @@ def keep(path: Path, tensors: Mapping[str, Tensor], settings: str) -> Measures:
     # Frames are compared over thousands of rows, so half precision of a grey level is plenty.
     dtypes = {name: torch.float16 if "grey_edges" in name else torch.float32 for name in tensors}
     kept = {name: value.to(dtypes[name]).contiguous() for name, value in tensors.items()}
-    with published(path.with_suffix(".json")) as beside:
+    with atomic_write(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-    with published(path) as beside:
+    with atomic_write(path) as beside:
         save_file(kept, beside)
     return Measures(kept)

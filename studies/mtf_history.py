@@ -21,9 +21,9 @@ from magi.model.conditioning import Conditions
 from magi.model.masking import draw_mask, draw_mask_ratio
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import evaluating, generate_frame, plan_frame
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from studies.commands import command, options_of
 from studies.measures import BATCH, FID, FVD, PREDICTED_FRAMES, Measures, clip_features
 from studies.models import kept_or_made
@@ -45,11 +45,11 @@ class MtfPastOptions(StudyOptions):
     """trainings of every arm"""
 
 
-class MaskedPast(Past):
+class MaskedHistory(History):
     """A past as masked teacher forcing is trained on it: most tokens of a finished frame are hidden for good."""
 
     def __init__(self, training: TrainingConfig, *arguments: Any) -> None:
-        """``training`` has the mask ratios; what follows is what a ``Past`` takes."""
+        """``training`` has the mask ratios; what follows is what a ``History`` takes."""
         super().__init__(*arguments)
         self.ratios = (training.mask_ratio_mean, training.mask_ratio_std, training.mask_ratio_min)
 
@@ -82,7 +82,7 @@ def _latents(pipe: MagiPipeline, context_BTHWC: Tensor, seeds: Sequence[int], fr
     ones_B = torch.ones(len(seeds), dtype=torch.long, device=device)
     told = (model, Conditions(ones_B, ones_B, None), [torch.Generator().manual_seed(seed) for seed in seeds])
     with evaluating(model):
-        past = MaskedPast(pipe.config.training, *told, frames, config) if masked else Past(*told, frames, config)
+        past = MaskedHistory(pipe.config.training, *told, frames, config) if masked else History(*told, frames, config)
         plan, denoiser = plan_frame(model, config), FastPath().denoiser(model, config)
         past.observe(model.patchify(pipe.vae.encode(context_BTHWC.to(device))))
         for frame in range(context_BTHWC.shape[1], frames):
@@ -102,7 +102,7 @@ def with_both_pasts(options: StudyOptions, arms: Arms) -> Arms:
             path = folder / f"past_{'masked' if masked else 'complete'}.safetensors"
 
             def make(folder: Path = folder, masked: bool = masked) -> dict[str, Tensor]:
-                pipe = MagiPipeline.from_pretrained(folder / "run", chosen_device(options.device))
+                pipe = MagiPipeline.from_pretrained(folder / "run", resolve_device(options.device))
                 context_BTHWC = held_out_clips(arms.source, PREDICTED_FRAMES)[:, :1]
                 video_BTHWC = continued_from(pipe, context_BTHWC, PREDICTED_FRAMES, masked)
                 return clip_features(video_BTHWC, options.device)

@@ -18,10 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import magi
-from magi.data.video_writer import published
 from magi.errors import DataError
-from magi.evaluation.marked_text import write_between_markers
 from magi.evaluation.moving_digits.digits3d import Digits3d
+from magi.files import atomic_write, write_markdown_block
 from studies.commands import command, options_of
 from studies.measures import FID, FVD, Measures, fid, fvd
 from studies.statistics import Judged, Verdict
@@ -79,10 +78,10 @@ def write_outcome(outcome: Outcome, figure: Figure, results: Path) -> Path:
         "versions": {"magi": magi.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "digits3d": Digits3d.load().hash,
     }
-    with published(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     FigureCanvasAgg(figure)
-    with published(path.with_suffix(".png")) as beside:
+    with atomic_write(path.with_suffix(".png")) as beside:
         figure.savefig(beside, format="png", dpi=110)
     print("\n".join([*lines_of(report), str(path), str(path.with_suffix(".png"))]), flush=True)
     return path
@@ -211,7 +210,7 @@ class ListingOptions:
 
 def write_listing(file: Path, results: Path) -> None:
     """Replace what is between the markers; ``ValueError`` where they are missing."""
-    write_between_markers(file, "studies", "\n".join(listing(results)))
+    write_markdown_block(file, "studies", "\n".join(listing(results)))
 
 
 def main() -> None:

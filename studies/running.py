@@ -9,7 +9,7 @@ from pathlib import Path
 
 from magi.cli.options import Device, check_device
 from magi.errors import DataError
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from studies.cost import cost
 from studies.measures import Measures, real_measures
 from studies.processes import run_all
@@ -58,7 +58,7 @@ def gathered(options: StudyOptions, names: Sequence[str]) -> Arms | None:
     place = source(options.source, options.out)
     arms = [Arm(name, options.source, seed, options.budget) for seed in range(options.seeds) for name in names]
     missing = [arm for arm in arms if load_measures(arm, arm.folder(options.out)) is None]
-    print(cost(place, arms, missing, options.out, chosen_device(options.device), options.jobs), flush=True)
+    print(cost(place, arms, missing, options.out, resolve_device(options.device), options.jobs), flush=True)
     if options.dry_run:
         return None
     check_writable(options.results)

@@ -21,7 +21,7 @@ import tyro
 from magi.cli.options import Device, check_device
 from magi.data.video_writer import contact_sheet, write_png
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import chosen_device
+from magi.training.parallelize import resolve_device
 from studies.commands import command, options_of
 from studies.measures import (
     GUIDANCE_SCALES,
@@ -143,7 +143,7 @@ def measure_arm(arm: Arm, source: Source, folder: Path, device: str) -> Measures
     """Generate from the arm's model and measure; kept, so a second call reads."""
     if (known := load_measures(arm, folder)) is not None:
         return known
-    pipe = MagiPipeline.from_pretrained(folder / "run", chosen_device(device))
+    pipe = MagiPipeline.from_pretrained(folder / "run", resolve_device(device))
     first_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
     labels = labels_of(source, len(first_BTHWC)) if arm.name == GUIDED_ARM else None
     tensors = clip_features(continued(pipe, first_BTHWC[:, :1], PREDICTED_FRAMES, labels), device)

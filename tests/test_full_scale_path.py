@@ -16,10 +16,11 @@ import pytest
 from magi.cli.main import main
 from magi.data.decoding.frames import VideoProbe
 from magi.data.decoding.sandbox import probe_safely
+from magi.files import CHECKPOINTS_FOLDER
 from magi.training.run_folder import STOP_FILE, STOPPED_FILE
 from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.shape import OmniShape
-from magi.weights import CHECKPOINTS, step_folder
+from magi.weights import step_folder
 from tests.fakes.training_runs import told
 
 pytestmark = pytest.mark.slow
@@ -110,7 +111,7 @@ def test_trains_is_killed_resumes_exactly_exports_and_predicts(world: Path) -> N
     assert told(world / "killed") == told(world / "whole")
     assert [line["step"] for line in told(world / "whole")] == list(range(1, STEPS + 1))
     for name in ("model", "ema", "optimizer"):
-        file = Path(CHECKPOINTS) / step_folder(STEPS) / f"{name}.safetensors"
+        file = Path(CHECKPOINTS_FOLDER) / step_folder(STEPS) / f"{name}.safetensors"
         assert (world / "killed" / file).read_bytes() == (world / "whole" / file).read_bytes(), name
 
     magi("export", world / "killed", world / "export")
@@ -140,8 +141,8 @@ def test_the_launcher_hides_the_exit_code_and_the_folder_tells_of_a_clean_stop(w
     run = world / "stopped"
     assert stopped_by(world, "stopped", lambda _: (run / STOP_FILE).touch()) == 1
     first = int((run / STOPPED_FILE).read_text())
-    assert first and (run / CHECKPOINTS / step_folder(first)).is_dir()
+    assert first and (run / CHECKPOINTS_FOLDER / step_folder(first)).is_dir()
     (run / "metrics.jsonl").write_text("")  # so that the next first step is waited for
     assert stopped_by(world, "stopped", lambda launcher: launcher.terminate()) not in (0, 75)
     second = int((run / STOPPED_FILE).read_text())
-    assert second > first and (run / CHECKPOINTS / step_folder(second)).is_dir()
+    assert second > first and (run / CHECKPOINTS_FOLDER / step_folder(second)).is_dir()

@@ -9,7 +9,7 @@ from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.generate import generate
 from magi.training.batch import make_batch
-from magi.training.corruption import DrawShape, draw_clip
+from magi.training.corruption import DrawShape, draw_corruption
 from magi.training.loss import MagiLoss
 
 FRAMES, SIZE, STEPS = 5, 8, 250
@@ -40,7 +40,9 @@ def test_one_clip_is_reproduced_from_its_first_frame() -> None:
             group["lr"] = training.learning_rate * min(1.0, 2 * (STEPS - step) / STEPS)
         samples = range(step * training.batch, (step + 1) * training.batch)
         clips = [LatentClip(latents_TCHW.numpy(), interval=1, label=None, sample=sample) for sample in samples]
-        batch = make_batch(clips, [draw_clip(training, model_config, shape, sample) for sample in samples], config)
+        batch = make_batch(
+            clips, [draw_corruption(training, model_config, shape, sample) for sample in samples], config
+        )
         assert batch.latents_BTCHW is not None
         parts = loss(model, model.patchify(batch.latents_BTCHW), batch, int(batch.masked_BUN.sum()))
         optimizer.zero_grad()

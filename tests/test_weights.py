@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magi.errors import CheckpointError
+from magi.files import CHECKPOINTS_FOLDER
 from magi.training.checkpoint import Checkpoint, save_checkpoint
 from magi.weights import (
     CHECKPOINT_FILES,
-    CHECKPOINTS,
     load_ema,
     load_weights,
     newest_good,
@@ -101,9 +101,9 @@ def test_newer_format_says_so(tmp_path: Path) -> None:
 def test_half_written_checkpoint_and_stale_latest_do_not_count(tmp_path: Path) -> None:
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
-    (tmp_path / CHECKPOINTS / f".tmp-{step_folder(3)}").mkdir()
-    (tmp_path / CHECKPOINTS / "step-old").mkdir()
-    (tmp_path / CHECKPOINTS / "latest").write_text("step-000000001\n")
+    (tmp_path / CHECKPOINTS_FOLDER / f".tmp-{step_folder(3)}").mkdir()
+    (tmp_path / CHECKPOINTS_FOLDER / "step-old").mkdir()
+    (tmp_path / CHECKPOINTS_FOLDER / "latest").write_text("step-000000001\n")
     assert newest_good(tmp_path) == newest
     assert load_ema(tmp_path)["weight"][0, 0] == 2
 

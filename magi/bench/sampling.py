@@ -20,7 +20,7 @@ from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.denoise import Denoiser, draw_noise
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import FramePlan, generate_frame, plan_frame
-from magi.sampling.history import Past
+from magi.sampling.history import History
 
 SD_FRAMES, COSMOS_FRAMES = 1, 4
 """Video frames of a latent frame with a 2-D autoencoder and with one that compresses time four times."""
@@ -40,7 +40,7 @@ class Ours:
     model: Magi
     batch: int
     plan: FramePlan
-    past: Past
+    past: History
     denoiser: Denoiser
     generators: list[torch.Generator]
 

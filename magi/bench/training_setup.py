@@ -21,7 +21,7 @@ from magi.model.noise_injection import inject_noise
 from magi.model.slot_attention import SlotAttention
 from magi.model.teacher_forcing import ForcedSequence, SlotPattern
 from magi.training.clip_batch import Batch, stack_draws
-from magi.training.corruption import DrawShape, draw_clip
+from magi.training.corruption import DrawShape, draw_corruption
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
 from magi.training.optimizer import make_optimizer
@@ -70,7 +70,7 @@ def draw_clips(config: Config, model: Magi, clips: int, device: torch.device, fi
     """``clips`` random clips with the draws of samples ``first``.. of a run."""
     shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
     samples = tuple(range(first, first + clips))
-    draws = [draw_clip(config.training, config.model, shape, sample) for sample in samples]
+    draws = [draw_corruption(config.training, config.model, shape, sample) for sample in samples]
     batch = stack_draws(draws, config, samples=samples, interval_B=torch.ones(clips, dtype=torch.long)).to(device)
     generator = torch.Generator(device).manual_seed(first)
     size = (clips, shape.frames, shape.tokens, shape.channels)

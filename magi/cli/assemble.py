@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
     from magi.latents.dataset import LatentDataset
     from magi.model.magi import Magi
-    from magi.training.parallelize import Process
+    from magi.training.parallelize import Distributed
     from magi.vae.contract import VideoAutoencoder
 
 
@@ -133,7 +133,7 @@ def data_summary(config: Config, dataset: "ClipDataset | LatentDataset") -> list
     ]
 
 
-def check_memory(config: Config, latent: LatentShape, process: "Process") -> None:
+def check_memory(config: Config, latent: LatentShape, process: "Distributed") -> None:
     """Warn, in one line, before a run whose memory will not be enough; on a CPU there is no plan."""
     import torch
 

@@ -64,7 +64,7 @@ def bench(words: list[str]) -> None:
     from rich.console import Console
 
     from magi.bench.report import load_report, markdown, print_table
-    from magi.evaluation.marked_text import write_between_markers
+    from magi.files import write_markdown_block
 
     if options.merge:
         reports = [_merge(options)]
@@ -75,7 +75,7 @@ def bench(words: list[str]) -> None:
     for report in reports:
         print_table(report, console)
     if options.readme is not None:
-        write_between_markers(options.readme, "bench", markdown(reports))
+        write_markdown_block(options.readme, "bench", markdown(reports))
         print(options.readme)
 
 
@@ -155,7 +155,7 @@ def _profile(options: BenchOptions, name: str) -> None:
     from magi.bench.profile import profile_case, profile_report, profile_table
     from magi.bench.runner import write_report
     from magi.bench.suite import CASES, chosen
-    from magi.evaluation.marked_text import write_between_markers
+    from magi.files import write_markdown_block
 
     chosen([name])  # says what is near a misspelt name
     found = [case for case in CASES if case.name == name]
@@ -168,7 +168,7 @@ def _profile(options: BenchOptions, name: str) -> None:
     if options.out is not None:
         write_report(profile_report(found[0], profiles), options.out)
     if options.readme is not None:
-        write_between_markers(options.readme, "profile", table)
+        write_markdown_block(options.readme, "profile", table)
 
 
 def _merge(options: BenchOptions) -> dict[str, Any]:

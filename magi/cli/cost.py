@@ -81,10 +81,10 @@ def _measured(options: CostOptions, made: "Plan", config: Config, latent: Latent
     import torch
 
     from magi.training.measured_step import measure_step
-    from magi.training.parallelize import chosen_device
+    from magi.training.parallelize import resolve_device
     from magi.training.plan import GIB
 
-    step = measure_step(config, latent, made.micro_batch, chosen_device("auto"))
+    step = measure_step(config, latent, made.micro_batch, resolve_device("auto"))
     if options.record is not None:
         line = {
             "preset": options.preset,

@@ -186,11 +186,11 @@ def encode(words: list[str]) -> None:
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
     from magi.latents.encode import Encoder, EncodeSettings, write_latents
-    from magi.training.parallelize import chosen_device
+    from magi.training.parallelize import resolve_device
     from magi.vae.adapters import load_vae
     from magi.vae.contract import latent_shape
 
-    vae = load_vae(_vae_config(options)).to(chosen_device(options.device))
+    vae = load_vae(_vae_config(options)).to(resolve_device(options.device))
     latent = latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
 
     def posterior(video_BTHWC: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":

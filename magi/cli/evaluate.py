@@ -89,7 +89,7 @@ def _at_speed(name: str, speed: str) -> str:
 
 def _keep_speeds(results: dict[str, Any], name: str, source: str, speeds: Sequence[str]) -> None:
     """Write speeds.json into the folder of a model: the mean of every oracle over every range, at each speed."""
-    from magi.data.video_writer import published
+    from magi.files import atomic_write
     from magi.sampling.pretrained import SPEEDS_FILE, find_model
 
     kept = {}
@@ -97,7 +97,7 @@ def _keep_speeds(results: dict[str, Any], name: str, source: str, speeds: Sequen
         ranges = results["series"][_at_speed(name, speed)]["ranges"]
         means = {frames: {oracle: value["mean"] for oracle, value in ranges[frames].items()} for frames in ranges}
         kept[speed] = {"protocol": results["protocol"], "clips": results["settings"]["count"], "frames": means}
-    with published(find_model(source) / SPEEDS_FILE) as beside:
+    with atomic_write(find_model(source) / SPEEDS_FILE) as beside:
         beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 

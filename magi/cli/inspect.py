@@ -110,8 +110,9 @@ def _model(name: str) -> "Magi":
     """A trained model, or that of a config, built without memory for its weights."""
     import torch
 
+    from magi.files import DEMO
     from magi.model.magi import Magi
-    from magi.sampling.pretrained import DEMO, load_pretrained
+    from magi.sampling.pretrained import load_pretrained
 
     if name == DEMO or Path(name).is_dir():
         return load_pretrained(name).model
@@ -123,7 +124,7 @@ def _model(name: str) -> "Magi":
 
 def _config(name: str) -> Config:
     """The config of a preset, a size (as the paper's latents), a YAML file, or a trained model."""
-    from magi.sampling.pretrained import DEMO, DEMO_FOLDER
+    from magi.files import DEMO, DEMO_FOLDER
 
     if name in SIZES:
         return Config(model=size(name))

@@ -192,9 +192,9 @@ def _instruments(protocol: "EvaluationProtocol", artificial: bool, device: Devic
     from magi.evaluation.networks.load import artificial_i3d, load_i3d, load_inception, load_lpips
     from magi.evaluation.networks.published_files import has_weights
     from magi.evaluation.protocol.features import Instruments
-    from magi.training.parallelize import chosen_device
+    from magi.training.parallelize import resolve_device
 
-    on = chosen_device(device)
+    on = resolve_device(device)
     if protocol.network == "digits3d":
         network: FeatureNetwork = Digits3d.load().to(on)
     elif artificial:
@@ -227,11 +227,11 @@ def _evaluate(
     from magi.evaluation.protocol.real_clips import RealClips
     from magi.evaluation.protocol.score import TABLE_FILE, Evaluation, check_evaluation, generate, score
     from magi.sampling.pipeline import MagiPipeline
-    from magi.training.parallelize import chosen_device
+    from magi.training.parallelize import resolve_device
 
     if options.batch < 1:
         raise ValueError(f"--batch {options.batch}: expected at least 1")
-    models = {name: MagiPipeline.from_pretrained(source, chosen_device(device)) for name, source in sources.items()}
+    models = {name: MagiPipeline.from_pretrained(source, resolve_device(device)) for name, source in sources.items()}
     with Stages() as tell:
         index = open_index(data, lambda done, total: tell("decoding videos", done, total))
         table = build_table(protocol, index) if clips is None else read_table(clips, protocol, index)

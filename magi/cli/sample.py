@@ -141,9 +141,9 @@ def _check(options: SampleOptions) -> None:
 
 def _load(model: str, device: Device) -> "MagiPipeline":
     from magi.sampling.pipeline import MagiPipeline
-    from magi.training.parallelize import chosen_device
+    from magi.training.parallelize import resolve_device
 
-    return MagiPipeline.from_pretrained(model, chosen_device(device))
+    return MagiPipeline.from_pretrained(model, resolve_device(device))
 
 
 def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> ContextVideo:

@@ -29,7 +29,7 @@ from magi.progress import progress
 if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
     from magi.latents.dataset import LatentDataset
-    from magi.training.parallelize import Process
+    from magi.training.parallelize import Distributed
     from magi.vae.contract import VideoAutoencoder
 
 
@@ -65,9 +65,9 @@ def train(words: list[str]) -> None:
         raise ValueError("--run is missing: name the directory of the run, as in --run build/run")
     check_device(options.device)
     from magi.training.loop import train as train_run
-    from magi.training.parallelize import joined
+    from magi.training.parallelize import init_distributed
 
-    with joined(options.device) as process:
+    with init_distributed(options.device) as process:
         vae, latent = autoencoder(config)
         dataset = _open_data_together(config, vae, process)
         if process.is_first:
@@ -128,7 +128,9 @@ def _dry_run(config: Config) -> None:
     print("\n".join(f"# {line}" for line in "\n".join(lines).splitlines()))
 
 
-def _open_data_together(config: Config, vae: "VideoAutoencoder", process: "Process") -> "ClipDataset | LatentDataset":
+def _open_data_together(
+    config: Config, vae: "VideoAutoencoder", process: "Distributed"
+) -> "ClipDataset | LatentDataset":
     """The dataset in every process; the first one indexes the videos, the others then read its index."""
     if process.is_first:
         with progress("decoding videos", "videos") as report:

@@ -95,7 +95,7 @@ def check(words: list[str]) -> None:
     from magi.data.clips import ClipDataset
     from magi.data.index.index import open_index
     from magi.evaluation.vae_reconstruction import measure_reconstruction, stream_difference
-    from magi.training.parallelize import chosen_device
+    from magi.training.parallelize import resolve_device
     from magi.vae.adapters import load_vae, named_vae
     from magi.vae.causality import measure_leak
     from magi.vae.contract import latent_shape
@@ -103,7 +103,7 @@ def check(words: list[str]) -> None:
 
     config = named_vae(options.vae).model_copy(update={"frames_per_batch": options.frames_per_batch})
     place = None if options.dry_run else normalization_place(config, options.out)
-    device = chosen_device(options.device)
+    device = resolve_device(options.device)
     vae = load_vae(config, unmeasured=True).to(device)
     latent_shape(vae, data)
     with progress("indexing videos", "videos") as report:

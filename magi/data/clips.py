@@ -46,7 +46,7 @@ class ClipDraw:
     interval: int
 
 
-class ClipDraws:
+class ClipSampler:
     """Draws clips from videos of known lengths; clips and latents share it, so both train on the same frames.
 
     Sample numbers count on from epoch to epoch: sample ``s`` lies in epoch ``s // len(draws)``, and every epoch visits
@@ -107,7 +107,7 @@ class ClipDataset:
 
     def __init__(self, index: VideoIndex, config: DataConfig, seed: int) -> None:
         self.index, self.config = index, config
-        self.draws = ClipDraws(index.frame_counts(), config, seed)
+        self.draws = ClipSampler(index.frame_counts(), config, seed)
 
     @property
     def too_short(self) -> int:

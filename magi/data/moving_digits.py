@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magi.data.video_writer import published, write_mp4
+from magi.data.video_writer import write_mp4
+from magi.files import atomic_write
 
 CLASSES = tuple("0123456789")
 FPS = 25
@@ -161,7 +162,7 @@ def _write_clip(path: Path, video: DigitVideo, settings: dict[str, int]) -> None
             for glyph, positions_T2 in zip(video.glyphs, video.centroids_GT2, strict=True)
         ],
     }
-    with published(path.with_suffix(".json")) as beside:
+    with atomic_write(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(sidecar), encoding="utf-8")
 
 

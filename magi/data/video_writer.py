@@ -1,13 +1,10 @@
 """Videos to files: H.264 mp4, GIF, and the contact sheets that people look at.
 
-Files appear whole or not at all: each is written beside its name and renamed. This module does not know where the
+Files appear whole or not at all (``magi.files.atomic_write``). This module does not know where the
 frames come from.
 """
 
-import os
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -19,25 +16,12 @@ from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from magi.files import atomic_write
+
 CONTEXT_COLOUR = (255, 170, 0)
 _PAPER, _INK, _GAP, _LINE = (255, 255, 255), (40, 40, 40), 4, 2
 _SHEET_FRAME = 96  # small frames are enlarged to about this many pixels on a contact sheet
 _H264 = {"crf": "12", "preset": "veryfast", "g": "25"}
-
-
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; on the disk before it is renamed, and removed if anything goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process number: it is the same in containers that share a folder.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
@@ -50,7 +34,7 @@ def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
     if height % 2 or width % 2:
         raise ValueError(f"{path}: H.264 needs even height and width, got {height}x{width}; crop or pad by one pixel")
     rate = Fraction(fps).limit_denominator(1001)
-    with published(path) as beside, av.open(str(beside), "w", format="mp4") as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=_H264)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         # Said in the file, because players guess another colour matrix for large frames.
@@ -70,16 +54,16 @@ def write_gif(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
     images = [Image.fromarray(image_HWC).quantize(256, dither=Image.Dither.NONE) for image_HWC in video_THWC[::step]]
     ends = [round(100 * step * number / fps) for number in range(len(images) + 1)]
     durations = [10 * (end - start) for start, end in pairwise(ends)]
-    with published(path) as beside:
-        images[0].save(beside, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    with atomic_write(path) as temporary:
+        images[0].save(temporary, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
 def write_png(path: Path, image: Image.Image | NDArray[np.uint8]) -> None:
     """Write an image, or an (H, W, C) uint8 array, as PNG."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
-    with published(path) as beside:
-        image.save(beside, "PNG")
+    with atomic_write(path) as temporary:
+        image.save(temporary, "PNG")
 
 
 def contact_sheet(

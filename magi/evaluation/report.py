@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from magi.data.video_writer import contact_sheet, published, write_png
-from magi.evaluation.marked_text import replaced
+from magi.data.video_writer import contact_sheet, write_png
 from magi.evaluation.plots import png_bytes
+from magi.files import atomic_write, replace_markdown_block
 
 SHOWN = 4
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -52,7 +52,7 @@ def write_protocol_report(
     curves = draw_protocol_curves(result)
     write_png(out / "side_by_side.png", sheet)
     write_png(out / "curves.png", curves)
-    with published(out / "report.html") as beside:
+    with atomic_write(out / "report.html") as beside:
         beside.write_text(_page(result, png_bytes(sheet), png_bytes(curves)), encoding="utf-8")
 
 
@@ -214,11 +214,11 @@ def write_score_table(result: Path, readme: Path) -> Path:
     kept = result.read_text(encoding="utf-8")
     values = json.loads(kept)
     name = values["card"]["protocol"]["name"]
-    page = replaced(readme, name, score_table(values))
+    page = replace_markdown_block(readme, name, score_table(values))
     copy = readme.parent / "results" / f"{name}.json"
-    with published(copy) as beside:
+    with atomic_write(copy) as beside:
         beside.write_text(kept, encoding="utf-8")
-    with published(readme) as beside:
+    with atomic_write(readme) as beside:
         beside.write_text(page, encoding="utf-8")
     return copy
 

@@ -1,7 +1,7 @@
 """Clips from encoded latents on disk, so that training needs neither videos nor an autoencoder.
 
 Where every frame was encoded on its own, clips are drawn from latents exactly as from the videos
-(``magi.data.clips.ClipDraws``), so training sees the same frames either way. Where clips were chosen when they were
+(``magi.data.clips.ClipSampler``), so training sees the same frames either way. Where clips were chosen when they were
 encoded, an epoch takes one of each video, the next epoch another one. Latents are drawn from the posterior with noise
 that is a function of (seed, sample), or are its mean.
 
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from magi.config import DataConfig, LatentShape
-from magi.data.clips import ClipDraw, ClipDraws, epoch_order
+from magi.data.clips import ClipDraw, ClipSampler, epoch_order
 from magi.errors import DataError
 from magi.latents.files import (
     AGAIN,
@@ -62,11 +62,11 @@ class LatentDataset:
         self.header = header = read_header(folder)
         _check_header(folder, header, config, vae_id)
         self._table = _read_table(folder, header)
-        self.draws: ClipDraws | RecordedDraws
+        self.draws: ClipSampler | RecordedDraws
         if header.by_clips:
             self.draws = RecordedDraws(self._table.clips_VK2, self._table.counts_V, header, seed)
         else:
-            self.draws = ClipDraws(self._table.frames_V, config, seed)
+            self.draws = ClipSampler(self._table.frames_V, config, seed)
         frames = header.latent_frames if header.by_clips else config.frames
         self.latent_shape = LatentShape(
             frames=frames, channels=header.channels, height=header.latent_height, width=header.latent_width
@@ -155,7 +155,7 @@ class LatentDataset:
 
 
 class RecordedDraws:
-    """Draws from clips that were chosen when they were encoded, as ``ClipDraws`` does from videos.
+    """Draws from clips that were chosen when they were encoded, as ``ClipSampler`` does from videos.
 
     Every epoch visits every video once, in a new order, and in K epochs each of its K clips.
     """

@@ -20,8 +20,8 @@ from magi.data.clips import check_unchanged, clip_span, draw_clip, fit_frames, r
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
-from magi.data.video_writer import published
 from magi.errors import DataError
+from magi.files import atomic_write
 from magi.latents.files import (
     FIT,
     FORMAT,
@@ -161,7 +161,7 @@ class _Job:
         path = tensors_path(self.out, shard)
         for stale in (*self.out.glob(f".{path.name}.*"), *self.out.glob(f".{path.stem}.jsonl.*")):
             stale.unlink(missing_ok=True)  # what a kill has left of this very shard
-        with published(path) as beside:
+        with atomic_write(path) as beside:
             save_file(tensors, beside, metadata={"settings": self.header.digest})
             beside.chmod((self.out / HEADER_NAME).stat().st_mode)  # safetensors keeps others from reading it
             size, (_, places) = beside.stat().st_size, tensor_places(beside)
@@ -176,7 +176,7 @@ class _Job:
             )
             for number, record in videos.items()
         ]
-        with published(lines_path(self.out, shard)) as beside:
+        with atomic_write(lines_path(self.out, shard)) as beside:
             beside.write_text(shard_text(Shard(self.header.digest, size, encoded)), encoding="utf-8")
 
     def _choose_clips(self, number: int, record: VideoRecord) -> list[list[int]]:
@@ -255,7 +255,7 @@ def _claim(out: Path, header: LatentHeader) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ValueError(f"{out}: is a file, not a folder; choose another name") from None
-    with published(out / HEADER_NAME) as beside:
+    with atomic_write(out / HEADER_NAME) as beside:
         beside.write_text(json.dumps(asdict(header), indent=1), encoding="utf-8")
 
 

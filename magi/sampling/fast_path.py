@@ -16,7 +16,7 @@ from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
-from magi.sampling.history import Past
+from magi.sampling.history import History
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class FastPath:
         generators: Sequence[torch.Generator],
         frames: int,
         config: SamplingConfig,
-    ) -> Past:
+    ) -> History:
         """An empty past of one batch of videos."""
-        return Past(model, conditions, generators, frames, config, self.graphs, self.kernels, self.pool)
+        return History(model, conditions, generators, frames, config, self.graphs, self.kernels, self.pool)
 
     def denoiser(self, model: Magi, config: SamplingConfig) -> Denoiser:
         """The denoising loop of the model's head, with the weights that it has now."""

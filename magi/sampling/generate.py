@@ -17,7 +17,7 @@ from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts, random_order
 from magi.sampling.denoise import Denoiser, draw_noise
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from magi.sampling.kept import Kept
 
 
@@ -126,7 +126,7 @@ def _rollout(
 
 def generate_frame(
     model: Magi,
-    past: Past,
+    past: History,
     generators: Sequence[torch.Generator],
     plan: FramePlan,
     denoiser: Denoiser,

@@ -37,7 +37,7 @@ def observation_noise(model: Magi, noise_level: int) -> float:
     return (noise_level - 0.5) / model.config.noise_levels * model.config.noise_max
 
 
-class Past:
+class History:
     """The frames before the one being generated, of B videos told ``conditions`` (G x B: guidance doubles the batch).
 
     In "window" mode a full window slides: the newest ``window_keep`` frames are observed anew as a fresh context from

@@ -20,7 +20,7 @@ from magi.model.diffusion import ReverseTable
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
 from magi.sampling.fast_path import FastPath
-from magi.sampling.history import Past, time_positions
+from magi.sampling.history import History, time_positions
 
 TOLD_ANEW = {"guidance", "guidance_schedule", "noise_level", "context_frames"}
 """Settings that reach what is recorded as inputs or not at all; only whether there is guidance counts."""
@@ -38,7 +38,7 @@ class Parts:
     """
 
     key: Hashable
-    past: Past
+    past: History
     denoiser: Denoiser
     tables: tuple[ReverseTable, ...]
 

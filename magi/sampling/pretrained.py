@@ -5,7 +5,6 @@ so a folder from a stranger never runs code. It knows files; it does not know ho
 """
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,26 @@ from safetensors.torch import save_file
 
 from magi.config import Config, VaeConfig, dump_config, load_config
 from magi.errors import CheckpointError
+from magi.files import (
+    CARD_FILE,
+    CHECKPOINTS_FOLDER,
+    CLASSES_FILE,
+    CONFIG_FILE,
+    DEMO,
+    DEMO_FOLDER,
+    MODEL_FILE,
+    VAE_FOLDER,
+    atomic_write,
+    write_text,
+)
 from magi.model.magi import Magi
 from magi.sampling.model_card import model_card
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
-from magi.weights import CHECKPOINTS, MODEL_FILE, load_ema, load_weights, read_tensors
+from magi.weights import load_ema, load_weights, read_tensors
 
-DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 SPEEDS_FILE = "speeds.json"
 """In the folder of a model: its scores at each speed, where they were measured (``magi evaluate digits --speeds``)."""
-CONFIG_FILE, CLASSES_FILE, CARD_FILE, VAE_FOLDER = "config.yaml", "classes.json", "README.md", "vae"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
 
@@ -85,7 +93,7 @@ def load_pretrained(source: str | Path) -> Pretrained:
     if (folder / MODEL_FILE).exists():
         load_weights(model, read_tensors(folder / MODEL_FILE), folder / MODEL_FILE)
     else:
-        load_weights(model, load_ema(folder), folder / CHECKPOINTS)
+        load_weights(model, load_ema(folder), folder / CHECKPOINTS_FOLDER)
     model.eval()
     return Pretrained(model, vae, config, _read_classes(folder / CLASSES_FILE, config.model.classes))
 
@@ -112,14 +120,14 @@ def _read_classes(path: Path, expected: int) -> tuple[str, ...] | None:
 
 
 def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", "float16"] = "float32") -> None:
-    """Write an export, each file beside and then renamed; float16 halves the weight file and is read as float32.
+    """Write an export, each file atomically; float16 halves the weight file and is read as float32.
 
     Paths of this machine (data, autoencoder) are left out of the config. ValueError for the folder of a run, or if a
     weight does not fit float16.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype: expected float32 or float16, got {dtype!r}")
-    if (folder / CHECKPOINTS).exists():
+    if (folder / CHECKPOINTS_FOLDER).exists():
         raise ValueError(f"{folder}: the folder of a run; export to another one")
     kind = torch.float16 if dtype == "float16" else torch.float32
     tensors = {
@@ -138,19 +146,8 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
     if config.vae.name != "pixel":
         pretrained.vae.save(folder / VAE_FOLDER)
     if pretrained.classes is not None:
-        _publish(folder / CLASSES_FILE, json.dumps(list(pretrained.classes), ensure_ascii=False) + "\n")
-    _publish(folder / CONFIG_FILE, dump_config(config))
-    _publish(folder / CARD_FILE, model_card(pretrained.model, config, pretrained.vae.id, pretrained.classes, dtype))
-    beside = _beside(folder / MODEL_FILE)
-    save_file(tensors, beside)
-    os.replace(beside, folder / MODEL_FILE)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _publish(path: Path, text: str) -> None:
-    beside = _beside(path)
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+        write_text(folder / CLASSES_FILE, json.dumps(list(pretrained.classes), ensure_ascii=False) + "\n")
+    write_text(folder / CONFIG_FILE, dump_config(config))
+    write_text(folder / CARD_FILE, model_card(pretrained.model, config, pretrained.vae.id, pretrained.classes, dtype))
+    with atomic_write(folder / MODEL_FILE) as temporary:
+        save_file(tensors, temporary)

@@ -18,10 +18,10 @@ from magi.config import Config
 from magi.data.clips import Clip, ClipDataset
 from magi.errors import DataError
 from magi.latents.dataset import LatentClip, LatentDataset
-from magi.training.batch_sampler import StepOrder
+from magi.training.batch_sampler import StepBatchSampler
 from magi.training.clip_batch import Batch as Batch
 from magi.training.clip_batch import stack_draws
-from magi.training.corruption import ClipDraws, DrawShape, draw_clip
+from magi.training.corruption import Corruption, DrawShape, draw_corruption
 
 
 class Clips(Protocol):
@@ -45,7 +45,7 @@ def data_identity(clips: Clips) -> str | None:
     return f"{len(clips.index.videos)} videos {digest.hexdigest()[:16]}"
 
 
-def make_batch(clips: list[Clip | LatentClip], draws: list[ClipDraws], config: Config) -> Batch:
+def make_batch(clips: list[Clip | LatentClip], draws: list[Corruption], config: Config) -> Batch:
     """Stack clips with their draws; ``ValueError`` for a label that the model has no class for."""
     videos = [torch.from_numpy(np.ascontiguousarray(clip.video_THWC)) for clip in clips if isinstance(clip, Clip)]
     latents = [
@@ -62,7 +62,7 @@ def make_batch(clips: list[Clip | LatentClip], draws: list[ClipDraws], config: C
     )
 
 
-def _labels(clips: list[Clip | LatentClip], draws: list[ClipDraws], classes: int) -> Tensor:
+def _labels(clips: list[Clip | LatentClip], draws: list[Corruption], classes: int) -> Tensor:
     labels = []
     for clip, draw in zip(clips, draws, strict=True):
         if clip.label is None or not 0 <= clip.label < classes:
@@ -83,7 +83,7 @@ class _Batches(Dataset["Batch | Exception"]):
     def __getitems__(self, samples: list[int]) -> Batch | Exception:
         try:
             clips = [self.clips[sample] for sample in samples]
-            draws = [draw_clip(self.config.training, self.config.model, self.shape, sample) for sample in samples]
+            draws = [draw_corruption(self.config.training, self.config.model, self.shape, sample) for sample in samples]
             return make_batch(clips, draws, self.config)
         except (DataError, ValueError) as error:
             return error
@@ -100,7 +100,7 @@ def _quiet_worker(worker: int) -> None:
 
 
 def load_batches(
-    clips: Clips, config: Config, shape: DrawShape, order: StepOrder, pin: bool
+    clips: Clips, config: Config, shape: DrawShape, order: StepBatchSampler, pin: bool
 ) -> Generator[Batch, None, None]:
     """The batches of ``order``, loaded ahead by ``data.workers`` processes; errors of a clip are raised here."""
     loader = DataLoader(

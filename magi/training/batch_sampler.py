@@ -21,7 +21,7 @@ def micro_batches(samples: list[int], micro_batch: int) -> list[list[int]]:
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
-class StepOrder(Sampler[list[int]]):
+class StepBatchSampler(Sampler[list[int]]):
     """The micro-batches of the steps ``first`` .. ``last`` - 1, one after another, for a ``DataLoader``."""
 
     def __init__(self, first: int, last: int, batch: int, micro_batch: int, rank: int = 0, world: int = 1) -> None:

@@ -19,12 +19,10 @@ from torch import Tensor
 
 from magi.config import Config, parse_config
 from magi.errors import CheckpointError
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
 from magi.weights import (
-    CHECKPOINTS,
     EMA_FILE,
     FORMAT,
-    MANIFEST_FILE,
-    MODEL_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
     checkpoint_folders,
@@ -78,7 +76,7 @@ class Checkpoint:
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publish a checkpoint, then remove all but the ``keep`` newest; on ``OSError`` (disk full) the old ones stay."""
-    folder = run / CHECKPOINTS
+    folder = run / CHECKPOINTS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / step_folder(checkpoint.step)
     building = folder / f"{_TEMPORARY}{final.name}"
@@ -146,7 +144,7 @@ def _discard(folder: Path) -> None:
 
 def clear_unfinished(run: Path) -> None:
     """Remove what a killed process left half-written; only the process that holds the run's lock may call it."""
-    for entry in (run / CHECKPOINTS).glob(f"{_TEMPORARY}*"):
+    for entry in (run / CHECKPOINTS_FOLDER).glob(f"{_TEMPORARY}*"):
         if entry.is_dir():
             shutil.rmtree(entry)
         else:
@@ -170,7 +168,7 @@ def find_checkpoint(run: Path) -> int:
 
 def load_checkpoint(run: Path, step: int) -> Checkpoint:
     """Read the checkpoint of ``step``, which ``find_checkpoint`` has verified; ``CheckpointError`` if it cannot be."""
-    folder = run / CHECKPOINTS / step_folder(step)
+    folder = run / CHECKPOINTS_FOLDER / step_folder(step)
     state = read_json(folder / STATE_FILE)
     if state.get("step") != step:
         raise CheckpointError(

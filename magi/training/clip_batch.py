@@ -13,12 +13,12 @@ from torch import Tensor
 from magi.config import Config
 from magi.model.conditioning import Conditions
 from magi.model.noise_injection import noise_level
-from magi.training.corruption import ClipDraws
+from magi.training.corruption import Corruption
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B clips: ``video_BTHWC`` (uint8) or ``latents_BTCHW``, their conditions and their draws (see ``ClipDraws``).
+    """B clips: ``video_BTHWC`` (uint8) or ``latents_BTCHW``, their conditions and their draws (see ``Corruption``).
 
     ``picked_M`` holds the indices of the M masked tokens in the flattened (B, U, N) tokens: counted here, on the CPU,
     so that no device has to tell its host how many there are.
@@ -57,7 +57,7 @@ class Batch:
 
 
 def stack_draws(
-    draws: list[ClipDraws],
+    draws: list[Corruption],
     config: Config,
     *,
     samples: tuple[int, ...],

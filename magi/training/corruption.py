@@ -5,7 +5,6 @@ of the clip's own. So a clip is trained on in the same way in any micro-batch, o
 workers, and after any resume. It knows no files, models or processes.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +13,7 @@ from torch import Tensor
 from magi.config import ModelConfig, TrainingConfig
 from magi.model.masking import draw_mask, draw_mask_ratio, masked_counts
 from magi.model.noise_injection import draw_noise_amplitude
-
-
-def seed_of(*numbers: int | str) -> int:
-    """A 63-bit seed that mixes all of ``numbers``, so that neighbours share nothing."""
-    text = " ".join(str(number) for number in numbers)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _generator(*numbers: int | str) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(*numbers))
+from magi.seeding import torch_generator
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class DrawShape:
 
 
 @dataclass(frozen=True)
-class ClipDraws:
+class Corruption:
     """The draws of one clip; R is ``training.diffusion_batch_mul``.
 
     ``amplitude`` () and ``noise_TNC`` of the observation noise; ``drop_class``. Of each masked view, U predicted slots
@@ -54,7 +44,7 @@ class ClipDraws:
 
 def _of_view(kind: str, training: TrainingConfig, sample: int, view: int) -> torch.Generator:
     """A view's draws depend on nothing but its number, so the first is the one of a clip with one view."""
-    return _generator(kind, training.seed, sample, *([view] if view else []))
+    return torch_generator(kind, training.seed, sample, *([view] if view else []))
 
 
 def _draw_ratio(training: TrainingConfig, shape: DrawShape, sample: int, view: int) -> tuple[Tensor, torch.Generator]:
@@ -78,13 +68,13 @@ def masked_tokens(training: TrainingConfig, shape: DrawShape, samples: list[int]
     return sum(int(masked_counts(_draw_ratio(training, shape, *one)[0], shape.tokens).sum()) for one in views)
 
 
-def draw_clip(training: TrainingConfig, model: ModelConfig, shape: DrawShape, sample: int) -> ClipDraws:
+def draw_corruption(training: TrainingConfig, model: ModelConfig, shape: DrawShape, sample: int) -> Corruption:
     """All draws of the clip with number ``sample``."""
     views = range(training.masks_per_clip)
     generators = [_of_view("noise", training, sample, view) for view in views]
     frame_shape = (shape.frames, shape.tokens)
     noisings = training.diffusion_batch_mul
-    return ClipDraws(
+    return Corruption(
         masked_UN=torch.cat([_draw_mask(training, shape, sample, view) for view in views]),
         amplitude=draw_noise_amplitude(model.noise_max, generators[0]),
         noise_TNC=torch.randn(*frame_shape, shape.channels, generator=generators[0]),

@@ -12,7 +12,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from magi.training.run_folder import LOSS_FILE, METRICS_FILE, write_file
+from magi.files import METRICS_FILE, write_text
+from magi.training.run_folder import LOSS_FILE
 
 _DRAW_SECONDS = 60
 
@@ -32,7 +33,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def drop_metrics_after(run: Path, step: int) -> None:
     """Forget lines past ``step``, which a resumed run writes again."""
     kept = [line for line in read_metrics(run) if line.get("step", 0) <= step]
-    write_file(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
+    write_text(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def draw_losses(run: Path) -> None:
@@ -82,16 +83,16 @@ def readable_time(seconds: float) -> str:
 class TrainingLog:
     """Writes a run's metrics and shows its progress; a context. A process that is not the first stays silent."""
 
-    def __init__(self, run: Path, first: int, last: int, *, speaks: bool, tensorboard: bool = False) -> None:
-        self.run, self.step, self.first, self.last, self.speaks = run, first, first, last, speaks
+    def __init__(self, run: Path, first: int, last: int, *, is_main: bool, tensorboard: bool = False) -> None:
+        self.run, self.step, self.first, self.last, self.is_main = run, first, first, last, is_main
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
-        self.board = _tensorboard_writer(run) if speaks and tensorboard else None
+        self.board = _tensorboard_writer(run) if is_main and tensorboard else None
         self.began = self._drawn = time.monotonic()
         self._marked = (self.began, first)
 
     def __enter__(self) -> Self:
-        if self.speaks and self.console.is_terminal:
+        if self.is_main and self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
             self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
             self.task = self.bar.add_task("training", total=self.last, completed=self.first, told="")
@@ -108,7 +109,7 @@ class TrainingLog:
 
     def say(self, text: str) -> None:
         """One line of text, above the bar if there is one."""
-        if self.speaks:
+        if self.is_main:
             self.console.print(text, markup=False)
 
     def rate(self, step: int) -> float:
@@ -120,7 +121,7 @@ class TrainingLog:
 
     def draw(self, at_once: bool) -> None:
         """Draw loss.png, unless it is a minute young and need not be drawn at once."""
-        if self.speaks and (at_once or time.monotonic() - self._drawn > _DRAW_SECONDS):
+        if self.is_main and (at_once or time.monotonic() - self._drawn > _DRAW_SECONDS):
             draw_losses(self.run)
             self._drawn = time.monotonic()
 
@@ -132,7 +133,7 @@ class TrainingLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl and tell its main numbers."""
-        if not self.speaks:
+        if not self.is_main:
             return
         with (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from magi.config import Config, dump_config
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
+from magi.files import CLASSES_FILE, CONFIG_FILE, VAE_FOLDER, write_text
 from magi.model.magi import Magi
 from magi.training.batch import Clips
 from magi.training.checkpoint import (
@@ -24,17 +25,8 @@ from magi.training.checkpoint import (
 )
 from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
 from magi.training.optimizer import learning_rate
-from magi.training.parallelize import Process, joined
-from magi.training.run_folder import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    STOP_FILE,
-    STOPPED_FILE,
-    VAE_FOLDER,
-    StopRequest,
-    locked,
-    write_file,
-)
+from magi.training.parallelize import Distributed, init_distributed
+from magi.training.run_folder import STOP_FILE, STOPPED_FILE, StopRequest, locked
 from magi.training.trainer import StepResult, Trainer
 from magi.vae.contract import VideoAutoencoder
 
@@ -63,7 +55,7 @@ def train(
     non-finite steps in a row, ``CheckpointError`` if the run in the folder cannot be continued, ``ValueError`` if it is
     in use.
     """
-    with joined(device) as process:
+    with init_distributed(device) as process:
         if not process.is_first:
             _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
             return
@@ -78,7 +70,7 @@ def _train(
     model: Magi,
     run: Path,
     on_sample: OnSample | None,
-    process: Process,
+    process: Distributed,
     classes: Sequence[str],
     tensorboard: bool,
 ) -> None:
@@ -86,7 +78,7 @@ def _train(
     _continue(trainer, run)
     if process.is_first:
         _write_run(config, vae, classes, run, trainer.step)
-    log = TrainingLog(run, trainer.step, config.training.steps, speaks=process.is_first, tensorboard=tensorboard)
+    log = TrainingLog(run, trainer.step, config.training.steps, is_main=process.is_first, tensorboard=tensorboard)
     if trainer.step:
         log.say(f"continuing {run} after step {trainer.step}")
     if trainer.step >= config.training.steps:
@@ -125,9 +117,9 @@ def _continue(trainer: Trainer, run: Path) -> None:
 
 def _write_run(config: Config, vae: VideoAutoencoder | None, classes: Sequence[str], run: Path, step: int) -> None:
     """Make the folder self-contained: the config, the names of the classes, the autoencoder."""
-    write_file(run / CONFIG_FILE, dump_config(config))
+    write_text(run / CONFIG_FILE, dump_config(config))
     if step == 0:
-        write_file(run / CLASSES_FILE, json.dumps(list(classes), ensure_ascii=False) + "\n")
+        write_text(run / CLASSES_FILE, json.dumps(list(classes), ensure_ascii=False) + "\n")
         if vae is not None:
             vae.save(run / VAE_FOLDER)
 
@@ -147,7 +139,7 @@ def _loop(trainer: Trainer, run: Path, log: TrainingLog, stop: StopRequest, on_s
             _save(trainer, run, log, required=last or result.stop)
         if result.stop and not last:
             if trainer.process.is_first:
-                write_file(run / STOPPED_FILE, f"{step}\n")
+                write_text(run / STOPPED_FILE, f"{step}\n")
             trainer.process.barrier()  # no process may leave while the first still saves: its launcher would end it
             raise StoppedCleanly(f"{run}: stopped after step {step}, state saved; the same command continues")
         if on_sample is not None and (last or (training.sample_every and step % training.sample_every == 0)):

@@ -12,7 +12,7 @@ import torch
 from magi.config import Config, LatentShape
 from magi.latents.dataset import LatentClip
 from magi.model.magi import Magi
-from magi.training.parallelize import Process
+from magi.training.parallelize import Distributed
 from magi.training.plan import changed
 from magi.training.trainer import Trainer
 
@@ -44,7 +44,7 @@ def measure_step(config: Config, latent: LatentShape, clips: int, device: torch.
     total = WARM_UP + steps
     one = changed(config, batch=clips, micro_batch=0, steps=total, parallel="ddp")
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
-    trainer = Trainer(one, _InventedClips(latent, config.model.classes), None, model, Process(0, 1, device))
+    trainer = Trainer(one, _InventedClips(latent, config.model.classes), None, model, Distributed(0, 1, device))
     trainer.start()
     seconds = []
     try:

@@ -28,7 +28,7 @@ _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 
 
 @dataclass(frozen=True)
-class Process:
+class Distributed:
     """This process among ``world`` ones, and its device."""
 
     rank: int
@@ -53,7 +53,7 @@ class Process:
         self.sum(0.0)
 
 
-def chosen_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device called ``name``; "auto" takes a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,30 +61,30 @@ def chosen_device(name: str) -> torch.device:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[Process]:
+def init_distributed(device: str = "auto") -> Iterator[Distributed]:
     """Join the processes of this run for the length of the context: NCCL on GPUs, gloo on CPUs.
 
     Contexts nest. NOTE: PyTorch joins once a process: a second context after the first has ended would hang.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    place = chosen_device(device)
+    place = resolve_device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     if world == 1:
-        yield Process(0, 1, place)
+        yield Distributed(0, 1, place)
         return
     owned = not dist.is_initialized()
     if owned:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Process(rank, world, place)
+        yield Distributed(rank, world, place)
     finally:
         if owned:
             dist.destroy_process_group()
 
 
-def prepare(model: Magi, config: TrainingConfig, process: Process) -> nn.Module:
+def parallelize(model: Magi, config: TrainingConfig, process: Distributed) -> nn.Module:
     """Put checkpointing, compilation, precision and distribution on ``model``, in this order; it is on the device.
 
     What is returned is what training calls: a module reached around it has gradients that are silently not
@@ -138,7 +138,7 @@ def _autocast(model: nn.Module, device: torch.device) -> None:
     model.forward = forward
 
 
-def _replicate(model: nn.Module, process: Process) -> nn.Module:
+def _replicate(model: nn.Module, process: Distributed) -> nn.Module:
     """DDP: every process holds the whole model; gradients are averaged."""
     ids = [process.device.index] if process.device.type == "cuda" else None
     # Buffers are constants. An exchange of them a forward would also hang processes with unequal micro-batches.
@@ -148,7 +148,7 @@ def _replicate(model: nn.Module, process: Process) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **constant_buffers)
 
 
-def _shard(model: nn.Module, blocks: list[nn.Module], batch: int, process: Process) -> nn.Module:
+def _shard(model: nn.Module, blocks: list[nn.Module], batch: int, process: Distributed) -> nn.Module:
     """FSDP2: every process holds a share of each parameter; a block is whole only while it runs.
 
     Weights travel in float32 and gradients are summed in it; autocast, as under DDP, decides what is computed in which
@@ -196,7 +196,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], process: Process) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor], process: Distributed) -> dict[str, Tensor]:
     """Whole tensors in the first process (sharded ones on its CPU), nothing in the others; every process must call it.
 
     One tensor at a time is whole on a device.

@@ -12,11 +12,6 @@ from pathlib import Path
 from types import FrameType
 
 LOCK_FILE = "lock"
-CONFIG_FILE = "config.yaml"
-CLASSES_FILE = "classes.json"
-VAE_FOLDER = "vae"
-SAMPLES_FOLDER = "samples"
-METRICS_FILE = "metrics.jsonl"
 LOSS_FILE = "loss.png"
 STOP_FILE = "stop"
 """Made by anyone, it asks the run to stop, as a signal does: for schedulers whose signals reach no process of it."""
@@ -44,14 +39,6 @@ def locked(run: Path) -> Iterator[None]:
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a small text file so that it is whole or absent, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".tmp-{path.name}")
-    building.write_text(text, encoding="utf-8")
-    building.replace(path)
 
 
 class StopRequest:

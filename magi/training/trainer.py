@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from magi.config import Config
 from magi.errors import CheckpointError
 from magi.model.magi import Magi
-from magi.seeding import posterior_noise
+from magi.seeding import posterior_noise, seed_of
 from magi.training.batch import Batch, Clips, data_identity, load_batches
-from magi.training.batch_sampler import StepOrder, step_samples
+from magi.training.batch_sampler import StepBatchSampler, step_samples
 from magi.training.checkpoint import Checkpoint, check_same_run
-from magi.training.corruption import DrawShape, masked_tokens, seed_of
+from magi.training.corruption import DrawShape, masked_tokens
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
 from magi.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors, set_learning_rate
-from magi.training.parallelize import Process, gathered, gradients_stay_local, prepare, spread, whole
+from magi.training.parallelize import Distributed, gathered, gradients_stay_local, parallelize, spread, whole
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import load_weights
 
@@ -47,14 +47,14 @@ class Trainer:
     """The state of a run in one process, and one step of it."""
 
     def __init__(
-        self, config: Config, clips: Clips, vae: VideoAutoencoder | None, model: Magi, process: Process
+        self, config: Config, clips: Clips, vae: VideoAutoencoder | None, model: Magi, process: Distributed
     ) -> None:
         self.config, self.clips, self.process = config, clips, process
         self.model = model.to(process.device)
         self.vae = vae.to(process.device) if vae is not None else None
         self.shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
         # Sharding replaces the parameters, so what holds on to them comes after.
-        self.wrapped = prepare(self.model, config.training, process)
+        self.wrapped = parallelize(self.model, config.training, process)
         self.ema = Ema(self.model, config.training.ema_decay)
         self.optimizer = make_optimizer(self.model, config.training)
         self.loss = MagiLoss(config.model, process.device)
@@ -99,7 +99,7 @@ class Trainer:
     def start(self) -> None:
         """Open the data at the current step."""
         training, process = self.config.training, self.process
-        self.order = StepOrder(
+        self.order = StepBatchSampler(
             self.step, training.steps, training.batch, training.micro_batch, process.rank, process.world
         )
         self._batches = load_batches(self.clips, self.config, self.shape, self.order, pin=process.device.type == "cuda")

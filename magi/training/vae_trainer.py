@@ -24,6 +24,7 @@ from magi.config import VaeTrainingConfig, explain
 from magi.data.index.index import VideoIndex
 from magi.data.video_writer import contact_sheet, write_png
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
+from magi.files import METRICS_FILE
 from magi.training.checkpoint import (
     Checkpoint,
     clear_unfinished,
@@ -35,8 +36,8 @@ from magi.training.checkpoint import (
 from magi.training.ema import Ema
 from magi.training.log import drop_metrics_after, readable_time
 from magi.training.optimizer import load_optimizer, optimizer_tensors, set_learning_rate
-from magi.training.parallelize import chosen_device
-from magi.training.run_folder import METRICS_FILE, StopRequest, locked
+from magi.training.parallelize import resolve_device
+from magi.training.run_folder import StopRequest, locked
 from magi.training.vae_frames import Log, evenly, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
@@ -179,7 +180,7 @@ def train_vae(
     """
     check_size(config.height, config.width, network_shape(config).spatial_stride)
     with locked(out), StopRequest() as stop:
-        trainer = VaeTrainer(config, chosen_device(device))
+        trainer = VaeTrainer(config, resolve_device(device))
         _continue(trainer, index, out, on_log)
         if trainer.step >= config.steps and (out / CONFIG_FILE).is_file():
             on_log(f"{out}: all {config.steps} steps are done; delete the folder to train again")

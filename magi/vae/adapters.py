@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from magi.config import VaeConfig
+from magi.files import DEMO_FOLDER, VAE_FOLDER
 from magi.vae.contract import VideoAutoencoder
 from magi.vae.diffusers.small import SmallVae
 from magi.vae.diffusers.weights import CONFIG_FILE
@@ -14,7 +15,6 @@ from magi.vae.normalized import ADAPTERS, PretrainedVae
 from magi.vae.pixel import PixelVae
 from magi.weights import read_json
 
-DEMO_FOLDER = Path(__file__).parent.parent / "demo_model" / "vae"
 NAMES: tuple[str, ...] = get_args(VaeConfig.model_fields["name"].annotation)
 
 
@@ -35,7 +35,7 @@ def load_vae(config: VaeConfig, unmeasured: bool = False) -> VideoAutoencoder:
     if config.name == "small":
         if not config.weights:
             raise ValueError("vae.weights: the small adapter needs a folder that `magi train-vae` wrote, or 'demo'")
-        folder = DEMO_FOLDER if config.weights == "demo" else Path(config.weights)
+        folder = DEMO_FOLDER / VAE_FOLDER if config.weights == "demo" else Path(config.weights)
         return SmallVae.load(folder, config.frames_per_batch)
     if config.name == "omni":
         return _load_omni(config, unmeasured)

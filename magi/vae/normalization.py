@@ -17,7 +17,6 @@ from magi.config import Section, explain
 from magi.errors import CheckpointError
 from magi.weights import read_json
 
-NORMALIZATION_FILE = "normalization.json"
 _SMALLEST_STD = 1e-6  # a channel that never changes: dividing by zero would make it infinite
 
 

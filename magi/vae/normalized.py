@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from magi.errors import CheckpointError
+from magi.files import NORMALIZATION_FILE
 from magi.vae.contract import Posterior, check_latents, check_size, check_video, decode_at_the_end
 from magi.vae.diffusers.weights import (
     State,
@@ -25,9 +26,9 @@ from magi.vae.diffusers.weights import (
     load_network,
     read_config,
     save_network,
-    weights_hash,
 )
-from magi.vae.normalization import NORMALIZATION_FILE, Normalization, read_normalization, write_normalization
+from magi.vae.normalization import Normalization, read_normalization, write_normalization
+from magi.weights import weights_hash
 
 ADAPTERS = {"AutoencoderKL": "sd", "AutoencoderKLCosmos": "cosmos", "AutoencoderKLLTXVideo": "ltx"}
 """Adapter of each of diffusers' classes."""

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 
 from magi.config import Section, explain
 from magi.errors import CheckpointError
-from magi.vae.diffusers.weights import weights_hash
-from magi.weights import load_weights, read_json, read_tensors
+from magi.weights import load_weights, read_json, read_tensors, weights_hash
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 

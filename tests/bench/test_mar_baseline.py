@@ -14,7 +14,7 @@ from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser, draw_noise
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import generate_frame, plan_frame
-from magi.sampling.history import Past
+from magi.sampling.history import History
 
 CONFIG = SamplingConfig(iterations=4, steps=5, guidance=3.0, temperature=0.8)
 
@@ -34,7 +34,7 @@ def test_frames_of_the_baseline_are_ours(model: Magi, schedule: str) -> None:
     videos, conditions = 2, told(model, 2)
     order_BN = sorted_order(plan_frame(model, config), videos, model.tokens_per_frame)
     with torch.inference_mode():
-        past, denoiser = Past(model, conditions, seeded(videos), 5, config), Denoiser(model.head, config.temperature)
+        past, denoiser = History(model, conditions, seeded(videos), 5, config), Denoiser(model.head, config.temperature)
         plain = MarStyleSampler(model, conditions, config, videos)
         context = random_frame(model, videos).repeat(1, 2, 1, 1)
         past.observe(context)

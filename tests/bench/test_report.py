@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from magi.bench.report import comparison, load_report, markdown, merged, rows
-from magi.evaluation.marked_text import write_between_markers
+from magi.files import write_markdown_block
 
 BEGIN, END = "<!-- results:bench:begin -->", "<!-- results:bench:end -->"
 
@@ -60,7 +60,7 @@ def test_the_table_goes_between_the_markers_and_nowhere_else(tmp_path: Path) -> 
     path = tmp_path / "README.md"
     path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
-        write_between_markers(path, "bench", markdown([report(record("cpu.head"))]))
+        write_markdown_block(path, "bench", markdown([report(record("cpu.head"))]))
     text = path.read_text()
     assert text.startswith(f"before\n{BEGIN}\nMeasured on a chip") and text.endswith(f"|\n{END}\nafter\n")
     assert "old" not in text and text.count("| cpu.head |") == 1
@@ -71,7 +71,7 @@ def test_a_file_without_its_markers_is_refused_and_left(tmp_path: Path, text: st
     path = tmp_path / "README.md"
     path.write_text(text)
     with pytest.raises(ValueError, match="results:bench:begin"):
-        write_between_markers(path, "bench", "table")
+        write_markdown_block(path, "bench", "table")
     assert path.read_text() == text
 
 

@@ -13,7 +13,7 @@ import magi.cli.train as train
 from magi.cli.main import main
 from magi.config import LatentShape, parse_config
 from magi.presets import PAPER, preset, resized
-from magi.training.parallelize import Process
+from magi.training.parallelize import Distributed
 from magi.training.plan import GIB, GPUS, changed, plan
 from tests.fakes.training_runs import tiny_config
 
@@ -157,7 +157,7 @@ def test_training_on_a_gpu_warns_before_it_starts(monkeypatch: pytest.MonkeyPatc
             return memory[0]
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Found())
-    gpu = Process(0, 1, torch.device("cuda", 0))
+    gpu = Distributed(0, 1, torch.device("cuda", 0))
     with pytest.warns(UserWarning, match=r"will not fit: about .* on a small GPU") as told:
         assemble.check_memory(config, latent, gpu)
     assert len(told) == 1
@@ -168,5 +168,5 @@ def test_training_on_a_gpu_warns_before_it_starts(monkeypatch: pytest.MonkeyPatc
         warnings.simplefilter("error")
         assemble.check_memory(config, latent, gpu)
         memory[0] = 1
-        assemble.check_memory(config, latent, Process(0, 1, torch.device("cpu")))
-        assemble.check_memory(config, latent, Process(1, 2, torch.device("cuda", 1)))
+        assemble.check_memory(config, latent, Distributed(0, 1, torch.device("cpu")))
+        assemble.check_memory(config, latent, Distributed(1, 2, torch.device("cuda", 1)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from magi.config import DataConfig
-from magi.data.clips import Clip, ClipDataset, ClipDraws, clip_span, draw_clip, epoch_order, fit_frames, read_clip
+from magi.data.clips import Clip, ClipDataset, ClipSampler, clip_span, draw_clip, epoch_order, fit_frames, read_clip
 from magi.data.index.index import VideoIndex, build_index
 from magi.data.video_writer import write_mp4
 from magi.errors import DataError
@@ -101,7 +101,7 @@ def test_the_order_is_the_same_for_any_number_of_workers(index: VideoIndex) -> N
 
 
 def test_every_epoch_visits_every_long_enough_video_once_in_a_new_order() -> None:
-    draws = ClipDraws(range(1, 101), CONFIG, seed=0)
+    draws = ClipSampler(range(1, 101), CONFIG, seed=0)
     assert draws.too_short == 3 and len(draws) == 97
     epochs = [[draws.draw(97 * epoch + place).video for place in range(97)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(3, 100)) for epoch in epochs)
@@ -157,7 +157,7 @@ def test_short_videos_are_left_out_and_none_left_is_an_error(index: VideoIndex) 
     for part in ("16 frames at interval 9", "136 frames", "longest of 4 videos has 120", "data.frames"):
         assert part in str(caught.value)
     with pytest.raises(DataError, match="longest of 0 videos has 0"):
-        ClipDraws([], CONFIG, 0)
+        ClipSampler([], CONFIG, 0)
 
 
 def replace_config(**changes: int) -> DataConfig:

@@ -8,15 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from magi.data.video_writer import (
-    CONTEXT_COLOUR,
-    contact_sheet,
-    published,
-    sheet_frames,
-    write_gif,
-    write_mp4,
-    write_png,
-)
+from magi.data.video_writer import CONTEXT_COLOUR, contact_sheet, sheet_frames, write_gif, write_mp4, write_png
+from magi.files import atomic_write
 
 
 def colourful(frames: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -70,7 +63,7 @@ def test_what_mp4_cannot_hold_is_refused_by_name(tmp_path: Path, video_THWC: NDA
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), published(path) as beside:
+    with pytest.raises(RuntimeError), atomic_write(path) as beside:
         beside.write_bytes(b"half")
         assert path.read_bytes() == b"old"
         raise RuntimeError("disk full")

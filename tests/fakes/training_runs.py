@@ -25,13 +25,13 @@ from magi.latents.dataset import LatentClip
 from magi.model.magi import Magi
 from magi.training.log import read_metrics
 from magi.training.loop import train
-from magi.training.parallelize import Process, joined
+from magi.training.parallelize import Distributed, init_distributed
 from magi.training.run_folder import STOP_FILE
 from magi.training.trainer import Trainer
 
 LATENT = LatentShape(frames=3, channels=2, height=4, width=4)
 CLIPS = 7  # an epoch, so that batches straddle epochs
-ONE_PROCESS = Process(0, 1, torch.device("cpu"))
+ONE_PROCESS = Distributed(0, 1, torch.device("cpu"))
 
 
 def tiny_config(*, workers: int = 0, model: dict[str, Any] | None = None, **training: Any) -> Config:
@@ -129,7 +129,7 @@ def in_two_parts(run: Path, config: Config, on_sample: Callable[[int, Magi], Non
     train_tiny(run, config, Clips(BROKEN), on_sample)
 
 
-def stopped_by_one(folder: Path, config: Config, process: Process, how: Callable[[], None]) -> None:
+def stopped_by_one(folder: Path, config: Config, process: Distributed, how: Callable[[], None]) -> None:
     """Only the last process is asked to stop, and both do, after the same step."""
     last = process.rank == process.world - 1
     clips = Clips(on_clip=lambda sample: how() if last and sample > 12 else None)
@@ -139,7 +139,7 @@ def stopped_by_one(folder: Path, config: Config, process: Process, how: Callable
         folder.with_name(f"{folder.name}-{process.rank}.txt").write_text(str(stopped))
 
 
-def all_runs(folder: Path, process: Process) -> None:
+def all_runs(folder: Path, process: Distributed) -> None:
     """What ``test_training_parallel`` compares, in one launch of two processes."""
     in_two_parts(folder / "unequal", TOGETHER)
     in_two_parts(folder / "ddp", EVEN)
@@ -163,6 +163,6 @@ def all_runs(folder: Path, process: Process) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with joined("cpu") as together:
+    with init_distributed("cpu") as together:
         all_runs(Path(sys.argv[1]), together)
     leave(0)

@@ -20,9 +20,9 @@ from magi.model.magi import HEAD_ROWS, Magi
 from magi.model.masking import draw_mask_ratio
 from magi.model.slot_attention import dense_slot_attention
 from magi.training.batch import Batch, make_batch
-from magi.training.corruption import DrawShape, draw_clip
+from magi.training.corruption import DrawShape, draw_corruption
 from magi.training.loss import MagiLoss
-from magi.training.parallelize import prepare
+from magi.training.parallelize import parallelize
 from tests.fakes.training_runs import ONE_PROCESS, kept_bytes
 
 BATCH = 2
@@ -45,7 +45,7 @@ def micro_batch(config: Config, latent: LatentShape, model: Magi) -> Batch:
     clips = [
         LatentClip(np.random.default_rng(i).standard_normal(size).astype(np.float32), 1, 0, i) for i in range(BATCH)
     ]
-    draws = [draw_clip(config.training, config.model, shape, number) for number in range(BATCH)]
+    draws = [draw_corruption(config.training, config.model, shape, number) for number in range(BATCH)]
     return make_batch(clips, draws, config)
 
 
@@ -67,7 +67,7 @@ def test_operations_are_those_that_torch_counts(settings: dict[str, Any]) -> Non
     config, latent = small(**{"side": 14} | settings)
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
     batch = micro_batch(config, latent, model)
-    wrapped, loss = prepare(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
+    wrapped, loss = parallelize(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
     rows = math.ceil(len(batch.picked_M) / HEAD_ROWS) * HEAD_ROWS  # the head's rows are padded, by nothing at full size
     training = config.training
     counted = clip_flops(config.model, latent, rows / BATCH, training.diffusion_batch_mul, training.masks_per_clip)
@@ -105,7 +105,7 @@ def test_activations_are_what_autograd_keeps(settings: dict[str, Any], monkeypat
     config, latent = small(**{"side": 24, "frames": 3} | settings)
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
     batch = micro_batch(config, latent, model)
-    wrapped, loss = prepare(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
+    wrapped, loss = parallelize(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
     training, number = config.training, 2 if config.training.precision == "bf16" else 4
     with fused_attention(model, monkeypatch), kept_bytes(model) as kept:
         loss(wrapped, model.patchify(batch.latents_BTCHW), batch, total=1)

@@ -14,7 +14,7 @@ from magi.model.diffusion_head import DiffusionHead, FoldedHead
 from magi.sampling.denoise import Denoiser, denoise_tokens, draw_noise, padded_rows
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import annealed_steps, generate_frame, plan_frame
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from tests.sampling.test_generate import FAST, normal, sample, seeded, tiny_model, told
 
 
@@ -69,7 +69,7 @@ def test_few_numbers_of_rows_are_ever_recorded() -> None:
 
 def test_padding_the_picked_tokens_changes_nothing() -> None:
     model = tiny_model()
-    past = Past(model, told(2), seeded(1, 2), 3, SamplingConfig())
+    past = History(model, told(2), seeded(1, 2), 3, SamplingConfig())
     masked_BN = torch.ones(2, 12, dtype=torch.bool)
     picked_Bm = torch.tensor([[3, 4, 5], [0, 11, 7]])
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def test_annealed_steps_are_those_of_the_iteration() -> None:
     frames = []
     for last in (0, 2):
         config = SamplingConfig(iterations=3, steps=8, last_steps=last)
-        past, denoiser = Past(model, told(2), seeded(1, 2), 3, config), Denoiser(model.head, 1.0)
+        past, denoiser = History(model, told(2), seeded(1, 2), 3, config), Denoiser(model.head, 1.0)
         with torch.inference_mode():
             frames.append(generate_frame(model, past, seeded(5, 6), plan_frame(model, config), denoiser, order_BN))
     first = order_BN[:, :1, None].expand(-1, -1, 2)

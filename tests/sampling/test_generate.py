@@ -16,7 +16,7 @@ from magi.sampling import denoise
 from magi.sampling import generate as generate_module
 from magi.sampling.denoise import denoise_tokens, draw_noise
 from magi.sampling.generate import generate, guidance_scale, plan_frame
-from magi.sampling.history import Past
+from magi.sampling.history import History
 
 FAST = SamplingConfig(iterations=3, steps=4)
 
@@ -75,13 +75,13 @@ def test_every_token_is_generated_exactly_once_on_mars_schedule(
     monkeypatch: pytest.MonkeyPatch, iterations: int
 ) -> None:
     calls: list[tuple[Tensor, Tensor]] = []
-    plain = Past.predict
+    plain = History.predict
 
-    def predict(self: Past, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
+    def predict(self: History, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         calls.append((tokens_BNC.clone(), masked_BN.clone()))
         return plain(self, tokens_BNC, masked_BN, picked_Bm)
 
-    monkeypatch.setattr(Past, "predict", predict)
+    monkeypatch.setattr(History, "predict", predict)
     model = tiny_model()
     frames_BTCHW = sample(model, FAST.model_copy(update={"iterations": iterations}), frames=2)
     assert len(calls) == 2 * iterations

@@ -16,7 +16,7 @@ from magi.model.magi import Magi
 from magi.model.teacher_forcing import ForcedSequence, complete_teacher_forcing, masked_teacher_forcing
 from magi.sampling import fast_path
 from magi.sampling.generate import generate
-from magi.sampling.history import Past, observation_noise, time_positions
+from magi.sampling.history import History, observation_noise, time_positions
 
 FORCING = {"complete": complete_teacher_forcing, "masked": masked_teacher_forcing}
 TRAINED = 4
@@ -72,7 +72,7 @@ def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(forc
     picked_Bm = torch.tensor([[4, 0, 5], [1, 2, 3]])
     expected_BmD = z_MD.view(videos, model.tokens_per_frame, -1).gather(1, picked_Bm[..., None].expand(-1, -1, 16))
 
-    past = Past(model, told(videos), generators(videos), TRAINED, SamplingConfig())
+    past = History(model, told(videos), generators(videos), TRAINED, SamplingConfig())
     with torch.no_grad():
         for earlier in range(frame):  # one by one, as generated frames are
             past.observe(tokens_BTNC[:, earlier : earlier + 1])
@@ -82,7 +82,7 @@ def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(forc
 
 
 class Uncached:
-    """``Past`` without a cache: every prediction runs the training layout over all frames in view."""
+    """``History`` without a cache: every prediction runs the training layout over all frames in view."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ def test_cached_equals_uncached_over_a_whole_rollout(
         )
 
     cached = rollout()
-    monkeypatch.setattr(fast_path, "Past", Uncached)
+    monkeypatch.setattr(fast_path, "History", Uncached)
     assert len(cached) == frames - context
     torch.testing.assert_close(cached, rollout(), atol=1e-5, rtol=1e-5)
 
@@ -189,24 +189,24 @@ def test_a_past_that_begins_anew_is_a_new_one_in_the_same_place() -> None:
     tokens_BTNC = torch.randn(2, 9, model.tokens_per_frame, 2, dtype=torch.float64, generator=generators(1)[0])
     masked_BN, picked_Bm = torch.ones(2, 6, dtype=torch.bool), torch.tensor([[4, 0, 5], [1, 2, 3]])
 
-    def read(past: Past, first: int, last: int) -> list[Tensor]:
+    def read(past: History, first: int, last: int) -> list[Tensor]:
         seen = []
         for frame in range(first, last):
             past.observe(tokens_BTNC[:, frame : frame + 1])
             seen.append(past.predict(tokens_BTNC[:, 0], masked_BN, picked_Bm))
         return seen
 
-    def places(past: Past) -> list[int]:
+    def places(past: History) -> list[int]:
         own = [*vars(past.frame_pass).values(), past.cache.stored, past.cache.length_1]
         return [value.data_ptr() for value in own if isinstance(value, Tensor)]
 
     with torch.inference_mode():
-        used = Past(model, told(2, noise_level=4), generators(2), 10, config)
+        used = History(model, told(2, noise_level=4), generators(2), 10, config)
         before = places(used)
         read(used, 0, 5)
         other = replace(told(2), interval_B=torch.tensor([3, 1]), noise_level_B=torch.tensor([1, 2]))
         used.begin(other, generators(2))
-        new = Past(model, other, generators(2), 10, config)
+        new = History(model, other, generators(2), 10, config)
         start = [past.predict(tokens_BTNC[:, 0], masked_BN, picked_Bm) for past in (used, new)]
         assert torch.equal(*start)
         # From a context longer than the window on, of which only the newest are seen.
@@ -251,7 +251,7 @@ def test_noise_of_an_observed_frame_is_drawn_once_and_only_for_its_video(monkeyp
     monkeypatch.setattr(FramePass, "observe", one)
     monkeypatch.setattr(Magi, "observe", several)
     conditions = replace(told(2), noise_level_B=torch.tensor([1, 4]))
-    past = Past(model, conditions, generators(2), 100, SamplingConfig(longer="window", window_keep=3))
+    past = History(model, conditions, generators(2), 100, SamplingConfig(longer="window", window_keep=3))
     clean_BTNC = torch.randn(2, 4, model.tokens_per_frame, 2, dtype=torch.float64, generator=generators(1)[0])
     with torch.no_grad():
         for frame in range(4):

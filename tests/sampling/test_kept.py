@@ -26,7 +26,7 @@ from magi.sampling import cuda_graphs
 from magi.sampling import kept as kept_module
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import generate
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from magi.sampling.kept import Kept, fingerprint
 from tests.sampling.test_cuda_graphs import FakeGpu
 from tests.sampling.test_generate import FAST, normal, seeded, tiny_model, told
@@ -394,7 +394,7 @@ def test_a_stream_closed_early_leaves_its_parts_to_the_next(gpu: TapeGpu, frames
 def test_parts_that_broke_are_not_kept(gpu: TapeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     model, kept = tiny_model(), Kept()
     expected = video(model, kept)
-    plain: Any = Past.predict
+    plain: Any = History.predict
     for passes in (0, 4):  # in the first frame, in the second
         left = [None] * passes
 
@@ -404,10 +404,10 @@ def test_parts_that_broke_are_not_kept(gpu: TapeGpu, monkeypatch: pytest.MonkeyP
             left.pop()
             return plain(*arguments)
 
-        monkeypatch.setattr(Past, "predict", breaks)
+        monkeypatch.setattr(History, "predict", breaks)
         with pytest.raises(RuntimeError, match="out of memory"):
             video(model, kept)
-        monkeypatch.setattr(Past, "predict", plain)
+        monkeypatch.setattr(History, "predict", plain)
         assert not kept._shelf
         assert torch.equal(video(model, kept), expected)
 
@@ -433,7 +433,7 @@ def test_parts_that_do_not_fit_are_freed_before_others_are_made(gpu: TapeGpu, mo
     old = [weakref.ref(parts.past), weakref.ref(parts.denoiser)]
     del parts
 
-    def past(*arguments: Any) -> Past:
+    def past(*arguments: Any) -> History:
         freed.append([reference() is None for reference in old])
         return plain(*arguments)
 

@@ -14,7 +14,7 @@ from magi.errors import NumericsError
 from magi.model.frame_pass import FramePass
 from magi.model.magi import Magi
 from magi.sampling.fast_path import FastPath
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.contract import VideoAutoencoder, decode_at_the_end, latent_shape
 from magi.vae.pixel import PixelVae
@@ -153,11 +153,11 @@ def test_longer_videos_by_both_ways() -> None:
     assert torch.equal(pipe(frames=3, longer="window").video_BTHWC, pipe(frames=3, longer="interpolate").video_BTHWC)
 
 
-def count_pasts(monkeypatch: pytest.MonkeyPatch) -> list[Past]:
-    made: list[Past] = []
+def count_pasts(monkeypatch: pytest.MonkeyPatch) -> list[History]:
+    made: list[History] = []
     plain = FastPath.past
 
-    def spy(*arguments: Any) -> Past:
+    def spy(*arguments: Any) -> History:
         made.append(plain(*arguments))
         return made[-1]
 

@@ -12,7 +12,7 @@ from magi.model.magi import Magi
 from studies import kv_cache
 from studies.kv_cache import (
     CacheOptions,
-    ForgetfulPast,
+    UncachedHistory,
     check_parity,
     draw,
     exponent,
@@ -49,7 +49,7 @@ def test_both_ways_make_the_same_latents_beyond_the_trained_length(model: Magi) 
 
 
 def test_ways_that_differ_are_not_timed(model: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ForgetfulPast, "observe", lambda self, tokens_BTNC: None)
+    monkeypatch.setattr(UncachedHistory, "observe", lambda self, tokens_BTNC: None)
     with pytest.raises(NumericsError, match="differ by"):
         check_parity(model, CONFIG, conditions(), 6)
 

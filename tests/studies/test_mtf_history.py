@@ -11,11 +11,11 @@ from torch import Tensor
 from magi.config import Config, LatentShape, ModelConfig, SamplingConfig, TrainingConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
-from magi.sampling.history import Past
+from magi.sampling.history import History
 from magi.vae.pixel import PixelVae
 from studies import mtf_history
 from studies.measures import FID, FVD
-from studies.mtf_history import CTF, MASKED, MTF, MaskedPast, MtfPastOptions, continued_from
+from studies.mtf_history import CTF, MASKED, MTF, MaskedHistory, MtfPastOptions, continued_from
 from studies.results import read_report
 from tests.fakes.study_fakes import BUDGET, real_tensors, write_arm, write_real
 
@@ -52,7 +52,7 @@ def test_a_masked_past_hides_what_training_hides(monkeypatch: pytest.MonkeyPatch
         observe(*arguments)
 
     monkeypatch.setattr(model, "observe", spy)
-    past = MaskedPast(TRAINING, *told(model))
+    past = MaskedHistory(TRAINING, *told(model))
     past.observe(drawn(2, 2, 16, 8))
     past.observe(drawn(2, 1, 16, 8, seed=2))
     assert [times for times, _ in seen] == [[0, 1], [2]] and past.cache.length == 3
@@ -68,14 +68,14 @@ def test_what_is_hidden_is_not_seen() -> None:
     model = tiny_model()
     picked_Bm, masked_BN = torch.tensor([[3, 5], [0, 1]]), torch.ones(2, 16, dtype=torch.bool)
 
-    def predicted(past: Past, seed: int) -> Tensor:
+    def predicted(past: History, seed: int) -> Tensor:
         past.observe(drawn(2, 1, 16, 8, seed=seed))
         return past.predict(drawn(2, 16, 8), masked_BN, picked_Bm)
 
     nothing = TRAINING.model_copy(update={"mask_ratio_min": 1.0})
-    blind = [predicted(MaskedPast(nothing, *told(model)), seed) for seed in (1, 2)]
+    blind = [predicted(MaskedHistory(nothing, *told(model)), seed) for seed in (1, 2)]
     torch.testing.assert_close(*blind)
-    assert not torch.allclose(*(predicted(Past(*told(model)), seed) for seed in (1, 2)))
+    assert not torch.allclose(*(predicted(History(*told(model)), seed) for seed in (1, 2)))
 
 
 def test_clips_begin_with_their_context_and_depend_on_their_past() -> None:

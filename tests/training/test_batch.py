@@ -9,15 +9,15 @@ from magi.data.clips import Clip
 from magi.errors import DataError
 from magi.latents.dataset import LatentClip
 from magi.training.batch import Batch, load_batches, make_batch
-from magi.training.batch_sampler import StepOrder
-from magi.training.corruption import DrawShape, draw_clip
+from magi.training.batch_sampler import StepBatchSampler
+from magi.training.corruption import DrawShape, draw_corruption
 from tests.fakes.training_runs import Clips, tiny_config
 
 SHAPE = DrawShape(frames=3, tokens=4, channels=8)
 
 
 def batch(config: Config, samples: list[int]) -> Batch:
-    draws = [draw_clip(config.training, config.model, SHAPE, sample) for sample in samples]
+    draws = [draw_corruption(config.training, config.model, SHAPE, sample) for sample in samples]
     return make_batch([Clips()[sample] for sample in samples], draws, config)
 
 
@@ -60,7 +60,7 @@ def test_masked_teacher_forcing_has_no_noise_and_says_so() -> None:
 
 def test_videos_and_labels_without_classes_are_refused() -> None:
     config = tiny_config()
-    draws = [draw_clip(config.training, config.model, SHAPE, 0)]
+    draws = [draw_corruption(config.training, config.model, SHAPE, 0)]
     video = np.zeros((3, 8, 8, 3), np.uint8)
     made = make_batch([Clip(video, 1, 0, 0)], draws, config)
     assert made.video_BTHWC is not None and made.video_BTHWC.dtype == torch.uint8 and made.latents_BTCHW is None
@@ -78,7 +78,7 @@ class Failing:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_keep_the_order_and_an_error_stays_one_line(workers: int) -> None:
     """An error that a loader process raises would arrive with the traceback of that process in its message."""
-    config, order = tiny_config(workers=workers), StepOrder(0, 4, 4, 3)
+    config, order = tiny_config(workers=workers), StepBatchSampler(0, 4, 4, 3)
     batches = load_batches(Failing(), config, SHAPE, order, pin=False)
     assert [next(batches).samples for _ in range(2)] == [(0, 1, 2), (3,)]
     with pytest.raises(DataError, match=r"^clip\.mp4: gone; index again$"):
@@ -89,7 +89,7 @@ def test_workers_keep_the_order_and_an_error_stays_one_line(workers: int) -> Non
 
 def test_the_loader_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    list(load_batches(Clips(), tiny_config(workers=1), SHAPE, StepOrder(0, 1, 2, 0), pin=False))
+    list(load_batches(Clips(), tiny_config(workers=1), SHAPE, StepBatchSampler(0, 1, 2, 0), pin=False))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -13,6 +13,7 @@ import torch
 
 import magi.training.checkpoint as module
 from magi.errors import CheckpointError
+from magi.files import CHECKPOINTS_FOLDER
 from magi.training.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -22,7 +23,7 @@ from magi.training.checkpoint import (
     save_checkpoint,
     set_damaged_aside,
 )
-from magi.weights import CHECKPOINTS, checkpoint_folders, load_ema, step_of, verify_manifest
+from magi.weights import checkpoint_folders, load_ema, step_of, verify_manifest
 from tests.fakes.training_runs import tiny_config
 
 
@@ -49,8 +50,8 @@ def test_newest_are_kept_and_latest_names_the_newest(tmp_path: Path) -> None:
     for step in (5, 20, 100):
         save_checkpoint(tmp_path, checkpoint(step), keep=2)
     assert steps(tmp_path) == [100, 20]
-    assert (tmp_path / CHECKPOINTS / "latest").read_text() == "step-000000100\n"
-    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == [
+    assert (tmp_path / CHECKPOINTS_FOLDER / "latest").read_text() == "step-000000100\n"
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS_FOLDER).iterdir()) == [
         "latest",
         "step-000000020",
         "step-000000100",
@@ -122,13 +123,13 @@ def test_death_at_any_moment_of_a_save_costs_no_good_checkpoint(tmp_path: Path) 
         found.append(find_checkpoint(run))
         for folder in checkpoint_folders(run):
             verify_manifest(folder)  # half-written and half-removed ones have another name
-        latest = (run / CHECKPOINTS / "latest").read_text().strip()
-        assert (run / CHECKPOINTS / latest).is_dir(), "latest names a checkpoint that is there"
+        latest = (run / CHECKPOINTS_FOLDER / "latest").read_text().strip()
+        assert (run / CHECKPOINTS_FOLDER / latest).is_dir(), "latest names a checkpoint that is there"
         assert torch.equal(load_ema(run)["weight"], checkpoint(found[-1]).ema["weight"])
         clear_unfinished(run)
         save_checkpoint(run, checkpoint(3), keep=2)
         assert steps(run) == [3, 2] and find_checkpoint(run) == 3
-        assert not list((run / CHECKPOINTS).glob(".tmp-*"))
+        assert not list((run / CHECKPOINTS_FOLDER).glob(".tmp-*"))
     assert found == sorted(found) and set(found) == {2, 3}
 
 
@@ -151,7 +152,7 @@ def test_every_file_is_flushed_before_it_is_published(tmp_path: Path, monkeypatc
     before, after = events[: events.index("RENAME")], events[events.index("RENAME") + 1 :]
     files = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
     assert set(before) == files | {".tmp-step-000000001"}
-    assert after == [CHECKPOINTS, ".tmp-latest", CHECKPOINTS]
+    assert after == [CHECKPOINTS_FOLDER, ".tmp-latest", CHECKPOINTS_FOLDER]
 
 
 def test_a_failed_save_cleans_up_and_says_that_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,13 +164,13 @@ def test_a_failed_save_cleans_up_and_says_that_nothing_is_lost(tmp_path: Path, m
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(OSError, match=r"step-000000002.*No space left.*earlier checkpoints are untouched"):
         save_checkpoint(tmp_path, checkpoint(2), keep=2)
-    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["latest", "step-000000001"]
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS_FOLDER).iterdir()) == ["latest", "step-000000001"]
 
 
 def test_damaged_ones_are_set_aside_and_not_counted(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint(step), keep=3)
-    (tmp_path / CHECKPOINTS / "step-000000003" / "state.json").write_text("{}")
+    (tmp_path / CHECKPOINTS_FOLDER / "step-000000003" / "state.json").write_text("{}")
     with pytest.warns(UserWarning, match="falling back"):
         assert find_checkpoint(tmp_path) == 2
     set_damaged_aside(tmp_path, 2)
@@ -179,7 +180,7 @@ def test_damaged_ones_are_set_aside_and_not_counted(tmp_path: Path) -> None:
 
 
 def test_a_folder_under_another_step_is_noticed(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, checkpoint(1), keep=2).rename(tmp_path / CHECKPOINTS / "step-000000009")
+    save_checkpoint(tmp_path, checkpoint(1), keep=2).rename(tmp_path / CHECKPOINTS_FOLDER / "step-000000009")
     with pytest.raises(CheckpointError, match="step 1 in the folder of step 9"):
         load_checkpoint(tmp_path, find_checkpoint(tmp_path))
 

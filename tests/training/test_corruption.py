@@ -3,7 +3,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from magi.training.corruption import DrawShape, draw_clip, masked_tokens, seed_of
+from magi.seeding import seed_of
+from magi.training.corruption import DrawShape, draw_corruption, masked_tokens
 from tests.fakes.training_runs import tiny_config
 
 CONFIG = tiny_config(seed=3)
@@ -12,7 +13,7 @@ SHAPE = DrawShape(frames=3, tokens=16, channels=4)
 
 def draw(sample: int, seed: int = 3) -> dict[str, torch.Tensor]:
     training = CONFIG.training.model_copy(update={"seed": seed})
-    draws = draw_clip(training, CONFIG.model, SHAPE, sample)
+    draws = draw_corruption(training, CONFIG.model, SHAPE, sample)
     return {field.name: torch.as_tensor(getattr(draws, field.name)) for field in fields(draws)}
 
 

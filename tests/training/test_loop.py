@@ -9,9 +9,10 @@ import torch
 
 from magi.config import Config, load_config
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
+from magi.files import CHECKPOINTS_FOLDER
 from magi.model.magi import Magi
 from magi.training.run_folder import locked
-from magi.weights import CHECKPOINTS, checkpoint_folders, load_ema, read_tensors, step_folder
+from magi.weights import checkpoint_folders, load_ema, read_tensors, step_folder
 from tests.fakes.training_runs import Clips, tiny_config, told, train_tiny
 
 STEPS = 14
@@ -22,7 +23,7 @@ class Crash(Exception):
 
 
 def final_bytes(run: Path, step: int = STEPS) -> list[bytes]:
-    folder = run / CHECKPOINTS / step_folder(step)
+    folder = run / CHECKPOINTS_FOLDER / step_folder(step)
     return [(folder / f"{name}.safetensors").read_bytes() for name in ("model", "ema", "optimizer")]
 
 
@@ -84,9 +85,9 @@ def test_run_folder_is_self_contained(never_stopped: Path) -> None:
     assert (never_stopped / "classes.json").read_text() == '["a", "b", "c", "d", "e", "f", "g"]\n'
     assert (never_stopped / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [folder.name for folder in checkpoint_folders(never_stopped)] == ["step-000000014", "step-000000012"]
-    assert (never_stopped / CHECKPOINTS / "latest").read_text() == "step-000000014\n"
+    assert (never_stopped / CHECKPOINTS_FOLDER / "latest").read_text() == "step-000000014\n"
     averaged = load_ema(never_stopped)
-    raw = read_tensors(never_stopped / CHECKPOINTS / "step-000000014" / "model.safetensors")
+    raw = read_tensors(never_stopped / CHECKPOINTS_FOLDER / "step-000000014" / "model.safetensors")
     assert averaged.keys() == raw.keys() and not torch.equal(averaged["mask_token"], raw["mask_token"])
 
 
@@ -140,14 +141,14 @@ def test_damaged_checkpoint_falls_back_says_so_and_is_trained_again(tmp_path: Pa
     config = tiny_config(steps=6, checkpoint_every=2)
     train_tiny(tmp_path / "run", config)
     before = final_bytes(tmp_path / "run", 6)
-    path = tmp_path / "run" / CHECKPOINTS / step_folder(6) / "ema.safetensors"
+    path = tmp_path / "run" / CHECKPOINTS_FOLDER / step_folder(6) / "ema.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=r"ema\.safetensors: damaged.*falling back to step-000000004"):
         train_tiny(tmp_path / "run", config)
     assert final_bytes(tmp_path / "run", 6) == before
-    assert (tmp_path / "run" / CHECKPOINTS / "damaged-step-000000006").is_dir()
+    assert (tmp_path / "run" / CHECKPOINTS_FOLDER / "damaged-step-000000006").is_dir()
 
 
 def test_samples_are_drawn_from_a_model_of_its_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from magi.config import Config, LatentShape, ModelConfig, TrainingConfig, parse_
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing
 from magi.training.clip_batch import Batch, stack_draws
-from magi.training.corruption import DrawShape, draw_clip, masked_tokens
+from magi.training.corruption import DrawShape, draw_corruption, masked_tokens
 from magi.training.loss import MagiLoss
 from tests.fakes.training_runs import tiny_config
 
@@ -22,7 +22,7 @@ VIEWS = 3
 
 def batch_of(masks_per_clip: int, clips: int = 2) -> tuple[Config, Batch]:
     config = tiny_config(masks_per_clip=masks_per_clip, mask_ratio_min=0.3, mask_ratio_std=0.6)
-    draws = [draw_clip(config.training, config.model, SHAPE, sample) for sample in range(clips)]
+    draws = [draw_corruption(config.training, config.model, SHAPE, sample) for sample in range(clips)]
     label_B = torch.arange(clips)
     interval_B = torch.ones(clips, dtype=torch.long)
     samples = tuple(range(clips))
@@ -116,7 +116,7 @@ def test_a_masked_clip_costs_little_more_than_masked_teacher_forcing(views: int,
     def operations(teacher_forcing: str, masks: int) -> float:
         training = TrainingConfig(masks_per_clip=masks, diffusion_batch_mul=1)
         shape = config.model.model_copy(update={"teacher_forcing": teacher_forcing})
-        draws = [draw_clip(training, shape, DrawShape(16, 4, 4), 0)]
+        draws = [draw_corruption(training, shape, DrawShape(16, 4, 4), 0)]
         whole = Config(model=shape, training=training)
         batch = stack_draws(draws, whole, samples=(0,), interval_B=torch.ones(1, dtype=torch.long))
         with FlopCounterMode(display=False) as counter:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi.training.parallelize import joined, prepare
+from magi.files import CHECKPOINTS_FOLDER
+from magi.training.parallelize import init_distributed, parallelize
 from magi.training.run_folder import STOPPED_FILE
-from magi.weights import CHECKPOINTS, read_tensors, step_folder
+from magi.weights import read_tensors, step_folder
 from tests.fakes.training_runs import (
     BROKEN,
     EVEN,
@@ -57,7 +58,7 @@ def same_run(left: Path, right: Path, relative: float = 1e-4, absolute: float = 
     for one, other in zip(told(left), told(right), strict=True):
         assert one == (other if one.get("skipped") else pytest.approx(other, rel=relative))
     for name in ("model", "ema", "optimizer"):
-        file = Path(CHECKPOINTS) / step_folder(6) / f"{name}.safetensors"
+        file = Path(CHECKPOINTS_FOLDER) / step_folder(6) / f"{name}.safetensors"
         ours, theirs = read_tensors(left / file), read_tensors(right / file)
         assert ours.keys() == theirs.keys() and ours
         for key in ours:
@@ -87,7 +88,7 @@ def test_a_run_goes_on_with_more_and_with_fewer_processes(together: Path, alone:
     same_run(together / "begun-alone", alone)
     run = together / "continued-alone"
     shutil.copytree(together / "fsdp", run)
-    shutil.rmtree(run / CHECKPOINTS / step_folder(6))
+    shutil.rmtree(run / CHECKPOINTS_FOLDER / step_folder(6))
     train_tiny(run, EVEN, Clips(BROKEN))
     same_run(run, alone)
 
@@ -96,7 +97,7 @@ def test_bf16_of_fsdp_is_that_of_ddp(together: Path, alone: Path) -> None:
     same_run(together / "fsdp-bf16", together / "ddp-bf16", relative=1e-3, absolute=5e-3)
     with pytest.raises(AssertionError):
         same_run(together / "fsdp-bf16", alone)
-    stored = read_tensors(together / "fsdp-bf16" / CHECKPOINTS / step_folder(6) / "model.safetensors")
+    stored = read_tensors(together / "fsdp-bf16" / CHECKPOINTS_FOLDER / step_folder(6) / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
@@ -107,7 +108,7 @@ def test_samples_of_a_sharded_run_come_from_the_whole_average(together: Path) ->
         "sampled-6-0.safetensors",
     ]
     sampled = read_tensors(together / "sampled-6-0.safetensors")
-    saved = read_tensors(together / "fsdp" / CHECKPOINTS / step_folder(6) / "ema.safetensors")
+    saved = read_tensors(together / "fsdp" / CHECKPOINTS_FOLDER / step_folder(6) / "ema.safetensors")
     assert sampled.keys() == saved.keys() and all(torch.equal(sampled[name], saved[name]) for name in saved)
 
 
@@ -117,7 +118,7 @@ def test_a_wish_of_one_process_stops_all(parallel: str, together: Path) -> None:
     run = together / f"stopped-{parallel}"
     for rank in (0, 1):
         assert "stopped after step 3, state saved" in run.with_name(f"{run.name}-{rank}.txt").read_text()
-    assert (run / STOPPED_FILE).read_text() == "3\n" and (run / CHECKPOINTS / step_folder(3)).is_dir()
+    assert (run / STOPPED_FILE).read_text() == "3\n" and (run / CHECKPOINTS_FOLDER / step_folder(3)).is_dir()
 
 
 def test_uneven_shares_are_refused_by_fsdp(together: Path) -> None:
@@ -183,8 +184,8 @@ def _trained(run: Path, precision: str) -> list[dict[str, float]]:
 
 
 def test_one_process_needs_no_launcher() -> None:
-    with joined("cpu") as process:
+    with init_distributed("cpu") as process:
         assert (process.rank, process.world, process.is_first) == (0, 1, True)
         assert process.sum(1.5, 2.0) == [1.5, 2.0]
         model = tiny_model(tiny_config())
-        assert prepare(model, tiny_config().training, process) is model
+        assert parallelize(model, tiny_config().training, process) is model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magi.training.run_folder import StopRequest, locked, write_file
+from magi.training.run_folder import StopRequest, locked
 
 
 def test_lock_is_held_named_and_freed(tmp_path: Path) -> None:
@@ -62,11 +62,3 @@ def test_outside_the_main_thread_nothing_is_handled() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(tmp_path / "a" / "file", "old")
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("died")))
-    with pytest.raises(OSError, match="died"):
-        write_file(tmp_path / "a" / "file", "new")
-    assert (tmp_path / "a" / "file").read_text() == "old"

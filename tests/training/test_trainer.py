@@ -12,7 +12,7 @@ from magi.errors import CheckpointError
 from magi.latents.dataset import LatentClip
 from magi.model.magi import Magi
 from magi.training.optimizer import optimizer_tensors
-from magi.training.parallelize import Process
+from magi.training.parallelize import Distributed
 from magi.training.trainer import Trainer
 from magi.vae.pixel import PixelVae
 from tests.fakes.training_runs import ONE_PROCESS, Clips, tiny_config, tiny_model, tiny_trainer
@@ -71,7 +71,7 @@ def test_a_non_finite_step_changes_nothing(broken: list[int]) -> None:
     assert not same(state(trainer), before)
 
 
-class WithBrokenNeighbour(Process):
+class WithBrokenNeighbour(Distributed):
     """This process's own loss and gradients are finite; another one's loss is not."""
 
     def sum(self, *values: float) -> list[float]:

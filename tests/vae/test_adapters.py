@@ -8,7 +8,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from magi.config import VaeConfig
 from magi.errors import CheckpointError
-from magi.vae.adapters import DEMO_FOLDER, NAMES, load_vae, named_vae
+from magi.files import DEMO_FOLDER
+from magi.vae.adapters import NAMES, load_vae, named_vae
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape
 from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.shape import OmniShape

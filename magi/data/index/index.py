@@ -40,8 +40,8 @@ from magi.data.index.records import (
 )
 from magi.data.index.records import VideoRecord as VideoRecord
 from magi.data.index.sources import VIDEO_SUFFIXES, ListedFile, Listing, Source, list_videos
-from magi.data.video_writer import published
 from magi.errors import DataError
+from magi.files import atomic_write
 
 # Outcomes that another try (a less busy machine, other rights) may change; 'magi data index' tries them again.
 _TRY_AGAIN = ("timeout", "memory_limit", "decoder_crashed", "unreadable", "changed_on_disk")
@@ -258,7 +258,7 @@ def _write_report(listing: Listing) -> None:
 def _text(path: Path) -> Iterator[IO[str]]:
     """A file that appears whole or not at all."""
     try:
-        with published(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        with atomic_write(path) as beside, open(beside, "w", encoding="utf-8") as file:
             yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); {_WRITABLE}") from error

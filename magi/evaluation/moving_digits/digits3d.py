@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magi.data.moving_digits import CLASSES, digit_video
-from magi.data.video_writer import published
+from magi.files import atomic_write
 from magi.weights import load_weights, read_json, read_tensors, sha256
 
 SHIPPED = Path(__file__).with_name("digits3d.safetensors")
@@ -283,9 +283,9 @@ def save_digits3d(model: Digits3d, card: Digits3dCard, path: Path = SHIPPED) -> 
     """Write the weights to ``path`` and the card as JSON beside them."""
     from safetensors.torch import save_file
 
-    with published(path) as beside:
+    with atomic_write(path) as beside:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
-    with published(path.with_suffix(".json")) as beside:
+    with atomic_write(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(asdict(card) | {"sha256": sha256(path)}, indent=2) + "\n", encoding="utf-8")
 
 

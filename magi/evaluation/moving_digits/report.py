@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from magi.data.video_writer import write_gif, write_mp4, write_png
-from magi.evaluation.marked_text import write_between_markers
 from magi.evaluation.moving_digits.ground_truth import ORACLES, RealClip
 from magi.evaluation.plots import Series, draw_contact_sheet, draw_curves, draw_training, png_bytes, side_by_side
+from magi.files import write_markdown_block
 
 _FPS = 12.5  # half the speed of the built-in videos, so that one can follow
 _HEADINGS = {"class_kept": "class kept", "path_error_px": "path error (px)", "energy_ratio": "ink / real ink"}
@@ -141,7 +141,7 @@ def write_results_table(results: Path, readme: Path) -> None:
 
     Raises ``ValueError`` where the markers are not there, once each and in order.
     """
-    write_between_markers(readme, "digits", results_table(json.loads(results.read_text(encoding="utf-8"))))
+    write_markdown_block(readme, "digits", results_table(json.loads(results.read_text(encoding="utf-8"))))
 
 
 def _targets_section(results: dict[str, Any]) -> str:

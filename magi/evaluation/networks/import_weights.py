@@ -32,8 +32,9 @@ from magi.evaluation.networks.published_files import (
     weights_cache,
 )
 from magi.evaluation.networks.weight_names import i3d_names, lpips_head_names, lpips_trunk_names, without_counters
+from magi.files import MANIFEST_FILE
 from magi.untrusted.foreign_file import file_format, read_foreign
-from magi.weights import FORMAT, MANIFEST_FILE, sha256, shortened
+from magi.weights import FORMAT, sha256, shortened
 
 Shapes = dict[str, tuple[int, ...]]
 _LPIPS_TRUNKS: dict[WeightKind, LpipsTrunk] = {

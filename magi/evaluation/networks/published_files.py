@@ -15,7 +15,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from magi.errors import CheckpointError
-from magi.weights import MANIFEST_FILE, read_json, read_tensors, verify_manifest
+from magi.files import MANIFEST_FILE
+from magi.weights import read_json, read_tensors, verify_manifest
 
 WeightKind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", "lpips-alex", "lpips-vgg"]
 WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)

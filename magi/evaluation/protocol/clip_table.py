@@ -20,9 +20,9 @@ import numpy as np
 
 from magi.data.clips import clip_span
 from magi.data.index.index import VideoIndex
-from magi.data.video_writer import published
 from magi.errors import DataError
 from magi.evaluation.protocol.protocols import EvaluationProtocol
+from magi.files import atomic_write
 
 SETS = ("real", "floor")
 
@@ -226,10 +226,10 @@ def _row(protocol: EvaluationProtocol, index: VideoIndex, name: str, fold: int, 
 
 def write_table(table: ClipTable, path: Path) -> None:
     """Write the CSV, and beside it a JSON that lists the videos left out."""
-    with published(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(table.csv(), encoding="utf-8")
     left_out = {"rows": len(table.rows), "sha256": table.hash, "too_short": list(table.too_short)}
-    with published(path.with_suffix(".json")) as beside:
+    with atomic_write(path.with_suffix(".json")) as beside:
         beside.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magi.data.video_writer import published
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import FeatureStatistics
 from magi.evaluation.metrics.psnr_ssim import psnr, ssim
 from magi.evaluation.metrics.temporal_curves import CURVES
 from magi.evaluation.networks.features import FeatureNetwork, FrameDistance, ImageNetwork, extract
+from magi.files import atomic_write
 
 CHUNK = 64
 FEATURES, IMAGES, NUMBERS = "features_BD", "images_BTD", "numbers_B"
@@ -122,7 +122,7 @@ def measure_set(
             tensors = _measure(instruments, read(first, last), first < IMAGE_CLIPS)
             if (found := len(tensors.get(FEATURES, ()))) != last - first:
                 raise ValueError(f"{name}: clips {first} to {last} were asked for and {found} came")
-            with published(path) as beside:
+            with atomic_write(path) as beside:
                 save_file(tensors | {NUMBERS: torch.arange(first, last)}, beside)
         files.append(path)
         tell(last, count)

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import magi
-from magi.data.video_writer import published
 from magi.errors import DataError
 from magi.evaluation.moving_digits.predictions import Progress, describe
 from magi.evaluation.protocol.card import hash_of
 from magi.evaluation.protocol.clip_table import ClipRow
 from magi.evaluation.protocol.protocols import EvaluationProtocol
 from magi.evaluation.protocol.real_clips import RealClips
+from magi.files import atomic_write
 from magi.sampling.pipeline import MagiPipeline
 
 SHARD = 32
@@ -133,7 +133,7 @@ def generate_samples(
             made.append(maker.make(part))
             done += len(part)
         video_BTHWC = torch.cat(made)
-        with published(plan.path(shard)) as beside:
+        with atomic_write(plan.path(shard)) as beside:
             tensors = {"video_BTHWC": video_BTHWC.contiguous(), "numbers": torch.tensor(list(numbers))}
             save_file(tensors, beside, metadata={"key": plan.key})
     tell("generating samples", total, total)

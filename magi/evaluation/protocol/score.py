@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from magi.data.clips import clip_span
-from magi.data.video_writer import published
 from magi.evaluation.metrics.frechet import (
     Estimate,
     distance_of,
@@ -37,6 +36,7 @@ from magi.evaluation.protocol.motion_controls import spoilt_sets
 from magi.evaluation.protocol.protocols import EvaluationProtocol
 from magi.evaluation.protocol.real_clips import RealClips, to_score_size
 from magi.evaluation.protocol.samples import SamplePlan, generate_samples, reconstruct, sample_plan
+from magi.files import atomic_write
 from magi.sampling.pipeline import MagiPipeline
 
 RESULT_FILE, TABLE_FILE = "result.json", "clips.csv"
@@ -147,7 +147,7 @@ def score(evaluation: Evaluation, models: Mapping[str, MagiPipeline], tell: Prog
         "real": scorer.real(),
         "models": {name: scorer.model(name, model) for name, model in models.items()},
     }
-    with published(evaluation.out / RESULT_FILE) as beside:
+    with atomic_write(evaluation.out / RESULT_FILE) as beside:
         beside.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return result
 

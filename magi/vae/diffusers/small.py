@@ -19,9 +19,9 @@ from pydantic import Field, model_validator
 
 from magi.config import Section
 from magi.vae.contract import Posterior, check_latents, check_size, check_video
-from magi.vae.diffusers.weights import weights_hash
 from magi.vae.normalization import ChannelStatistics
 from magi.vae.own_folder import read_shape, read_weights, save_folder
+from magi.weights import weights_hash
 
 _HALF_RANGE = 127.5  # uint8 0..255 becomes -1..1
 

@@ -4,7 +4,6 @@ Only safetensors and JSON are read, so weights from a stranger run no code; diff
 built. Knows no normalisation and no video.
 """
 
-import hashlib
 import inspect
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from magi.errors import CheckpointError
-from magi.vae.normalization import NORMALIZATION_FILE
+from magi.files import NORMALIZATION_FILE
 from magi.weights import load_weights, read_json, read_tensors
 
 CONFIG_FILE = "config.json"
@@ -137,16 +136,6 @@ def architecture(network: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)  # lists and tuples are one
-
-
-def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, shapes and float32 values, independent of order, device and memory layout."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().to("cpu", torch.float32).contiguous().numpy()
-        digest.update(f"{name} {values.shape}\n".encode())
-        digest.update(values.reshape(-1).data)
-    return digest.hexdigest()
 
 
 def save_network(network: Any, folder: Path) -> None:

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from magi.config import explain
 from magi.vae.contract import Posterior, check_latents, check_video, decode_at_the_end
-from magi.vae.diffusers.weights import weights_hash
 from magi.vae.omnitokenizer.network import OmniNetwork
 from magi.vae.omnitokenizer.shape import OmniShape, check_square
 from magi.vae.own_folder import read_shape, read_weights, save_folder
+from magi.weights import weights_hash
 
 
 class OmniVae:

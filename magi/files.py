@@ -1,0 +1,82 @@
+"""The files of this project: their names, atomic writes, and blocks of Markdown pages that commands write.
+
+A file appears whole or not at all: it is written under a temporary name in the same folder, flushed to the disk, and
+renamed. A temporary name starts with a dot and ends in ``.part``, so what a killed process left is recognised.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# A run, and an export of one.
+CONFIG_FILE = "config.yaml"
+CLASSES_FILE = "classes.json"
+MODEL_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+VAE_FOLDER = "vae"
+CHECKPOINTS_FOLDER = "checkpoints"
+SAMPLES_FOLDER = "samples"
+METRICS_FILE = "metrics.jsonl"
+# A folder of weights with what they are.
+MANIFEST_FILE = "manifest.json"
+NORMALIZATION_FILE = "normalization.json"
+
+DEMO = "demo"
+"""Name of the shipped model wherever a model is asked for."""
+DEMO_FOLDER = Path(__file__).with_name("demo_model")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Context that yields a temporary path to write; at its end the file is on the disk under the name ``path``.
+
+    Folders above ``path`` are made. If anything goes wrong the temporary file is removed and an older ``path`` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the process number: it is the same in containers that share a folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write indented JSON atomically; ``ValueError`` for a NaN or an infinity, which JSON has no words for."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace_markdown_block(path: Path, name: str, text: str) -> str:
+    """The page at ``path`` with ``text`` between the markers of ``name``; nothing is written.
+
+    ``ValueError`` where there is no such page, or ``<!-- results:NAME:begin -->`` and ``end`` are not there once each
+    and in order.
+    """
+    begin, end = (f"<!-- results:{name}:{word} -->" for word in ("begin", "end"))
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    old = path.read_text(encoding="utf-8")
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise ValueError(
+            f"{path}: needs the lines '{begin}' and, after it, '{end}', once each; add them where it belongs"
+        )
+    before, _, rest = old.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def write_markdown_block(path: Path, name: str, text: str) -> None:
+    """Write ``replace_markdown_block`` over the page, atomically; its errors."""
+    write_text(path, replace_markdown_block(path, name, text))

@@ -1,0 +1,76 @@
+"""Files are whole or as they were, and blocks of pages are replaced exactly."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from magi.files import atomic_write, replace_markdown_block, write_json, write_markdown_block, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a" / "file"
+    write_text(path, "old")
+
+    def died(*_: object) -> None:
+        raise OSError("died")
+
+    monkeypatch.setattr(os, "replace", died)
+    with pytest.raises(OSError, match="died"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and names(path.parent) == ["file"]
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="half"), atomic_write(tmp_path / "file") as temporary:
+        temporary.write_text("hal")
+        raise RuntimeError("half")
+    assert names(tmp_path) == []
+
+
+def test_the_name_appears_at_the_end_alone(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"12")
+        assert names(tmp_path) == [temporary.name]
+        assert temporary.name.startswith(".file.") and temporary.suffix == ".part"
+    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"12"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file") as first, atomic_write(tmp_path / "file") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file").read_text() == "first"
+
+
+def test_a_number_that_json_has_no_word_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "file.json", {"loss": float("nan")})
+    assert names(tmp_path) == []
+
+
+def test_only_the_block_changes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- results:x:begin -->\nold\n<!-- results:x:end -->\nb\n")
+    write_markdown_block(page, "x", "new")
+    assert page.read_text() == "a\n<!-- results:x:begin -->\nnew\n<!-- results:x:end -->\nb\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<!-- results:x:end --><!-- results:x:begin -->",
+        "<!-- results:x:begin --><!-- results:x:begin --><!-- results:x:end -->",
+    ],
+)
+def test_markers_must_be_there_once_and_in_order(text: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(ValueError, match="once each"):
+        replace_markdown_block(tmp_path / "page.md", "x", "new")
+    with pytest.raises(ValueError, match="no such file"):
+        replace_markdown_block(tmp_path / "other.md", "x", "new")
