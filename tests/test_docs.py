@@ -10,6 +10,9 @@ from magi.cli.main import VERBS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    page.name: page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 ROWS = re.findall(
     r"^\|[^|]*\|[^|]*\| `([^`]*)` \| `([^`]*)` \|$", (ROOT / "docs/paper_map.md").read_text(encoding="utf-8"), re.M
 )
@@ -39,15 +42,28 @@ def test_paper_map_names_what_exists(file: str, symbol: str) -> None:
     assert symbol in names(ROOT / file)
 
 
-def test_readme_commands_are_verbs() -> None:
-    for line in re.findall(r"^(?:\$ )?magi ([^\n]*)", README, re.M):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_verbs(page: str) -> None:
+    for line in re.findall(r"^(?:\$ )?magi ([^\n]*)", PAGES[page], re.M):
         assert any(f"{line} ".startswith(f"{verb.name} ") for verb in VERBS), line
 
 
-def test_readme_names_every_verb_and_existing_files() -> None:
-    assert all(f"magi {verb.name}" in README for verb in VERBS)
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_verb_is_in_the_table_of_commands() -> None:
+    named = set(re.findall(r"^\| `magi ([^`]*)` \|", PAGES["cli.md"], re.M))
+    assert all(any(f"{row} ".startswith(f"{verb.name} ") for row in named) for verb in VERBS)
+    assert all(any(f"{row} ".startswith(f"{verb.name} ") for verb in VERBS) for row in named)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
+        assert (folder / target).exists(), target
+
+
+def test_readme_is_short() -> None:
+    """One page that a newcomer reads to its end; everything else has a page of its own."""
+    assert len(README.splitlines()) <= 150
 
 
 def test_readme_says_what_it_must() -> None:

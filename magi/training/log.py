@@ -154,5 +154,5 @@ def _tensorboard_writer(run: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("TensorBoard was asked for, but is not installed; pip install 'magi[track]'") from None
+        raise ValueError("TensorBoard was asked for, but is not installed; pip install 'magi-video[track]'") from None
     return SummaryWriter(str(run / "tensorboard"))

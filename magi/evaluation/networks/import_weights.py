@@ -11,13 +11,13 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import magi
 from magi.errors import CheckpointError
 from magi.evaluation.networks.i3d import I3d
 from magi.evaluation.networks.inception import Inception
@@ -151,15 +151,11 @@ def write_manifest(folder: Path, kind: WeightKind, source: FileIdentity) -> None
         for path in sorted(folder.iterdir())
         if path.name in (TENSORS_FILE, PROGRAM_FILE)
     }
-    try:
-        magi_version = version("magi")
-    except PackageNotFoundError:
-        magi_version = "source tree"
     manifest = {
         "format": FORMAT,
         "kind": kind,
         "source": source_record(source),
         "files": files,
-        "versions": {"magi": magi_version, "torch": torch.__version__},
+        "versions": {"magi": magi.__version__, "torch": torch.__version__},
     }
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
