@@ -10,7 +10,7 @@ alike) is to be smaller with dynamic interval than without.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from magi.evaluation.metrics.temporal_curves import band, curves_to_json
+from magi.evaluation.metrics.bootstrap import mean_band
+from magi.evaluation.protocol.result import Curve
 from studies.commands import command, command_line, options_of
 from studies.measures import LONG_FRAMES
 from studies.results import (
@@ -86,7 +87,7 @@ def numbers_of(arms: Arms) -> dict[str, Any]:
     }
     return {
         "log_ratio": ratios,
-        "curves": curves_to_json({name: band(values_BT) for name, values_BT in curves.items()}),
+        "curves": {name: asdict(Curve.of(mean_band(values_BT, 0))) for name, values_BT in curves.items()},
     }
 
 

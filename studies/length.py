@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from magi.cli.options import check_device
-from magi.evaluation.metrics.temporal_curves import band
+from magi.evaluation.metrics.bootstrap import mean_band
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
@@ -173,7 +173,7 @@ def draw(found: Continued) -> Figure:
         for prefix, mode in MODES.items():
             curves[mode] = torch.cat([one[prefix + name] for one in found.made])
         for label, values_BT in curves.items():
-            one, colour = band(values_BT), SERIES[label]
+            one, colour = mean_band(values_BT, 0), SERIES[label]
             numbers = torch.arange(found.frames - len(one.mean_T), found.frames) + 1
             axes.plot(numbers, one.mean_T, color=colour, label=label)
             axes.fill_between(numbers, one.low_T, one.high_T, color=colour, alpha=0.15, linewidth=0)

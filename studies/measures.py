@@ -27,7 +27,7 @@ from magi.evaluation.metrics.frechet import distance_of
 from magi.evaluation.metrics.temporal_curves import adjacent_l2, brightness, sharpness
 from magi.evaluation.moving_digits.classifier import load_classifier
 from magi.evaluation.moving_digits.digits3d import Digits3d
-from magi.evaluation.moving_digits.ground_truth import measure as measure_oracles
+from magi.evaluation.moving_digits.ground_truth import measure as measure_ground_truth
 from magi.evaluation.moving_digits.protocol import read_real_clips
 from magi.evaluation.networks.features import extract
 from magi.evaluation.protocol.real_clips import frozen
@@ -156,9 +156,10 @@ def frame_curves(video_BTHWC: Tensor) -> dict[str, Tensor]:
 
 def oracle_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
     """The oracles of ``magi evaluate digits`` (B, T): class kept, path error in pixels, ink against real."""
-    clips, _ = read_real_clips(source.held_out, len(video_BTHWC), video_BTHWC.shape[1])
-    curves = measure_oracles(video_BTHWC.numpy(), clips, load_classifier()[0])
-    return {name: torch.from_numpy(np.ascontiguousarray(values_BT)) for name, values_BT in curves.items()}
+    clips = read_real_clips(source.held_out, len(video_BTHWC), video_BTHWC.shape[1])
+    curves = measure_ground_truth(video_BTHWC.numpy(), clips, load_classifier()[0])
+    names = {"class_accuracy": "class_kept", "position_error_px": "path_error_px", "intensity_ratio": "energy_ratio"}
+    return {names[name]: torch.from_numpy(np.ascontiguousarray(values_BT)) for name, values_BT in curves.items()}
 
 
 def labels_of(source: Source, count: int) -> list[int]:

@@ -1,104 +1,211 @@
-"""``magi evaluate digits``: models against the exact physics of the built-in videos."""
+"""``magi evaluate``: scores by named protocols, their rank, and the weights of feature networks."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 
-from magi.cli.options import Speed, existing_folder, parse
+from magi.cli.data import parse_worker
+from magi.cli.options import Device, Speed, check_device, checked, existing_folder, parse
+from magi.config import DataConfig
 from magi.progress import Report, progress
 
+if TYPE_CHECKING:
+    from magi.evaluation.networks.features import FeatureNetwork
+    from magi.evaluation.protocol.features import Metrics
+    from magi.evaluation.protocol.protocols import EvaluationProtocol
+    from magi.sampling.pipeline import MagiPipeline
 
-@dataclass(frozen=True)
-class EvaluateDigitsOptions:
-    """Continue held-out built-in videos and measure every frame: class kept, path error, ink (protocol digits-1).
+Kind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", "lpips-alex", "lpips-vgg"]
 
-    Writes digits.json, report.html, curves, a contact sheet, an mp4 and a GIF to OUT; finished continuations are kept,
-    so the same command again is quick.
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every evaluation by a protocol takes."""
+
+    count: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other number of clips than the protocol's; the score's name says so"""
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other height and width; the score's name says so"""
+    seed: int = 0
+    """of the samples"""
+    batch: int = 8
+    """clips generated and measured at a time"""
+    worker: str = "0/1"
+    """i/N: generate every N-th shard of samples from the i-th on; the last worker to finish scores"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolOptions(CommonOptions):
+    """Score a model by a named protocol: generate its samples, measure them and real clips, write result.json.
+
+    OUT gets the protocol card, the clip table, the samples (lossless), features, a report and pictures. Restartable:
+    what is there is used again. 'magi evaluate protocols' lists the names, 'magi evaluate' alone the other verbs.
     """
+
+    protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
+    """name of a protocol"""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """run directory, exported folder, hub id, or 'demo'; or NAME=MODEL"""
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """folder of real videos, of the split that the protocol names"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """folder to write to"""
+    annotations: str = ""
+    """split files of the data, as data.annotations; the split is then the protocol's"""
+    clips: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """clip table to use instead of drawing one: clips.csv of another evaluation"""
+    singular: bool = False
+    """score with no more clips than feature dimensions; the score's name says so"""
+    synthetic: bool = False
+    """networks with synthetic weights: a dry run, whose score means nothing and whose name says so"""
+    max_bad_fraction: float = 0.01
+    """share of unreadable videos that is tolerated; above it the exit code is 3"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltInOptions(CommonOptions):
+    """What evaluations on built-in videos take."""
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder to write to"""
     models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL")]
     """models to compare, as NAME=MODEL; the name is what the report calls it"""
     videos: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """held-out videos: magi data digits with a seed that no model was trained on"""
-    frames: int = 104
-    """frames of a video, those of the context included"""
-    context: int = 4
-    """context frames of real video that a model is given"""
-    count: int = 32
-    """clips that are continued"""
-    seed: int = 0
-    """of the models' draws"""
-    batch: int = 8
-    """clips continued at a time"""
-    labels: bool = False
-    """tell the models the class; by default they see it in the context only"""
+    """held-out videos: magi data digits DIR with a seed that no model was trained on"""
     speeds: tuple[Speed, ...] = ("full",)
     """speeds of sampling to evaluate every model at (magi sample --speed)"""
-    keep_speeds: bool = False
-    """keep the figures of the speeds in the folder of their model, for 'magi sample --speed' to print"""
-    readme: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """also write the table of figures between the markers of this file"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateDigitsOptions(BuiltInOptions):
+    """Predict held-out built-in videos and measure every frame: class accuracy, position error, intensity.
+
+    The protocol 'digits'. Writes result.json, report.html, curves, a contact sheet, an mp4 and a GIF to OUT; samples
+    are saved, so the same command again is quick.
+    """
+
+    frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other number of frames than the protocol's, those of the context included"""
+    context: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other number of context frames"""
+    labels: bool = False
+    """give the models the class; by default they see it in the context only"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits3dOptions(BuiltInOptions):
+    """Frechet video distance of predicted built-in videos, by features of digits3d; printed as fvd[digits3d].
+
+    Beside it the floor (real against real), the autoencoder alone, and motion sanity checks. Needs two videos a clip.
+    """
+
+    variant: Annotated[str, tyro.conf.arg(metavar="PROTOCOL")] = "digits3d"
+    """digits3d, digits3d-s2 (interval 2) or digits3d-f1 (one context frame)"""
+    singular: bool = False
+    """score with no more clips than feature dimensions; the score's name says so"""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Rank the models of several results; refused, field by field, where their protocol cards differ."""
+
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RESULT ...")]
+    """folders or result.json files of 'magi evaluate'"""
+    ignore: tuple[str, ...] = ()
+    """fields of the card that may differ all the same, as in versions.torch; the table says so"""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List the protocols, or all fields of one."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")] = ""
+    """protocol whose fields are wanted"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the verbs differ in; ``models`` is name -> (MODEL, speed)."""
+
+    protocol: "EvaluationProtocol"
+    overrides: Mapping[str, Any]
+    models: Mapping[str, tuple[str, str]]
+    data: DataConfig
+    clips: Path | None = None
+    synthetic: bool = False
+
+
+def evaluate_protocol(words: list[str]) -> None:
+    """Score one model by a named protocol."""
+    options = parse(ProtocolOptions, "evaluate", words)
+    protocol, overrides = _protocol(options.protocol, options, singular=options.singular)
+    name, equals, source = options.model.partition("=")
+    data = DataConfig.model_construct(
+        root=str(existing_folder(options.data)),
+        annotations=options.annotations,
+        split=protocol.split if options.annotations else "",
+        max_bad_fraction=options.max_bad_fraction,
+    )
+    models = {name: (source, "full")} if equals else {"model": (options.model, "full")}
+    setup = Setup(protocol, overrides, models, checked(data), options.clips, options.synthetic)
+    _evaluate(setup, options, options.out)
 
 
 def evaluate_digits(words: list[str]) -> None:
-    """Evaluate models on held-out digits and say where the report is."""
+    """Measure models against the ground truth of built-in videos."""
     options = parse(EvaluateDigitsOptions, "evaluate digits", words)
-    sources = model_sources(options.models)
-    existing_folder(options.videos)
-    from magi.evaluation.moving_digits import protocol as digits
-    from magi.evaluation.moving_digits.report import write_results_table
-    from magi.sampling.pipeline import MagiPipeline
-
-    models: dict[str, MagiPipeline] = {}
-    for name, source in sources.items():
-        pipeline = MagiPipeline.from_pretrained(source)
-        models |= {_at_speed(name, speed): pipeline.at_speed(speed) for speed in options.speeds}
-    with Stages() as tell:
-        results = digits.evaluate_digits(
-            models,
-            options.videos,
-            options.out,
-            options.frames,
-            options.context,
-            options.count,
-            options.seed,
-            options.batch,
-            options.labels,
-            {name: Path(source) for name, source in sources.items() if (Path(source) / "metrics.jsonl").is_file()},
-            tell,
-        )
-    if options.keep_speeds:
-        for name, source in sources.items():
-            _keep_speeds(results, name, source, options.speeds)
-    if options.readme is not None:
-        write_results_table(options.out / "digits.json", options.readme)
-    _print(results, options.out)
+    labels = "real" if options.labels else None
+    protocol, overrides = _protocol(
+        "digits", options, frames=options.frames, context_frames=options.context, labels=labels
+    )
+    if protocol.context_frames < 1:
+        raise ValueError(f"--context {options.context}: ground truth needs at least 1 frame of context")
+    _evaluate_built_in(protocol, overrides, options)
 
 
-def _at_speed(name: str, speed: str) -> str:
-    """What a model at a speed is called in the report."""
-    return name if speed == "full" else f"{name}-{speed}"
+def evaluate_digits3d(words: list[str]) -> None:
+    """Score models on built-in videos by a Frechet video distance."""
+    options = parse(Digits3dOptions, "evaluate digits3d", words)
+    protocol, overrides = _protocol(options.variant, options, singular=options.singular)
+    if protocol.network != "digits3d":
+        raise ValueError(f"--variant {options.variant}: not a protocol of built-in videos; use 'magi evaluate' itself")
+    _evaluate_built_in(protocol, overrides, options)
 
 
-def _keep_speeds(results: dict[str, Any], name: str, source: str, speeds: Sequence[str]) -> None:
-    """Write speeds.json into the folder of a model: the mean of every oracle over every range, at each speed."""
-    from magi.files import atomic_write
-    from magi.sampling.pretrained import SPEEDS_FILE, find_model
+def compare(words: list[str]) -> None:
+    """Rank results."""
+    options = parse(CompareOptions, "evaluate compare", words)
+    if len(options.results) < 2:
+        raise ValueError("give at least two results to compare, as in: magi evaluate compare build/a build/b")
+    from magi.evaluation.protocol.ranking import rank
+    from magi.evaluation.protocol.result import read_result
 
-    kept = {}
-    for speed in speeds:
-        ranges = results["series"][_at_speed(name, speed)]["ranges"]
-        means = {frames: {oracle: value["mean"] for oracle, value in ranges[frames].items()} for frames in ranges}
-        kept[speed] = {"protocol": results["protocol"], "clips": results["settings"]["count"], "frames": means}
-    with atomic_write(find_model(source) / SPEEDS_FILE) as beside:
-        beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    ranking = rank({str(path): read_result(path) for path in options.results}, options.ignore)
+    if ranking.ignored:
+        print(f"cards differ in {', '.join(ranking.ignored)}, which was ignored as asked")
+    print(ranking.name)
+    for name, score in ranking.rows:
+        print(f"{name:<40} {score.value:>10.3f}  ({score.low:.3f} to {score.high:.3f})")
+
+
+def list_protocols(words: list[str]) -> None:
+    """Print the names of the protocols, or the fields of one."""
+    options = parse(ListOptions, "evaluate protocols", words)
+    from magi.config import dump_config
+    from magi.evaluation.protocol.protocols import PROTOCOLS, protocol
+
+    if options.name:
+        print(dump_config(protocol(options.name)), end="")
+        return
+    for name, one in PROTOCOLS.items():
+        folds = f" x {one.folds}" if one.folds > 1 else ""
+        print(f"{name:<28} {one.count}{folds} clips, {one.frames} frames at interval {one.interval}; {one.source}")
 
 
 def model_sources(given: Sequence[str]) -> dict[str, str]:
@@ -111,11 +218,13 @@ def model_sources(given: Sequence[str]) -> dict[str, str]:
         if name in sources:
             raise ValueError(f"--models: the name '{name}' is given twice")
         sources[name] = source
+    if not sources:
+        raise ValueError("--models: no model to evaluate; give NAME=MODEL, as in fresh=build/run")
     return sources
 
 
 class Stages:
-    """Progress of several stages, one after another: ``tell(what, done, total)``; a context."""
+    """Progress of several stages, one after another: ``on_progress(what, done, total)``; a context."""
 
     def __init__(self) -> None:
         self.what = ""
@@ -135,14 +244,108 @@ class Stages:
         self.report(done, total)
 
 
-def _print(results: dict[str, Any], out: Path) -> None:
-    """The figures in a few lines, which targets are met, and the files."""
-    for name, series in results["series"].items():
-        for frames, figures in series["ranges"].items():
-            told = "  ".join(f"{oracle} {figure['mean']:.3f}" for oracle, figure in figures.items())
-            print(f"{name:<16} frames {frames:<8} {told}")
-    for name, judged in results["targets"].items():
-        met = sum(target["met"] for target in judged)
-        print(f"{name:<16} {met} of {len(judged)} targets met")
-    for file in ("comparison.mp4", "comparison.gif", "contact_sheet.png", "report.html", "digits.json"):
+def _protocol(
+    name: str, options: CommonOptions, singular: bool = False, **changes: int | str | None
+) -> tuple["EvaluationProtocol", dict[str, Any]]:
+    """The protocol with what the options change, and those changes."""
+    from magi.evaluation.protocol.protocols import overridden, protocol
+
+    sizes = {"score_size": options.size, "read_size": options.size}
+    changed, overrides = overridden(protocol(name), count=options.count, **sizes, **changes)
+    return changed, overrides | ({"singular": True} if singular else {})
+
+
+def _evaluate_built_in(
+    protocol: "EvaluationProtocol", overrides: Mapping[str, Any], options: EvaluateDigitsOptions | Digits3dOptions
+) -> None:
+    models = {
+        name if speed == "full" else f"{name}-{speed}": (source, speed)
+        for name, source in model_sources(options.models).items()
+        for speed in options.speeds
+    }
+    data = checked(DataConfig.model_construct(root=str(existing_folder(options.videos))))
+    _evaluate(Setup(protocol, overrides, models, data), options, options.out)
+
+
+def _evaluate(setup: Setup, options: CommonOptions, out: Path) -> None:
+    """Open data and models, generate, and where all samples are there, score, draw and print."""
+    worker = parse_worker(options.worker)
+    if options.batch < 1:
+        raise ValueError(f"--batch {options.batch}: expected at least 1")
+    check_device(options.device)
+    from magi.data.index.index import open_index
+    from magi.evaluation.protocol.clip_table import TABLE_FILE, build_table, read_table, write_table
+    from magi.evaluation.protocol.evaluation import Evaluation
+    from magi.evaluation.protocol.real_clips import RealClips
+    from magi.evaluation.protocol.samples import generate_samples
+    from magi.evaluation.protocol.score import score
+    from magi.evaluation.report import FILES, text_rows, write_report
+
+    protocol = setup.protocol
+    metrics = _metrics(protocol, setup.synthetic, options.device)
+    models = _models(setup.models, options.device)
+    with Stages() as on_progress:
+        index = open_index(setup.data, lambda done, total: on_progress("decoding videos", done, total))
+        table = build_table(protocol, index) if setup.clips is None else read_table(setup.clips, protocol, index)
+        evaluation = Evaluation(
+            protocol,
+            setup.overrides,
+            metrics,
+            RealClips(protocol, index),
+            table,
+            out,
+            models,
+            options.seed,
+            options.batch,
+            on_progress,
+        )
+        write_table(table, out / TABLE_FILE)
+        result = score(evaluation) if generate_samples(evaluation, worker) else None
+    if result is None:
+        print(f"{out}: this worker's samples are finished; the last worker to finish scores them")
+        return
+    runs = {name: Path(source) for name, (source, _) in setup.models.items()}
+    write_report(evaluation, result, {name: run for name, run in runs.items() if (run / "metrics.jsonl").is_file()})
+    print(f"{result.score_name} by {protocol.name}")
+    for what, figures in text_rows(result):
+        print(f"  {what:<40} {figures}")
+    for file in (*FILES, TABLE_FILE, "result.json"):
         print(out / file)
+
+
+def _models(sources: Mapping[str, tuple[str, str]], device: Device) -> "dict[str, MagiPipeline]":
+    """Name -> pipeline; a model that is asked for at several speeds is loaded once."""
+    from magi.sampling.pipeline import MagiPipeline
+    from magi.training.parallelize import resolve_device
+
+    on = resolve_device(device)
+    loaded = {source: MagiPipeline.from_pretrained(source, on) for source, _ in sources.values()}
+    return {name: loaded[source].at_speed(speed) for name, (source, speed) in sources.items()}
+
+
+def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) -> "Metrics":
+    """The networks that a protocol measures with, and beside them those that weights were imported for."""
+    from magi.evaluation.moving_digits.classifier import load_classifier
+    from magi.evaluation.moving_digits.digits3d import Digits3d
+    from magi.evaluation.networks.i3d import BN_EPS
+    from magi.evaluation.networks.load import artificial_i3d, load_i3d, load_inception, load_lpips
+    from magi.evaluation.networks.published_files import has_weights
+    from magi.evaluation.protocol.features import Metrics
+    from magi.training.parallelize import resolve_device
+
+    if protocol.ground_truth:
+        return Metrics(classifier=load_classifier()[0])
+    on = resolve_device(device)
+    if protocol.network == "digits3d":
+        network: FeatureNetwork = Digits3d.load().to(on)
+    elif synthetic:
+        network = artificial_i3d(0, protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
+    else:
+        network = load_i3d(protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
+    images = load_inception().to(on) if has_weights("inception") and not synthetic else None
+    distances = []
+    if not synthetic and has_weights("alexnet") and has_weights("lpips-alex"):
+        distances.append(load_lpips("alex").to(on))
+    if not synthetic and has_weights("vgg16") and has_weights("lpips-vgg"):
+        distances.append(load_lpips("vgg").to(on))
+    return Metrics(network, images, tuple(distances), protocol.context_frames)

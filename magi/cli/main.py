@@ -42,13 +42,13 @@ VERBS = (
     Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),
     Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
-    Verb("evaluate digits", "evaluate", "evaluate_digits", "oracle figures of continued digits, and a report"),
+    Verb("evaluate digits", "evaluate", "evaluate_digits", "predicted built-in videos against their ground truth"),
     Verb("evaluate import-weights", "weights", "import_weights", "check and keep a published weight file"),
     Verb("evaluate selftest", "weights", "selftest", "hold the feature networks against published numbers"),
-    Verb("evaluate digits3d", "protocols", "evaluate_digits3d", "Frechet video distance of continued built-in videos"),
-    Verb("evaluate protocols", "protocols", "list_protocols", "the named protocols, or all fields of one"),
-    Verb("evaluate compare", "protocols", "compare", "rank results whose protocol cards are equal"),
-    Verb("evaluate", "protocols", "evaluate_protocol", "score a model: evaluate PROTOCOL MODEL DATA OUT"),
+    Verb("evaluate digits3d", "evaluate", "evaluate_digits3d", "Frechet video distance of predicted built-in videos"),
+    Verb("evaluate protocols", "evaluate", "list_protocols", "the named protocols, or all fields of one"),
+    Verb("evaluate compare", "evaluate", "compare", "rank results whose protocol cards are equal"),
+    Verb("evaluate", "evaluate", "evaluate_protocol", "score a model: evaluate PROTOCOL MODEL DATA OUT"),
     Verb("bench data", "bench", "bench_data", "clips a second that one core reads from encoded latents"),
     Verb(
         "bench", "bench", "bench", "speed cases against their baselines in the same run; JSON and a table", alone=True

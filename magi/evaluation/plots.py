@@ -1,11 +1,12 @@
 """Pictures of an evaluation: curves over frame numbers, training curves, and videos side by side.
 
-Clips are shown in the order of their numbers, the first ones, never picked. Colours are those of Okabe and Ito, which
-colour-blind people tell apart. Knows no files but the metrics of a run, and no HTML.
+Clips are shown in the order of their numbers, the first ones, never picked. Curves are drawn with their bootstrap
+intervals. Colours are those of Okabe and Ito, which colour-blind people tell apart. Knows no files but the metrics of a
+run, and no HTML.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,138 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from magi.data.video_writer import CONTEXT_COLOUR, contact_sheet
-from magi.evaluation.moving_digits.ground_truth import RealClip
+from magi.evaluation.protocol.result import Curve, FrechetScores, GroundTruthScores, JudgedTarget
 from magi.training.log import read_metrics
 
-_LABELS = {
-    "class_kept": "class kept (share of clips)",
-    "path_error_px": "distance from exact path (px)",
-    "energy_ratio": "ink / real ink",
+METRIC_TITLES = {
+    "class_accuracy": "class accuracy",
+    "position_error_px": "position error (px)",
+    "intensity_ratio": "intensity / real",
 }
-_BASELINES = {"real": ("#444444", "--"), "vae": ("#999999", ":")}
+_CURVE_TITLES = {
+    "adjacent_l2": "change between adjacent frames (RMS, 0..1)",
+    "brightness": "brightness (0..1)",
+    "sharpness": "sharpness (RMS of the Laplacian)",
+    "motion": "motion (pixels a frame)",
+}
+_INTERVAL_STYLES = {"1": "-", "2": "--", "4": "-.", "8": ":"}
+_REAL_COLOUR = "#444444"
+_BASELINES = {"real": (_REAL_COLOUR, "--"), "vae": ("#999999", ":")}
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_SHEET_CLIPS, _SHEET_COLUMNS = 4, 16
-_VIDEO_CLIPS, _PER_ROW, _VIDEO_HEIGHT, _GAP, _CAPTION = 6, 2, 128, 6, 22
-_INK = (40, 40, 40)
+SHEET_CLIPS, _SHEET_COLUMNS = 4, 16
+VIDEO_CLIPS, _PER_ROW, _VIDEO_HEIGHT, _GAP, _CAPTION = 6, 2, 128, 6, 22
+_TEXT_COLOUR = (40, 40, 40)
 
 Series = Mapping[str, NDArray[np.uint8]]
-"""Name -> video_BTHWC; 'real' first."""
+"""Name -> video_BTHWC of the first clips; 'real' first, then the models."""
 
 
-def draw_curves(results: dict[str, Any]) -> Image.Image:
-    """Each oracle over frame numbers, mean over clips with its 95% interval; context shaded, targets as black lines."""
+def draw_ground_truth(scores: GroundTruthScores, context: int, frames: int) -> Image.Image:
+    """Each metric over frame numbers, mean over clips with its 95% interval; context shaded, targets as black lines."""
     figure = _figure(13.5, 4.2)
     panels = figure.subplots(1, 3)
-    for oracle, axes in zip(_LABELS, panels, strict=True):
-        for name, (colour, style) in _styles(results["series"]).items():
-            curve = results["series"][name]["per_frame"][oracle]
-            numbers = np.arange(1, len(curve["mean"]) + 1)
-            axes.plot(numbers, curve["mean"], style, color=colour, linewidth=1.6, label=name)
-            axes.fill_between(numbers, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-        _draw_targets(axes, results["targets"], oracle)
-        axes.axvspan(0.5, results["settings"]["context"] + 0.5, color="#FFAA00", alpha=0.25, linewidth=0)
-        axes.set_xlim(0.5, results["settings"]["frames"] + 0.5)
+    for (metric, title), axes in zip(METRIC_TITLES.items(), panels, strict=True):
+        for name, (colour, style) in _styles(scores.series):
+            _draw_curve(axes, scores.series[name].per_frame[metric], colour, style, name)
+        _draw_targets(axes, next(iter(scores.targets.values()), ()), metric)
+        axes.axvspan(0.5, context + 0.5, color="#FFAA00", alpha=0.25, linewidth=0)
+        axes.set_xlim(0.5, frames + 0.5)
         axes.set_xlabel("frame number (context shaded)")
-        axes.set_title(_LABELS[oracle], fontsize=11)
+        axes.set_title(title, fontsize=11)
         axes.set_ylim(bottom=0)
     panels[0].set_ylim(0, 1.03)
-    _, high = panels[2].get_ylim()
-    panels[2].set_ylim(0, max(1.5, min(high, 3.0)))
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    panels[2].set_ylim(0, max(1.5, min(panels[2].get_ylim()[1], 3.0)))
+    return _with_legend(figure, panels[0])
+
+
+def draw_frechet(scores: FrechetScores) -> Image.Image:
+    """Change between adjacent frames against real clips at several intervals, the other curves, and frame metrics."""
+    figure = _figure(13.5, 8.4)
+    panels = figure.subplots(2, 3).ravel()
+    for name, axes in zip(_CURVE_TITLES, panels, strict=False):
+        _draw_temporal_curve(axes, name, scores)
+    _draw_psnr(panels[4], scores)
+    _draw_frame_fid(panels[5], scores)
+    return _with_legend(figure, panels[0])
+
+
+def _draw_temporal_curve(axes: Axes, name: str, scores: FrechetScores) -> None:
+    first = 2 if name in ("adjacent_l2", "motion") else 1  # the frame that a change leads to
+    if name == "adjacent_l2":
+        for interval, curve in scores.real.adjacent_l2.items():
+            _draw_curve(axes, curve, _REAL_COLOUR, _INTERVAL_STYLES[interval], f"real, interval {interval}", first)
+    else:
+        _draw_curve(axes, scores.real.curves[name], _REAL_COLOUR, "-", "real", first)
+    for model, (colour, style) in _styles(scores.models):
+        _draw_curve(axes, scores.models[model].curves[name], colour, style, model, first)
+    _label(axes, _CURVE_TITLES[name])
+    axes.set_ylim(bottom=0)
+
+
+def _draw_psnr(axes: Axes, scores: FrechetScores) -> None:
+    _label(axes, "PSNR of predicted frames (dB)")
+    for model, (colour, _) in _styles(scores.models):
+        metric = scores.models[model].frames.get("psnr")
+        if metric is not None:
+            numbers = np.arange(metric.first_frame, metric.first_frame + len(metric.per_frame))
+            axes.plot(numbers, _numbers(metric.per_frame), color=colour)
+    if not axes.lines:
+        _write(axes, "no predicted frames to compare")
+
+
+def _draw_frame_fid(axes: Axes, scores: FrechetScores) -> None:
+    _label(axes, "FID of every frame")
+    floor = scores.real.frame_fid_floor
+    if not floor:
+        _write(axes, "no Inception weights were given")
+        return
+    axes.plot(np.arange(1, len(floor) + 1), floor, "--", color=_REAL_COLOUR)
+    for model, (colour, _) in _styles(scores.models):
+        axes.plot(np.arange(1, len(floor) + 1), scores.models[model].frame_fid, color=colour)
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str, style: str, label: str, first: int = 1) -> None:
+    numbers = np.arange(first, first + len(curve.mean))
+    axes.plot(numbers, _numbers(curve.mean), style, color=colour, linewidth=1.6, label=label)
+    axes.fill_between(numbers, _numbers(curve.low), _numbers(curve.high), color=colour, alpha=0.15, linewidth=0)
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]
+
+
+def _draw_targets(axes: Axes, targets: Iterable[JudgedTarget], metric: str) -> None:
+    for target in targets:
+        first, last = (int(number) for number in target.frames.split("-"))
+        for bound in (target.low, target.high):
+            if target.metric == metric and bound is not None:
+                axes.plot([first - 0.5, last + 0.5], [bound, bound], color="black", linewidth=1)
+
+
+def _label(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("frame number")
+
+
+def _write(axes: Axes, text: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#777777")
+
+
+def _with_legend(figure: Figure, axes: Axes) -> Image.Image:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
     return _image(figure)
+
+
+def _styles(names: Iterable[str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Each series with its colour and line style; models are solid."""
+    number = 0
+    for name in names:
+        baseline = _BASELINES.get(name.split(" ")[0])
+        yield name, baseline or (_MODEL_COLOURS[number % len(_MODEL_COLOURS)], "-")
+        number += baseline is None
 
 
 def draw_training(runs: Mapping[str, Path]) -> Image.Image | None:
@@ -79,22 +172,19 @@ def draw_training(runs: Mapping[str, Path]) -> Image.Image | None:
     return _image(figure)
 
 
-def draw_contact_sheet(series: Series, clips: Sequence[RealClip], context: int) -> Image.Image:
+def draw_contact_sheet(series: Series, context: int) -> Image.Image:
     """Rows: for the first clips, the real video and each model's; columns: frame numbers; context frames framed."""
-    rows, labels = [], []
-    for number, clip in enumerate(clips[:_SHEET_CLIPS]):
-        for name in _shown(series):
-            rows.append(series[name][number])
-            labels.append(f"{clip.label}  {name}")
-    return contact_sheet(rows, context, _SHEET_COLUMNS, labels)
+    clips = min(SHEET_CLIPS, len(next(iter(series.values()))))
+    rows = [(f"{number}  {name}", series[name][number]) for number in range(clips) for name in series]
+    return contact_sheet([video_THWC for _, video_THWC in rows], context, _SHEET_COLUMNS, [label for label, _ in rows])
 
 
 def side_by_side(series: Series, context: int) -> NDArray[np.uint8]:
     """Video_THWC of the first clips, two clips a row: the real video, then each model's, with captions on top."""
-    names = _shown(series)
+    names = list(series)
     zoom = max(1, round(_VIDEO_HEIGHT / series[names[0]].shape[2]))
     frames, height, width = len(series[names[0]][0]), *(zoom * side for side in series[names[0]].shape[2:4])
-    clips = min(_VIDEO_CLIPS, len(series[names[0]]))
+    clips = min(VIDEO_CLIPS, len(series[names[0]]))
     cells: dict[tuple[int, int], NDArray[np.uint8]] = {}  # place (x, y) -> enlarged video_THWC
     captions: dict[int, str] = {}
     group = len(names) * (width + _GAP) + 3 * _GAP
@@ -115,7 +205,9 @@ def _captioned(size: tuple[int, int], captions: Mapping[int, str], width: int) -
     page, font = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), (255, 255, 255)), _font(15)
     draw = ImageDraw.Draw(page)
     for x, name in captions.items():
-        draw.text((x + width / 2, _CAPTION / 2 + 2), _fitted(name, font, width), fill=_INK, font=font, anchor="mm")
+        draw.text(
+            (x + width / 2, _CAPTION / 2 + 2), _fitted(name, font, width), fill=_TEXT_COLOUR, font=font, anchor="mm"
+        )
     return page
 
 
@@ -131,7 +223,7 @@ def _page(
             draw.rectangle((x - 3, y - 3, x + image.width + 2, y + image.height + 2), fill=CONTEXT_COLOUR)
         page.paste(image, (x, y))
     text = f"frame {frame + 1}" + (", context" if given else "")
-    draw.text((_GAP, page.height - _CAPTION / 2 - 1), text, fill=_INK, font=_font(13), anchor="lm")
+    draw.text((_GAP, page.height - _CAPTION / 2 - 1), text, fill=_TEXT_COLOUR, font=_font(13), anchor="lm")
     return np.asarray(page)
 
 
@@ -140,25 +232,6 @@ def png_bytes(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def _shown(series: Series) -> list[str]:
-    """The real video and the models; reconstructions would only widen the pictures."""
-    return [name for name in series if name.split(" ")[0] != "vae"]
-
-
-def _styles(names: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Colour and line style of each series; models are solid."""
-    colours = iter(_MODEL_COLOURS * len(names))
-    return {name: _BASELINES.get(name.split(" ")[0]) or (next(colours), "-") for name in names}
-
-
-def _draw_targets(axes: Axes, targets: dict[str, list[dict[str, Any]]], oracle: str) -> None:
-    for target in next(iter(targets.values()), []):
-        first, last = (int(number) for number in target["frames"].split("-"))
-        for bound in (target["low"], target["high"]):
-            if target["oracle"] == oracle and bound is not None:
-                axes.plot([first - 0.5, last + 0.5], [bound, bound], color="black", linewidth=1)
 
 
 def _smooth(values: list[float]) -> NDArray[np.float64]:

@@ -1,274 +1,303 @@
-"""The files that a person looks at after an evaluation by a protocol: pictures and one page that loads nothing.
+"""What a person looks at after an evaluation: figures as rows of text, pictures, a video, and one page with all of it.
 
-Real and made clips stand side by side in the order of their numbers, the first ones, never picked. Curves are drawn
-with their bootstrap bands. Knows result.json (magi.evaluation.protocol.score says what is in it) and no models.
+The page loads nothing from elsewhere: pictures and the video are inside it. Its layout is report.html, a Jinja
+template. Knows results (magi.evaluation.protocol.result) and pictures (magi.evaluation.plots).
 """
 
 import base64
-import html
+import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
+import jinja2
+import torch
 from PIL import Image
 
-from magi.data.video_writer import contact_sheet, write_png
-from magi.evaluation.plots import png_bytes
-from magi.files import atomic_write, replace_markdown_block
+from magi.data.video_writer import write_gif, write_mp4, write_png
+from magi.evaluation.metrics.bootstrap import Estimate
+from magi.evaluation.plots import (
+    METRIC_TITLES,
+    VIDEO_CLIPS,
+    Series,
+    draw_contact_sheet,
+    draw_frechet,
+    draw_ground_truth,
+    draw_training,
+    side_by_side,
+)
+from magi.evaluation.protocol.evaluation import REAL, Evaluation
+from magi.evaluation.protocol.result import (
+    EvaluationResult,
+    FrechetScores,
+    GroundTruthScores,
+    JudgedTarget,
+    MotionControl,
+)
+from magi.evaluation.protocol.samples import read_samples, sample_plan
+from magi.files import write_text
 
-SHOWN = 4
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INTERVAL_STYLES = {"1": "-", "2": "--", "4": "-.", "8": ":"}
-_CURVE_TITLES = {
-    "adjacent_l2": "change between adjacent frames (RMS, 0..1)",
-    "brightness": "brightness (0..1)",
-    "sharpness": "sharpness (RMS of the Laplacian)",
-    "motion": "motion (pixels a frame)",
-}
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d1d1f; background: #fff; max-width: 1120px; margin: 2.5rem auto;
-  padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-p.note { color: #555; font-size: .9rem; max-width: 75ch; margin: .3rem 0 .8rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #e3e3e6; }
-th:first-child, td:first-child { text-align: left; } thead th { font-weight: 600; background: #f6f6f8; }
-pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f8; padding: .8rem; }
-.wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
-"""
-
-
-def write_protocol_report(
-    out: Path, result: Mapping[str, Any], real: NDArray[np.uint8], made: Mapping[str, NDArray[np.uint8]]
-) -> None:
-    """Write side_by_side.png, curves.png and report.html into ``out``; videos are video_BTHWC, the first clips."""
-    sheet = side_by_side_sheet(real, made, result["card"]["protocol"]["context_frames"])
-    curves = draw_protocol_curves(result)
-    write_png(out / "side_by_side.png", sheet)
-    write_png(out / "curves.png", curves)
-    with atomic_write(out / "report.html") as beside:
-        beside.write_text(_page(result, png_bytes(sheet), png_bytes(curves)), encoding="utf-8")
+FILES = ("comparison.mp4", "comparison.gif", "contact_sheet.png", "curves.png", "report.html")
+_FPS = 12.5  # half the speed of the built-in videos, so that one can follow
+_TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def side_by_side_sheet(
-    real_BTHWC: NDArray[np.uint8], made: Mapping[str, NDArray[np.uint8]], context: int
-) -> Image.Image:
-    """Rows: each of the first real clips, and below it each model's sample of the same number."""
-    rows, labels = [], []
-    for number, clip_THWC in enumerate(real_BTHWC[:SHOWN]):
-        rows.append(clip_THWC)
-        labels.append(f"{number}  real")
-        for name, video_BTHWC in made.items():
-            rows.append(video_BTHWC[number])
-            labels.append(f"{number}  {name}")
-    return contact_sheet(rows, context, 16, labels)
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table; ``small`` stands behind the text, ``mark`` is 'met' or 'missed' or nothing."""
+
+    text: str
+    small: str = ""
+    mark: str = ""
 
 
-def draw_protocol_curves(result: Mapping[str, Any]) -> Image.Image:
-    """Change between adjacent frames against real clips at several intervals, the other curves, and frame metrics."""
-    figure = Figure(figsize=(13.5, 8.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 3).ravel()
-    for name, axes in zip(_CURVE_TITLES, panels[:4], strict=True):
-        _draw_curves(axes, name, result)
-    _draw_metric(panels[4], "psnr", "PSNR of predicted frames (dB)", result)
-    _draw_frame_distance(panels[5], result)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+@dataclass(frozen=True)
+class PageSection:
+    """A part of the page: a note, and a table, a picture, a video or plain text."""
+
+    title: str
+    note: str = ""
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[Cell]] = ()
+    png: str = ""
+    mp4: str = ""
+    text: str = ""
 
 
-def _draw_curves(axes: Axes, name: str, result: Mapping[str, Any]) -> None:
-    first = 2 if name in ("adjacent_l2", "motion") else 1  # the frame that a change leads to
-    if name == "adjacent_l2":
-        for interval, curve in result["real"]["drift"].items():
-            _band(axes, curve, "#444444", _INTERVAL_STYLES[interval], f"real, interval {interval}", first)
-    else:
-        _band(axes, result["real"]["curves"][name], "#444444", "-", "real", first)
-    for (model, values), colour in zip(result["models"].items(), _COLOURS * len(result["models"]), strict=False):
-        _band(axes, values["curves"][name], colour, "-", model, first)
-    axes.set_title(_CURVE_TITLES[name], fontsize=11)
-    axes.set_xlabel("frame number")
-    axes.set_ylim(bottom=0)
+def write_report(evaluation: Evaluation, result: EvaluationResult, runs: Mapping[str, Path]) -> None:
+    """Write the files of ``FILES`` into the folder of the evaluation.
 
-
-def _band(axes: Axes, curve: Mapping[str, list[float]], colour: str, style: str, label: str, first: int) -> None:
-    numbers = np.arange(first, first + len(curve["mean"]))
-    axes.plot(numbers, curve["mean"], style, color=colour, linewidth=1.6, label=label)
-    axes.fill_between(numbers, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-
-
-def _draw_metric(axes: Axes, metric: str, title: str, result: Mapping[str, Any]) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel("frame number")
-    for (_, values), colour in zip(result["models"].items(), _COLOURS * len(result["models"]), strict=False):
-        figures = values["frames"].get(metric)
-        if figures is not None:
-            found = [np.nan if value is None else value for value in figures["per_frame"]]
-            axes.plot(np.arange(figures["first_frame"], figures["first_frame"] + len(found)), found, color=colour)
-    if not axes.lines:
-        _say(axes, "no predicted frames to compare")
-
-
-def _draw_frame_distance(axes: Axes, result: Mapping[str, Any]) -> None:
-    axes.set_title("FID of every frame", fontsize=11)
-    axes.set_xlabel("frame number")
-    floor = result["real"].get("frame_fid_floor")
-    if floor is None:
-        _say(axes, "no Inception weights were given")
-        return
-    axes.plot(np.arange(1, len(floor) + 1), floor, "--", color="#444444")
-    for (_, values), colour in zip(result["models"].items(), _COLOURS * len(result["models"]), strict=False):
-        axes.plot(np.arange(1, len(floor) + 1), values["frame_fid"], color=colour)
-
-
-def _say(axes: Axes, text: str) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#777777")
-
-
-def score_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What and number of every score, models first: for the terminal and the page."""
-    rows = []
-    for name, values in result["models"].items():
-        rows.append((name, _told(values["score"])))
-        if "score_at_infinity" in values:
-            rows.append((f"{name}, at infinitely many clips", f"{values['score_at_infinity']:.3f}"))
-        rows.append((f"autoencoder of {name} alone", _told(values["vae_reconstruction"])))
-    shared = result["card"]["data"].get("floor_clips_of_real_videos", 0)
-    note = f"; {shared} of its clips are of the real set's videos: too low" if shared else ""
-    rows.append(("real against real (the floor)", _told(result["real"]["floor"]) + note))
-    if "floor_expected" in result["real"]:
-        rows.append(("the floor to expect of Gaussian features", f"{result['real']['floor_expected']:.3f}"))
-    for name, values in result["real"]["battery"].items():
-        rows.append((f"real, {name.replace('_', ' ')}", _told_spoilt(values, result["card"]["protocol"])))
-    return rows
-
-
-def _told_spoilt(values: Mapping[str, Any], protocol: Mapping[str, Any]) -> str:
-    """One fault of the battery: its number, the floor of its clips where they are not all, and the verdict."""
-    if "not_run" in values:
-        return f"not run: {values['not_run']}"
-    told = _told(values)
-    if protocol["folds"] > 1 or values.get("clips", protocol["count"]) != protocol["count"]:
-        told += f"; {values['clips']} clips, whose floor is {values['floor']['value']:.3f}"
-    return told + ("; BLIND TO MOTION: no worse than the floor" if values.get("blind") else "")
-
-
-def drift_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Model, and change between its frames over that of the real clips: over all frames, and at the last one."""
-    rows = []
-    for model, values in result["models"].items():
-        ratio = values["drift_ratio"]
-        means = [mean for mean in ratio["mean"] if mean is not None]
-        if ratio["mean"][-1] is None:
-            told = "no change between real frames to compare with"
-        else:
-            told = f"{sum(means) / len(means):.3f}; last frame {ratio['mean'][-1]:.3f}"
-            if ratio["low"][-1] is not None and ratio["high"][-1] is not None:
-                told += f" ({ratio['low'][-1]:.3f} to {ratio['high'][-1]:.3f})"
-        rows.append((f"{model}, change between frames over real", told))
-    return rows
-
-
-def frame_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Model, metric and mean over the predicted frames."""
-    rows = []
-    for model, values in result["models"].items():
-        for metric, figures in values["frames"].items():
-            mean = "every frame is exact" if figures["mean"] is None else f"{figures['mean']:.4f}"
-            rows.append((model, metric, mean))
-    return rows
-
-
-def score_table(result: Mapping[str, Any]) -> str:
-    """The scores as Markdown, with how they were made below."""
-    protocol, versions = result["card"]["protocol"], result["card"]["versions"]
-    lines = [
-        f"| | {result['score_name']} |",
-        "|---|---:|",
-        *(f"| {what} | {told} |" for what, told in score_rows(result)),
-    ]
-    how = (
-        f"Protocol {protocol['name']}: {protocol['count']} clips a side, {protocol['frames']} frames, "
-        f"{protocol['context_frames']} of them given; 95% intervals; lower is better, and the floor is as low as a "
-        f"model can be expected to come. Card {result['card_sha256'][:16]}, torch {versions['torch']}."
-    )
-    return "\n".join([*lines, "", how])
-
-
-def write_score_table(result: Path, readme: Path) -> Path:
-    """Rewrite the block of ``readme`` between the markers ``results:PROTOCOL:begin`` and ``end`` from a result.json.
-
-    The result itself goes to results/PROTOCOL.json beside ``readme``, so that the table can be held against it: returns
-    that file. Raises ``ValueError`` where the markers are not there, once each and in order.
+    ``runs`` are the run folders, by name, whose training curves join the page.
     """
-    kept = result.read_text(encoding="utf-8")
-    values = json.loads(kept)
-    name = values["card"]["protocol"]["name"]
-    page = replace_markdown_block(readme, name, score_table(values))
-    copy = readme.parent / "results" / f"{name}.json"
-    with atomic_write(copy) as beside:
-        beside.write_text(kept, encoding="utf-8")
-    with atomic_write(readme) as beside:
-        beside.write_text(page, encoding="utf-8")
-    return copy
+    out, protocol, series = evaluation.out, evaluation.protocol, shown_clips(evaluation)
+    curves, sheet = _curves(result), draw_contact_sheet(series, protocol.context_frames)
+    comparison_THWC, training = side_by_side(series, protocol.context_frames), draw_training(runs)
+    write_png(out / "contact_sheet.png", sheet)
+    write_png(out / "curves.png", curves)
+    write_mp4(out / "comparison.mp4", comparison_THWC, _FPS)
+    write_gif(out / "comparison.gif", comparison_THWC[::2], _FPS)  # every other frame, at full speed: GIFs are large
+    pictures = {"Curves": curves, "Contact sheet": sheet} | ({} if training is None else {"Training": training})
+    write_text(out / "report.html", report_html(result, pictures, (out / "comparison.mp4").read_bytes()))
 
 
-def _told(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f}; sd {estimate['spread']:.3f})"
+def shown_clips(evaluation: Evaluation) -> Series:
+    """The first clips, at most ``VIDEO_CLIPS``: the real ones, then each model's."""
+    count = min(VIDEO_CLIPS, evaluation.protocol.count)
+    videos = {REAL: evaluation.real(evaluation.protocol.context_set, 0, count)}
+    for name in evaluation.models:
+        videos[name] = read_samples(evaluation, sample_plan(evaluation, name), 0, count)
+    return {name: torch.cat(list(parts)).numpy() for name, parts in videos.items()}
 
 
-def _page(result: Mapping[str, Any], sheet: bytes, curves: bytes) -> str:
-    card, protocol = result["card"], result["card"]["protocol"]
-    title = html.escape(f"{result['score_name']} by {protocol['name']}")
+def report_html(result: EvaluationResult, pictures: Mapping[str, Image.Image], video: bytes) -> str:
+    """The page: figures, video, pictures (title -> picture), how it was measured."""
+    protocol = result.protocol
+    title = f"{result.score_name} by {protocol['name']}"
     folds = f", {protocol['folds']} folds" if protocol["folds"] > 1 else ""
-    parts = [
-        f"<h1>{title}</h1>",
-        f'<p class="note">{html.escape(protocol["source"])}. {protocol["count"]} clips a side{folds}. '
-        f"Card {result['card_sha256'][:16]}.</p>",
-        "<h2>Scores</h2>",
-        '<p class="note">Lower is better; with 95% intervals. A score means something only against the floor: real '
-        "clips against other real clips, the same number. Real clips that were spoilt on purpose must score worse than "
-        "the floor (above its interval), or the measure does not see motion.</p>",
-        _table(("", result["score_name"]), score_rows(result)),
+    note = f"{protocol['source']}. {protocol['count']} clips{folds}. Card {result.card_sha256[:16]}."
+    sections = [
+        *_frechet_sections(result),
+        *_ground_truth_sections(result),
+        PageSection(
+            "Side by side",
+            "The first clips, not picked; slowed down. Context frames have an orange frame.",
+            mp4=_base64(video),
+        ),
+        *(PageSection(name, _CAPTIONS[name], png=_base64(_png(picture))) for name, picture in pictures.items()),
+        PageSection("Models", rows=_model_rows(result), head=("", "")),
+        PageSection("Protocol card", text=json.dumps(result.card, indent=1)),
     ]
-    parts += [
-        '<h2>Drift</h2><p class="note">Mean change between adjacent frames over that of the real clips: 1 where the '
-        "model neither drifts nor freezes.</p>",
-        _table(("", "made / real"), drift_rows(result)),
+    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(title=title, note=note, sections=sections)
+
+
+_CAPTIONS = {
+    "Curves": "Means over clips at every frame, with 95% bootstrap intervals; black lines are targets.",
+    "Contact sheet": "The clip's number and the source of each row on the left.",
+    "Training": "Faint: each log line; solid: running mean.",
+}
+
+
+def _curves(result: EvaluationResult) -> Image.Image:
+    if result.frechet is not None:
+        return draw_frechet(result.frechet)
+    assert result.ground_truth is not None, "a result has scores of one kind"
+    return draw_ground_truth(result.ground_truth, result.protocol["context_frames"], result.protocol["frames"])
+
+
+def text_rows(result: EvaluationResult) -> list[tuple[str, str]]:
+    """What was measured and its figures, for the terminal."""
+    if result.frechet is not None:
+        return score_rows(result) + drift_rows(result.frechet) + frame_rows(result.frechet)
+    return ground_truth_rows(result.ground_truth) if result.ground_truth is not None else []
+
+
+def score_rows(result: EvaluationResult) -> list[tuple[str, str]]:
+    """Every score by a Frechet distance, models first."""
+    scores, rows = result.frechet, []
+    assert scores is not None, "a result without a Frechet distance has no such rows"
+    for name, model in scores.models.items():
+        rows.append((name, _estimate(model.score)))
+        if model.score_at_infinity is not None:
+            rows.append((f"{name}, at infinitely many clips", f"{model.score_at_infinity:.3f}"))
+        rows.append((f"autoencoder of {name} alone", _estimate(model.vae_reconstruction)))
+    shared = result.card["data"].get("floor_clips_of_real_videos", 0)
+    note = f"; {shared} of its clips are of the real set's videos: too low" if shared else ""
+    rows.append(("real against real (the floor)", _estimate(scores.real.floor) + note))
+    if scores.real.floor_expected is not None:
+        rows.append(("the floor to expect of Gaussian features", f"{scores.real.floor_expected:.3f}"))
+    for name, control in scores.real.motion_controls.items():
+        whole = result.protocol["folds"] == 1 and control.clips == result.protocol["count"]
+        rows.append((f"real, {name.replace('_', ' ')}", _control(control, whole)))
+    return rows
+
+
+def _control(control: MotionControl, whole: bool) -> str:
+    """The score of a motion sanity check, the floor of its clips where they are not ``whole`` set, and the verdict."""
+    if control.score is None or control.floor is None:
+        return f"not run: {control.not_run}"
+    text = _estimate(control.score)
+    if not whole:
+        text += f"; {control.clips} clips, whose floor is {control.floor.value:.3f}"
+    return text + ("; INSENSITIVE TO MOTION: no worse than the floor" if control.insensitive_to_motion else "")
+
+
+def drift_rows(scores: FrechetScores) -> list[tuple[str, str]]:
+    """Change between a model's frames over that of the real clips: over all frames, and at the last one."""
+    rows = []
+    for name, model in scores.models.items():
+        ratio = model.drift_ratio
+        means = [mean for mean in ratio.mean if mean is not None]
+        if ratio.mean[-1] is None:
+            text = "no change between real frames to compare with"
+        else:
+            text = f"{sum(means) / len(means):.3f}; last frame {ratio.mean[-1]:.3f}"
+            if ratio.low[-1] is not None and ratio.high[-1] is not None:
+                text += f" ({ratio.low[-1]:.3f} to {ratio.high[-1]:.3f})"
+        rows.append((f"{name}, change between frames over real", text))
+    return rows
+
+
+def frame_rows(scores: FrechetScores) -> list[tuple[str, str]]:
+    """The mean of every metric over the predicted frames."""
+    return [
+        (f"{name}, {metric}", "every frame is exact" if found.mean is None else f"{found.mean:.4f}")
+        for name, model in scores.models.items()
+        for metric, found in model.frames.items()
     ]
-    if frames := frame_rows(result):
-        parts += ["<h2>Predicted frames against the true ones</h2>", _table(("model", "metric", "mean"), frames)]
-    parts += [
-        '<h2>Side by side</h2><p class="note">The first clips, not picked. Context frames have an orange frame.</p>',
-        _picture("real and made clips", sheet),
-        '<h2>Frame by frame</h2><p class="note">Means over clips with 95% bootstrap bands.</p>',
-        _picture("curves", curves),
-        "<h2>Protocol card</h2>",
-        f"<pre>{html.escape(json.dumps(card, indent=1))}</pre>",
+
+
+def ground_truth_rows(scores: GroundTruthScores) -> list[tuple[str, str]]:
+    """The means of the ground-truth metrics by series and range, and how many targets each model meets."""
+    rows = []
+    for name, series in scores.series.items():
+        for frames, metrics in series.ranges.items():
+            text = "  ".join(f"{metric} {found.value.value:.3f}" for metric, found in metrics.items())
+            rows.append((f"{name}, frames {frames}", text))
+    for name, judged in scores.targets.items():
+        if judged:
+            rows.append((name, f"{sum(target.met for target in judged)} of {len(judged)} targets met"))
+    return rows
+
+
+def target_text(target: JudgedTarget) -> str:
+    """A target in words."""
+    bounds = [f"at least {target.low:g}"] if target.high is None else [f"at most {target.high:g}"]
+    if target.low is not None and target.high is not None:
+        bounds = [f"within {target.low:g} to {target.high:g}"]
+    return f"{METRIC_TITLES[target.metric]} of frames {target.frames} {bounds[0]}"
+
+
+def _frechet_sections(result: EvaluationResult) -> list[PageSection]:
+    if result.frechet is None:
+        return []
+    sections = [
+        PageSection(
+            "Scores",
+            "Lower is better; with 95% intervals. A score means something only against the floor: real clips against "
+            "other real clips, the same number. Real clips that were corrupted on purpose must score worse than the "
+            "floor (above its interval), or the measure is insensitive to motion.",
+            ("", result.score_name),
+            _plain(score_rows(result)),
+        ),
+        PageSection(
+            "Drift",
+            "Mean change between adjacent frames over that of the real clips: 1 where the model neither drifts nor "
+            "freezes.",
+            ("", "generated / real"),
+            _plain(drift_rows(result.frechet)),
+        ),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    frames = frame_rows(result.frechet)
+    title = "Predicted frames against the true ones"
+    return [*sections, PageSection(title, head=("", "mean"), rows=_plain(frames))] if frames else sections
+
+
+def _ground_truth_sections(result: EvaluationResult) -> list[PageSection]:
+    scores = result.ground_truth
+    if scores is None:
+        return []
+    note = (
+        "Means over clips and frames with 95% bootstrap intervals over clips, and the worst mean over ten consecutive "
+        "frames. real and vae are the real clips and their reconstructions by the autoencoder: what can be reached at "
+        "most. Class accuracy: share of frames in which a small classifier sees the clip's class; it was trained on "
+        f"clean digits, of which it classifies {scores.classifier_accuracy:.2%} correctly. Position error: distance of "
+        "the centroid from the exact path. Intensity / real: sum of grey levels over that of the real frame. A black "
+        "frame counts as the wrong class and as half the frame's width."
     )
+    head = ["", *(title for metric in METRIC_TITLES.values() for title in (metric, "worst bin"))]
+    rows = [
+        [Cell(f"{name}, frames {frames}"), *_range_cells(scores, name, frames)]
+        for frames in next(iter(scores.series.values())).ranges
+        for name in scores.series
+    ]
+    sections = [PageSection("Ground-truth metrics", note, head, rows)]
+    judged = next(iter(scores.targets.values()), ())
+    if judged:
+        rows = [
+            [Cell(target_text(target)), *(_target_cell(model[number]) for model in scores.targets.values())]
+            for number, target in enumerate(judged)
+        ]
+        sections.insert(0, PageSection("Targets", head=("mean over clips and frames", *scores.targets), rows=rows))
+    return sections
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def _range_cells(scores: GroundTruthScores, name: str, frames: str) -> list[Cell]:
+    cells = []
+    for metric in METRIC_TITLES:
+        found = scores.series[name].ranges[frames][metric]
+        cells.append(Cell(f"{found.value.value:.2f}", f"{found.value.low:.2f}–{found.value.high:.2f}"))
+        cells.append(Cell(f"{found.worst_bin:.2f}", found.worst_bin_frames))
+    return cells
 
 
-def _picture(name: str, png: bytes) -> str:
-    data = base64.b64encode(png).decode("ascii")
-    return f'<div class="wide"><img alt="{name}" src="data:image/png;base64,{data}"></div>'
+def _target_cell(target: JudgedTarget) -> Cell:
+    mark = "met" if target.met else "missed"
+    return Cell(f"{target.value:.2f} {mark}", mark=mark)
+
+
+def _model_rows(result: EvaluationResult) -> list[list[Cell]]:
+    rows: list[tuple[str, str]] = []
+    for name, model in result.models.items():
+        sampling = ", ".join(f"{key} {value}" for key, value in model.sampling.items())
+        rows += [(f"{name}: model", model.id), (f"{name}: autoencoder", model.vae), (f"{name}: sampling", sampling)]
+    return _plain(rows)
+
+
+def _plain(rows: Sequence[Sequence[str]]) -> list[list[Cell]]:
+    return [[Cell(text) for text in row] for row in rows]
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}; std {found.std:.3f})"
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -1,13 +1,13 @@
 """How much an autoencoder loses, what its latents look like, and how fast it goes: clips encoded and decoded.
 
-PSNR and SSIM bound what any model can reach on these latents. The mean and deviation of each latent channel are what
-training normalises with. Knows no adapter and no model.
+PSNR and SSIM bound what any model can reach on these latents. The mean and standard deviation of each
+latent channel are what training normalises with. Knows no adapter and no model.
 """
 
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,15 +17,14 @@ from torch import Tensor
 
 from magi.errors import NumericsError
 from magi.evaluation.metrics.psnr_ssim import WINDOW, psnr, ssim
+from magi.progress import Report
 from magi.vae.contract import VideoAutoencoder
 from magi.vae.normalization import ChannelStatistics
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Figures over all frames of all clips; the mean and deviation are of latents as they are drawn."""
+    """Figures over all frames of all clips; mean and standard deviation are of latents drawn from the posterior."""
 
     clips: int
     frames: int
@@ -50,7 +49,7 @@ def measure_reconstruction(
     count: int,
     clips_at_a_time: int,
     device: torch.device,
-    report: Report = lambda done, total: None,
+    on_progress: Report = lambda done, total: None,
 ) -> Reconstruction:
     """Encode and decode the first ``count`` of ``videos`` (video_THWC uint8); ``NumericsError`` numbers a bad clip."""
     statistics, clock = ChannelStatistics(vae.channels), _Clock(device)
@@ -61,7 +60,7 @@ def measure_reconstruction(
         began = clock.now()
         posterior = vae.posterior(video_BTHWC.to(device))
         clock.encode += (encoded := clock.now()) - began
-        made_BTHWC = vae.decode(posterior.mean_BTCHW)
+        decoded_BTHWC = vae.decode(posterior.mean_BTCHW)
         clock.decode += clock.now() - encoded
         finite_B = (posterior.mean_BTCHW.isfinite() & posterior.std_BTCHW.isfinite()).flatten(1).all(1)
         if not bool(finite_B.all()):
@@ -69,10 +68,10 @@ def measure_reconstruction(
                 f"clip {done + int(finite_B.int().argmin())}: latents are not finite; check the weights"
             )
         statistics.add(posterior.mean_BTCHW, posterior.std_BTCHW)
-        decibels.append(psnr(video_BTHWC, made_BTHWC.cpu()).flatten())
+        decibels.append(psnr(video_BTHWC, decoded_BTHWC.cpu()).flatten())
         if min(video_BTHWC.shape[2:4]) >= WINDOW:
-            similarities.append(ssim(video_BTHWC, made_BTHWC.cpu()).flatten())
-        report(done := done + len(video_BTHWC), count)
+            similarities.append(ssim(video_BTHWC, decoded_BTHWC.cpu()).flatten())
+        on_progress(done := done + len(video_BTHWC), count)
     decibels_N = torch.cat(decibels)
     finite_N, frames = decibels_N[decibels_N.isfinite()], len(decibels_N)
     return Reconstruction(

@@ -40,6 +40,7 @@ def untrained(folder: Path, size: int) -> Path:
 def _few_resamples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("magi.evaluation.protocol.score._RESAMPLES", 8)
+        patch.setattr("magi.evaluation.moving_digits.protocol.CLASSIFIER_CLIPS", 50)
         yield
 
 
@@ -66,30 +67,47 @@ def evaluated(digits: Path, model: Path, tmp_path_factory: pytest.TempPathFactor
 def test_digits3d_scores_a_model_and_the_floor(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads((evaluated / "result.json").read_text())
     assert result["score_name"] == "fvd[digits3d; count=4; singular=True]"
-    assert result["models"]["fresh"]["score"]["value"] > result["real"]["floor"]["value"] > 0
-    assert set(result["real"]["battery"]) == {"frames_shuffled", "first_frame_frozen", "interval_doubled"}
+    scores = result["frechet"]
+    assert scores["models"]["fresh"]["score"]["value"] > scores["real"]["floor"]["value"] > 0
+    assert set(scores["real"]["motion_controls"]) == {"frames_shuffled", "first_frame_frozen", "interval_doubled"}
     page = (evaluated / "report.html").read_text()
     assert "fvd[digits3d; count=4" in page and "data:image/png;base64," in page and "https://" not in page
-    for file in ("side_by_side.png", "curves.png", "clips.csv", "clips.json"):
+    for file in ("contact_sheet.png", "curves.png", "comparison.mp4", "comparison.gif", "clips.csv", "clips.json"):
         assert (evaluated / file).stat().st_size > 0
 
 
-def test_second_call_keeps_everything_and_writes_the_score(
-    evaluated: Path, digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_second_call_keeps_everything_and_prints_the_score(
+    evaluated: Path, digits: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (evaluated / "result.json").read_bytes()
-    readme = tmp_path / "README.md"
-    readme.write_text("above\n<!-- results:digits3d:begin -->\nstale\n<!-- results:digits3d:end -->\nbelow\n")
-    words = ["--models", f"fresh={model}", "--videos", digits, "--count", 4, "--singular", "--readme", readme]
+    words = ["--models", f"fresh={model}", "--videos", digits, "--count", 4, "--singular"]
     assert run("evaluate digits3d", evaluated, *words) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (evaluated / "result.json").read_bytes() == before
-    table = readme.read_text()
-    assert "| fresh |" in table and "stale" not in table and table.startswith("above\n") and table.endswith("\nbelow\n")
-    assert told.startswith("fvd[digits3d; count=4; singular=True] by digits3d\n")
-    assert (tmp_path / "results" / "digits3d.json").read_bytes() == before
-    assert f"{tmp_path / 'results' / 'digits3d.json'}\n" in told and "fresh, change between frames over real" in told
-    assert "real against real (the floor)" in told and str(evaluated / "report.html") in told
+    assert printed.startswith("fvd[digits3d; count=4; singular=True] by digits3d\n")
+    for text in ("fresh, change between frames over real", "real against real (the floor)"):
+        assert text in printed
+    assert str(evaluated / "report.html") in printed
+
+
+def test_digits_measures_the_ground_truth_at_every_speed_with_the_options_given(
+    digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--models", f"fresh={model}", "--videos", digits, "--speeds", "full", "fast", "--seed", 3]
+    words += ["--frames", 10, "--context", 2, "--count", 3, "--batch", 2]
+    assert run("evaluate digits", tmp_path, *words) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert list(result["ground_truth"]["series"]) == ["real", "vae", "fresh", "fresh-fast"]
+    assert result["models"]["fresh"]["sampling"] != result["models"]["fresh-fast"]["sampling"]
+    chosen = result["card"]["protocol"]
+    assert (chosen["frames"], chosen["context_frames"], chosen["count"], result["card"]["seed"]) == (10, 2, 3, 3)
+    assert list(result["ground_truth"]["series"]["fresh"]["ranges"]) == ["3-10"]
+    printed = capsys.readouterr().out
+    assert "fresh-fast, frames 3-10" in printed and "class_accuracy" in printed
+    for name in ("report.html", "contact_sheet.png", "comparison.mp4", "comparison.gif", "result.json"):
+        assert (tmp_path / name).is_file() and str(tmp_path / name) in printed, name
+    assert run("evaluate digits", tmp_path, *words, "--labels") == 2  # this model has no classes
+    assert "digits tells the class, but this model has none" in capsys.readouterr().err
 
 
 def test_workers_share_a_protocol_and_a_table_is_used_again(
@@ -133,11 +151,11 @@ def test_protocols_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("evaluate ucf101-256-2048 {model} {videos} {out}", 2, "did you mean 'ucf101-256-2048-s"),
         ("evaluate ucf101-256-2048-s3 {model} {videos} {out}", 5, "i3d: weights not imported"),
-        ("evaluate ucf101-256-2048-s3 {model} nowhere {out} --artificial", 2, "nowhere: no such folder"),
-        ("evaluate ucf101-256-2048-s3 {model} {videos} {out} --artificial", 2, "needs 4096"),
-        ("evaluate ucf101-256-2048-s3 {model} {videos} {out} --artificial --count 2 --singular", 2, "scores at 256"),
+        ("evaluate ucf101-256-2048-s3 {model} nowhere {out} --synthetic", 2, "nowhere: no such folder"),
+        ("evaluate ucf101-256-2048-s3 {model} {videos} {out} --synthetic", 2, "needs 4096"),
+        ("evaluate ucf101-256-2048-s3 {model} {videos} {out} --synthetic --count 2 --singular", 2, "scores at 256"),
         (
-            "evaluate ucf101-256-2048-s3 {model} {videos} {out} --artificial --count 2 --size 64",
+            "evaluate ucf101-256-2048-s3 {model} {videos} {out} --synthetic --count 2 --size 64",
             2,
             "2 clips are no more than the 400 dimensions",
         ),
@@ -149,6 +167,16 @@ def test_protocols_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
             "evaluate digits3d {out} --models a={model} --videos {videos} --variant k600-64-f5-50k",
             2,
             "not a protocol of built-in videos",
+        ),
+        (
+            "evaluate digits {out} --models a={model} --videos {videos} --count 2 --frames 8 --context 0",
+            2,
+            "--context 0",
+        ),
+        (
+            "evaluate digits {out} --models a={model} --videos {videos} --count 2",
+            2,
+            "104 frames, digits needs 2",
         ),
         ("evaluate compare {out}", 2, "at least two results"),
         ("evaluate compare {out} {videos}", 2, "no such result"),

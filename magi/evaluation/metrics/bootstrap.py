@@ -1,22 +1,99 @@
-"""How sure one can be of a mean of few values: quantiles of Student's t, from nothing but its density.
+"""How sure one can be of a number: bootstrap intervals over clips, and Student's interval over few repetitions.
 
-With 4 folds a 95% interval is 3.18 standard errors to each side, not the 1.96 of many. Knows no distances, no models.
+Clips are resampled, not frames: frames of one clip are not independent. Intervals are 95% ones, and pure functions of
+the values and of the key of their random numbers (magi.seeding). Knows no distances and no models.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from magi.seeding import torch_generator
+
+RESAMPLES = 1000
+_LOW, _HIGH = 0.025, 0.975
 
 
-def t_quantile(share: float, degrees: int) -> float:
-    """Quantile of Student's t with ``degrees`` of freedom; ``ValueError`` for no freedom or a share outside 0.5..1.
+@dataclass(frozen=True)
+class Estimate:
+    """A number with a 95% interval and its standard deviation."""
 
-    With t = sqrt(degrees) tan(a) the density is proportional to cos(a)^(degrees - 1), which is integrated.
+    value: float
+    low: float
+    high: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """A value at every frame, and its 95% interval."""
+
+    mean_T: Tensor
+    low_T: Tensor
+    high_T: Tensor
+
+
+def resamples(clips: int, count: int, *key: int | str) -> Tensor:
+    """Numbers_RB of ``count`` resamples of ``clips`` clips, drawn with replacement."""
+    return torch.randint(clips, (count, clips), generator=torch_generator("bootstrap", *key))
+
+
+def resampled_means(values_BT: Tensor, count: int, *key: int | str) -> Tensor:
+    """Means_RT over the clips of ``count`` resamples, float64; ``ValueError`` for no clips or no frames."""
+    if values_BT.ndim != 2 or not values_BT.numel():
+        raise ValueError(f"expected values_BT of at least one clip and frame, got {tuple(values_BT.shape)}")
+    clips = len(values_BT)
+    picked_RB = resamples(clips, count, *key)
+    # How often each clip is drawn, as a matrix: the means of all resamples are then one product.
+    counts_RB = torch.zeros(count, clips, dtype=torch.float64)
+    counts_RB.scatter_add_(1, picked_RB, torch.ones_like(counts_RB))
+    return counts_RB @ values_BT.double() / clips
+
+
+def interval_95(draws_RT: Tensor) -> tuple[Tensor, Tensor]:
+    """The 2.5% and 97.5% quantiles over resamples."""
+    low_T, high_T = torch.quantile(draws_RT.double(), torch.tensor([_LOW, _HIGH], dtype=torch.float64), dim=0)
+    return low_T, high_T
+
+
+def mean_band(values_BT: Tensor, *key: int | str) -> Band:
+    """Mean over clips at every frame, with the interval of the means of resampled clips."""
+    low_T, high_T = interval_95(resampled_means(values_BT, RESAMPLES, *key))
+    return Band(values_BT.double().mean(0), low_T, high_T)
+
+
+def ratio_band(generated_BT: Tensor, real_BT: Tensor, *key: int | str) -> Band:
+    """Mean of the generated values over mean of the real ones at every frame; clips of both are resampled."""
+    frames = min(generated_BT.shape[1], real_BT.shape[1])
+    generated_BT, real_BT = generated_BT[:, :frames].double(), real_BT[:, :frames].double()
+    means_RT = resampled_means(generated_BT, RESAMPLES, *key, "generated")
+    low_T, high_T = interval_95(means_RT / resampled_means(real_BT, RESAMPLES, *key, "real"))
+    return Band(generated_BT.mean(0) / real_BT.mean(0), low_T, high_T)
+
+
+def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean of a few repetitions with Student's interval; ``ValueError`` for fewer than two: one has no spread."""
+    if len(values) < 2:
+        raise ValueError(f"an interval over repetitions needs at least two, got {len(values)}")
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = t_quantile((1 + level) / 2, len(values) - 1) * std / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half, std)
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t with ``degrees`` of freedom; ``ValueError`` for no freedom or outside 0.5..1.
+
+    With t = sqrt(degrees) tan(a) the density is proportional to cos(a)^(degrees - 1), which is integrated. With 4
+    repetitions a 95% interval is 3.18 standard errors to each side, not the 1.96 of many.
     """
-    if degrees < 1 or not 0.5 <= share < 1:
-        raise ValueError(f"no quantile {share} of Student's t with {degrees} degrees of freedom")
+    if degrees < 1 or not 0.5 <= probability < 1:
+        raise ValueError(f"no quantile {probability} of Student's t with {degrees} degrees of freedom")
     angles = np.linspace(0, math.pi / 2, 200_001)
     density = np.cos(angles) ** (degrees - 1)
     steps = (density[1:] + density[:-1]) / 2
     below = np.concatenate([[0.0], np.cumsum(steps)]) / (2 * steps.sum())
-    return math.sqrt(degrees) * math.tan(float(np.interp(share - 0.5, below, angles)))
+    return math.sqrt(degrees) * math.tan(float(np.interp(probability - 0.5, below, angles)))

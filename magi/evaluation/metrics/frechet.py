@@ -1,25 +1,27 @@
 """Frechet distance between two sets of feature vectors, in float64, and how sure one can be of it.
 
-d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), S the covariance with divisor N - 1. The trace of the root is
-had in two ways that must agree: from the eigenvalues of the symmetric product S_1^(1/2) S_2 S_1^(1/2), and as the
-nuclear norm of the product of low-rank factors of S_1 and S_2, which is exact where a covariance is singular. A general
-matrix square root is not used: on singular products it returns wrong and even negative distances.
+d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), S the covariance with divisor N - 1. The trace of the
+root is computed by two formulas whose results must agree: from the eigenvalues of the symmetric product
+S_1^(1/2) S_2 S_1^(1/2), and as the nuclear norm of the product of low-rank factors of S_1 and S_2, which is exact where
+a covariance is singular. A general matrix square root is not used: on singular products it returns wrong and even
+negative distances.
 
 Statistics are merged from shards by Chan's update, so a mean far from zero costs no digits. Two samples of one
 distribution have a distance above zero that falls as 1/N: the floor that a score must be read against. Knows neither
 networks nor videos.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from magi.errors import NumericsError
-from magi.evaluation.metrics.bootstrap import t_quantile
+from magi.evaluation.metrics.bootstrap import Estimate, interval_95, resamples
+from magi.seeding import torch_generator
 
-_DISAGREEMENT = 1e-3  # of the two ways, over the sum of the traces
+_DISAGREEMENT = 1e-3  # of the two formulas, over the sum of the traces
 _RANK_TOLERANCE = 1e-12  # eigenvalues below this share of the largest are rounding
 
 
@@ -87,21 +89,11 @@ class FeatureStatistics:
         self.samples |= set(samples)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with a 95% interval and its standard deviation."""
-
-    value: float
-    low: float
-    high: float
-    spread: float
-
-
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics, *, allow_singular: bool = False) -> float:
     """Squared Frechet distance of the two Gaussians (Dowson and Landau 1982), in float64 and never clipped.
 
     ``ValueError`` for empty or unequal statistics, and for no more vectors than dimensions unless ``allow_singular``:
-    the covariance is then singular and the value mostly bias. ``NumericsError`` where the two ways disagree.
+    the covariance is then singular and the value mostly bias. ``NumericsError`` where the two formulas disagree.
     """
     _check_sizes(first, second, allow_singular)
     shift_D = first.mean_D - second.mean_D
@@ -176,39 +168,21 @@ def _distance_of_few(first_ND: Tensor, second_ND: Tensor) -> float:
     return float(shift_D @ shift_D) + traces - 2 * factors
 
 
-def with_bootstrap(value: float, first_ND: Tensor, second_ND: Tensor, resamples: int = 100, seed: int = 0) -> Estimate:
+def with_bootstrap(value: float, first_ND: Tensor, second_ND: Tensor, count: int = 100, seed: int = 0) -> Estimate:
     """``value``, the distance of the two sets, with a 95% interval over resampled clips of both.
 
     Drawing with replacement adds bias to a Frechet distance, so the resampled values give only the spread: their
     quantiles, less their mean, are put around the value.
     """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.tensor(
-        [
-            distance_of(_resampled(first_ND, generator), _resampled(second_ND, generator), allow_singular=True)
-            for _ in range(resamples)
-        ],
+    pairs = zip(
+        resamples(len(first_ND), count, seed, "first"), resamples(len(second_ND), count, seed, "second"), strict=True
+    )
+    drawn_R = torch.tensor(
+        [distance_of(first_ND[one_N], second_ND[other_N], allow_singular=True) for one_N, other_N in pairs],
         dtype=torch.float64,
     )
-    low, high = (float(torch.quantile(drawn - drawn.mean(), share)) for share in (0.025, 0.975))
-    return Estimate(value, value + low, value + high, float(drawn.std()))
-
-
-def _resampled(features_ND: Tensor, generator: torch.Generator) -> Tensor:
-    return features_ND[torch.randint(len(features_ND), (len(features_ND),), generator=generator)]
-
-
-def over_folds(distance: Callable[[int], float], folds: int) -> Estimate:
-    """Mean of ``distance(fold)`` over folds, with Student's 95% interval and the standard deviation.
-
-    ``ValueError`` for fewer than two folds: one number says nothing of its spread.
-    """
-    if folds < 2:
-        raise ValueError(f"an interval over folds needs at least two, got {folds}")
-    values = torch.tensor([distance(fold) for fold in range(folds)], dtype=torch.float64)
-    mean, spread = float(values.mean()), float(values.std())
-    error = t_quantile(0.975, folds - 1) * spread / folds**0.5
-    return Estimate(mean, mean - error, mean + error, spread)
+    low, high = (float(bound) for bound in interval_95(drawn_R - drawn_R.mean()))
+    return Estimate(value, value + low, value + high, float(drawn_R.std()))
 
 
 def extrapolated_distance(first_ND: Tensor, second_ND: Tensor, seed: int = 0) -> float:
@@ -217,8 +191,7 @@ def extrapolated_distance(first_ND: Tensor, second_ND: Tensor, seed: int = 0) ->
     ``ValueError`` where a third is no more than the dimensions. The bias of a Frechet distance is linear in 1/N.
     """
     count = min(len(first_ND), len(second_ND))
-    generator = torch.Generator().manual_seed(seed)
-    order_N = torch.randperm(count, generator=generator)
+    order_N = torch.randperm(count, generator=torch_generator("extrapolation", seed))
     inverse, values = [], []
     for parts in (1, 2, 3):
         size = count // parts

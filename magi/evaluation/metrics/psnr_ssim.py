@@ -15,35 +15,37 @@ _GREY = (0.2125, 0.7154, 0.0721)
 _CHUNK = 64  # frames at a time
 
 
-def psnr(real_BTHWC: Tensor, made_BTHWC: Tensor) -> Tensor:
+def psnr(real_BTHWC: Tensor, generated_BTHWC: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, (B, T) float64; ``ValueError`` where the videos are not two of one size."""
-    check_pair(real_BTHWC, made_BTHWC)
-    error_BTHWC = (real_BTHWC.double() - made_BTHWC.double()) / 255
+    check_pair(real_BTHWC, generated_BTHWC)
+    error_BTHWC = (real_BTHWC.double() - generated_BTHWC.double()) / 255
     return -10 * error_BTHWC.square().mean((2, 3, 4)).log10()
 
 
-def ssim(real_BTHWC: Tensor, made_BTHWC: Tensor, *, grey: bool = False) -> Tensor:
+def ssim(real_BTHWC: Tensor, generated_BTHWC: Tensor, *, grey: bool = False) -> Tensor:
     """Structural similarity, (B, T) float64: mean over RGB, or of the grey frames; valid windows only.
 
     ``ValueError`` where the videos are not two of one size, or smaller than the window.
     """
-    check_pair(real_BTHWC, made_BTHWC)
+    check_pair(real_BTHWC, generated_BTHWC)
     batch, frames, height, width = real_BTHWC.shape[:4]
     if min(height, width) < WINDOW:
         raise ValueError(f"SSIM needs frames of at least {WINDOW} x {WINDOW} pixels, got {height} x {width}")
-    real_FHWC, made_FHWC = real_BTHWC.flatten(0, 1), made_BTHWC.flatten(0, 1)
-    parts = zip(real_FHWC.split(_CHUNK), made_FHWC.split(_CHUNK), strict=True)
-    return torch.cat([_ssim(_planes(real, grey), _planes(made, grey)) for real, made in parts]).view(batch, frames)
+    real_FHWC, generated_FHWC = real_BTHWC.flatten(0, 1), generated_BTHWC.flatten(0, 1)
+    parts = zip(real_FHWC.split(_CHUNK), generated_FHWC.split(_CHUNK), strict=True)
+    return torch.cat([_ssim(_planes(real, grey), _planes(generated, grey)) for real, generated in parts]).view(
+        batch, frames
+    )
 
 
-def check_pair(real_BTHWC: Tensor, made_BTHWC: Tensor) -> None:
+def check_pair(real_BTHWC: Tensor, generated_BTHWC: Tensor) -> None:
     """Refuse, with a ``ValueError``, anything but two uint8 RGB videos of one size."""
-    for name, video in (("real", real_BTHWC), ("made", made_BTHWC)):
+    for name, video in (("real", real_BTHWC), ("generated", generated_BTHWC)):
         if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
             raise ValueError(f"{name}: expected video_BTHWC of uint8 RGB, got {tuple(video.shape)} of {video.dtype}")
-    if real_BTHWC.shape != made_BTHWC.shape:
+    if real_BTHWC.shape != generated_BTHWC.shape:
         raise ValueError(
-            f"frames are compared one with one, got videos {tuple(real_BTHWC.shape)} and {tuple(made_BTHWC.shape)}"
+            f"frames are compared one with one, got videos {tuple(real_BTHWC.shape)} and {tuple(generated_BTHWC.shape)}"
         )
 
 
@@ -55,13 +57,13 @@ def _planes(frames_FHWC: Tensor, grey: bool) -> Tensor:
     return planes_FHWC.movedim(-1, 1)
 
 
-def _ssim(real_FCHW: Tensor, made_FCHW: Tensor) -> Tensor:
-    mean_real, mean_made = _blurred(real_FCHW), _blurred(made_FCHW)
+def _ssim(real_FCHW: Tensor, generated_FCHW: Tensor) -> Tensor:
+    mean_real, mean_generated = _blurred(real_FCHW), _blurred(generated_FCHW)
     variance_real = _blurred(real_FCHW.square()) - mean_real.square()
-    variance_made = _blurred(made_FCHW.square()) - mean_made.square()
-    covariance = _blurred(real_FCHW * made_FCHW) - mean_real * mean_made
-    light = (2 * mean_real * mean_made + K1**2) / (mean_real.square() + mean_made.square() + K1**2)
-    structure = (2 * covariance + K2**2) / (variance_real + variance_made + K2**2)
+    variance_generated = _blurred(generated_FCHW.square()) - mean_generated.square()
+    covariance = _blurred(real_FCHW * generated_FCHW) - mean_real * mean_generated
+    light = (2 * mean_real * mean_generated + K1**2) / (mean_real.square() + mean_generated.square() + K1**2)
+    structure = (2 * covariance + K2**2) / (variance_real + variance_generated + K2**2)
     return (light * structure).mean((1, 2, 3))
 
 

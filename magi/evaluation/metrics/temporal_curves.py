@@ -2,12 +2,11 @@
 
 The paper plots the mean L2 distance between adjacent frames against the frame number, for generated videos and for real
 ones at several frame intervals: a model that drifts leaves the real curves, one that freezes falls below them. All
-values are a number a clip and frame, so that bands can be drawn by resampling clips. Knows no models and no files.
+values are one number for each clip and frame, so that intervals can be drawn by resampling clips
+(magi.evaluation.metrics.bootstrap). Knows no models and no files.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -15,16 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 INTERVALS = (1, 2, 4, 8)
-_RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Band:
-    """A mean over clips at every frame, and its 95% bootstrap interval over clips."""
-
-    mean_T: Tensor
-    low_T: Tensor
-    high_T: Tensor
 
 
 def adjacent_l2(video_BTHWC: Tensor) -> Tensor:
@@ -82,48 +71,6 @@ CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "motion": motion,
 }
 """Name -> values_BT of video_BTHWC."""
-
-
-def band(values_BT: Tensor, seed: int = 0) -> Band:
-    """Mean over clips at every frame, with the 2.5% and 97.5% quantiles of the means of resampled clips."""
-    if values_BT.ndim != 2 or not values_BT.numel():
-        raise ValueError(f"expected values_BT of at least one clip and frame, got {tuple(values_BT.shape)}")
-    values_BT = values_BT.double()
-    clips = len(values_BT)
-    picked_RB = torch.randint(clips, (_RESAMPLES, clips), generator=torch.Generator().manual_seed(seed))
-    # How often each clip is drawn, as a matrix: the means of all resamples are then one product.
-    counts_RB = torch.zeros(_RESAMPLES, clips, dtype=torch.float64).scatter_add_(
-        1, picked_RB, torch.ones(_RESAMPLES, clips, dtype=torch.float64)
-    )
-    means_RT = counts_RB @ values_BT / clips
-    low_T, high_T = torch.quantile(means_RT, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    return Band(values_BT.mean(0), low_T, high_T)
-
-
-def drift_ratio(made_BT: Tensor, real_BT: Tensor, seed: int = 0) -> Band:
-    """Mean of the made values over mean of the real ones at every frame, with a bootstrap band over clips of both."""
-    generator = torch.Generator().manual_seed(seed)
-    frames = min(made_BT.shape[1], real_BT.shape[1])
-    made_BT, real_BT = made_BT[:, :frames].double(), real_BT[:, :frames].double()
-
-    def drawn(values_BT: Tensor) -> Tensor:
-        picked_RB = torch.randint(len(values_BT), (_RESAMPLES, len(values_BT)), generator=generator)
-        return torch.stack([values_BT[picked_B].mean(0) for picked_B in picked_RB])
-
-    ratios_RT = drawn(made_BT) / drawn(real_BT)
-    low_T, high_T = torch.quantile(ratios_RT, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    return Band(made_BT.mean(0) / real_BT.mean(0), low_T, high_T)
-
-
-def curves_to_json(bands: Mapping[str, Band]) -> dict[str, dict[str, list[float | None]]]:
-    """Bands as lists of numbers, for a results file; what is not finite (a ratio to no change at all) is None."""
-    return {
-        name: {
-            key: [round(value, 6) if math.isfinite(value) else None for value in values_T.tolist()]
-            for key, values_T in (("mean", one.mean_T), ("low", one.low_T), ("high", one.high_T))
-        }
-        for name, one in bands.items()
-    }
 
 
 def _grey(frame_BHWC: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""The digit classifier behind ``class_kept``: a small CNN, trained by this project on clean built-in digits.
+"""The digit classifier behind ``class_accuracy``: a small CNN, trained by this project on clean built-in digits.
 
 What it sees of a frame is a crop by one written rule (``centred_crops``): a window of 5/8 of the frame, centred at the
-centroid of the ink, sampled at 32 x 32 points, divided by its brightest point; so it knows nothing of place and grey
-level. The shipped weights and a JSON of their settings and held-out accuracy lie beside this file and are made by
+centroid of the foreground, sampled at 32 x 32 points, divided by its brightest point; so it knows nothing of place and
+grey level. The shipped weights and a JSON of their settings and held-out accuracy lie beside this file and are made by
 
     python -m magi.evaluation.moving_digits.classifier            (about a minute on one core; --help for the options)
 
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from magi.data.moving_digits import CLASSES, digit_video
-from magi.evaluation.moving_digits.intensity import centroids, ink
+from magi.evaluation.moving_digits.intensity import centroids, foreground_intensity
 
 SHIPPED = Path(__file__).with_name("digit_classifier.safetensors")
 POINTS = 32
@@ -73,30 +73,30 @@ class DigitClassifier(nn.Module):
 
     @torch.no_grad()
     def classify(self, frames_FHWC: NDArray[np.uint8], batch: int = 512) -> NDArray[np.int64]:
-        """The class of the glyph in each of ``frames_FHWC``; -1 where there is no ink."""
+        """The class of the glyph in each of ``frames_FHWC``; -1 where all is black."""
         classes_F = np.full(len(frames_FHWC), -1, dtype=np.int64)
         for start in range(0, len(frames_FHWC), batch):
-            ink_FHW = ink(frames_FHWC[start : start + batch])
-            inked_F = ink_FHW.any((1, 2))
-            if inked_F.any():
-                found_F = self(centred_crops(ink_FHW[inked_F], centroids(ink_FHW[inked_F]))).argmax(1)
-                classes_F[start : start + batch][inked_F] = found_F.numpy()
+            intensity_FHW = foreground_intensity(frames_FHWC[start : start + batch])
+            lit_F = intensity_FHW.any((1, 2))
+            if lit_F.any():
+                found_F = self(centred_crops(intensity_FHW[lit_F], centroids(intensity_FHW[lit_F]))).argmax(1)
+                classes_F[start : start + batch][lit_F] = found_F.numpy()
         return classes_F
 
 
-def centred_crops(ink_FHW: NDArray[np.float32], centres_F2: NDArray[np.float64]) -> torch.Tensor:
+def centred_crops(intensity_FHW: NDArray[np.float32], centres_F2: NDArray[np.float64]) -> torch.Tensor:
     """Windows of 5/8 of the frame height around ``centres_F2`` (x, y in pixels) at 32 x 32 points, brightest point 1.
 
-    Bilinear between pixel centres; what lies outside the frame is black. Every frame must hold ink.
+    Bilinear between pixel centres; what lies outside the frame is black. No frame may be black.
     """
-    height, width = ink_FHW.shape[1:]
+    height, width = intensity_FHW.shape[1:]
     offsets_P = (torch.arange(POINTS, dtype=torch.float32) - (POINTS - 1) / 2) * (WINDOW * height / POINTS)
     centres = torch.from_numpy(centres_F2.astype(np.float32))
     # grid_sample measures a frame from -1 to 1 between its outer edges; pixel 0 has its centre half a pixel inside.
     x_FP = (2 * (centres[:, :1] + offsets_P) + 1) / width - 1
     y_FP = (2 * (centres[:, 1:] + offsets_P) + 1) / height - 1
     grid_FPP2 = torch.stack([x_FP[:, None, :].expand(-1, POINTS, -1), y_FP[:, :, None].expand(-1, -1, POINTS)], dim=-1)
-    frames_F1HW = torch.from_numpy(ink_FHW)[:, None]
+    frames_F1HW = torch.from_numpy(intensity_FHW)[:, None]
     crops_F1HW = functional.grid_sample(frames_F1HW, grid_FPP2, align_corners=False)
     return crops_F1HW / crops_F1HW.amax((2, 3), keepdim=True).clamp_min(1.0)
 
@@ -117,8 +117,8 @@ def train_classifier(
     """
     if seed == HELD_OUT_SEED:
         raise ValueError(f"seed {seed} is kept for the held-out digits; train on another")
-    ink_FHW, labels_F = _clean_digits(seed, clips, size)
-    centres_F2 = centroids(ink_FHW)
+    intensity_FHW, labels_F = _clean_digits(seed, clips, size)
+    centres_F2 = centroids(intensity_FHW)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -128,7 +128,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps)
     for epoch in range(epochs):
         jittered_F2 = centres_F2 + rng.uniform(-1, 1, centres_F2.shape) * (_JITTER * size / 64)
-        crops_F1HW = centred_crops(ink_FHW, jittered_F2)
+        crops_F1HW = centred_crops(intensity_FHW, jittered_F2)
         for picked in torch.randperm(clips, generator=generator).split(batch):
             loss = functional.cross_entropy(model(crops_F1HW[picked]), torch.from_numpy(labels_F)[picked])
             optimizer.zero_grad()
@@ -172,7 +172,7 @@ def _clean_frames(seed: int, clips: int, size: int) -> tuple[NDArray[np.uint8], 
 
 def _clean_digits(seed: int, clips: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     frames_FHWC, labels_F = _clean_frames(seed, clips, size)
-    return ink(frames_FHWC), labels_F
+    return foreground_intensity(frames_FHWC), labels_F
 
 
 def _main() -> None:

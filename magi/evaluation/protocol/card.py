@@ -8,9 +8,8 @@ computes them. The model and its sampling settings stand beside the card, not on
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,9 @@ import PIL
 import torch
 
 import magi
-from magi.errors import DataError
-from magi.evaluation.networks.features import FeatureNetwork
 from magi.evaluation.protocol.protocols import EvaluationProtocol
 
-FORMAT = 1
+FORMAT = 2
 _I3D, _PLAIN_INPUT, _TORCH_PORT = "i3d-kinetics400-logits", "tats", "eps1e-05"
 ARITHMETIC = {
     "features": "float32, no TF32, no autocast",
@@ -31,6 +28,15 @@ ARITHMETIC = {
     "quantisation": "round half to even, clamp, uint8",
     "storage": "lossless uint8 safetensors",
 }
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """A network that scores depend on: its name, the hash of its weights, and the number of its features."""
+
+    name: str
+    sha256: str
+    dimension: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def hash_of(values: Any) -> str:
 def make_card(
     protocol: EvaluationProtocol,
     overrides: Mapping[str, Any],
-    network: FeatureNetwork,
+    network: NetworkDescription,
     data: Mapping[str, Any],
     seed: int,
 ) -> ProtocolCard:
@@ -63,7 +69,7 @@ def make_card(
             "format": FORMAT,
             "protocol": protocol.model_dump(mode="json"),
             "overrides": dict(overrides),
-            "network": {"name": network.name, "sha256": network.hash, "dimension": network.dimension},
+            "network": asdict(network),
             "data": dict(data),
             "seed": seed,
             "arithmetic": ARITHMETIC,
@@ -85,14 +91,15 @@ def plain_network(protocol: EvaluationProtocol) -> str:
     return f"{_I3D}[{','.join(words)}]" if words else _I3D
 
 
-def score_name(protocol: EvaluationProtocol, network: FeatureNetwork, overrides: Mapping[str, Any]) -> str:
-    """How a Frechet video distance is printed: 'fvd' for I3D of published weights by an unchanged protocol alone.
+def score_name(protocol: EvaluationProtocol, network: NetworkDescription, overrides: Mapping[str, Any]) -> str:
+    """How a score is printed: 'fvd' for I3D of published weights by an unchanged protocol alone, or 'ground truth'.
 
     Any other network, and every override, stands in brackets: ``fvd[digits3d]``, ``fvd[digits3d; count=64]``.
     """
-    inside = [] if network.name == plain_network(protocol) else [network.name]
+    inside = [] if protocol.ground_truth or network.name == plain_network(protocol) else [network.name]
     inside += [f"{key}={value}" for key, value in sorted(overrides.items())]
-    return f"fvd[{'; '.join(inside)}]" if inside else "fvd"
+    name = "ground truth" if protocol.ground_truth else "fvd"
+    return f"{name}[{'; '.join(inside)}]" if inside else name
 
 
 def differing_fields(first: Any, second: Any, path: str = "") -> list[str]:
@@ -104,56 +111,3 @@ def differing_fields(first: Any, second: Any, path: str = "") -> list[str]:
             found += differing_fields(first.get(key), second.get(key), below)
         return found
     return [] if first == second else [f"{path}: {first!r}, {second!r}"]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Models of comparable results, best score first, with what was ignored in comparing their cards."""
-
-    name: str
-    rows: tuple[tuple[str, dict[str, Any]], ...]
-    ignored: tuple[str, ...]
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """A results file, or the one in a folder; ``DataError`` where it is damaged or its card was changed by hand."""
-    path = path / "result.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"{path}: no such result; 'magi evaluate' writes result.json")
-    try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        card, stated = ProtocolCard(dict(result["card"])), result["card_sha256"]
-        scores = {str(name): float(model["score"]["value"]) for name, model in result["models"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a result of 'magi evaluate' ({error})") from None
-    if card.hash != stated:
-        raise DataError(f"{path}: the card does not have the hash that stands beside it; evaluate again")
-    if not scores:
-        raise DataError(f"{path}: holds no model's score")
-    return result
-
-
-def rank(results: Mapping[str, Mapping[str, Any]], ignore: Sequence[str] = ()) -> Ranking:
-    """Models of several results (name -> result), best first.
-
-    ``ValueError`` names every field in which cards differ, but for those in ``ignore`` (as in 'versions.torch').
-    """
-    (first_name, first), *others = results.items()
-    lines, ignored = [], set()
-    for name, other in others:
-        for line in differing_fields(first["card"], other["card"]):
-            field = line.partition(":")[0]
-            skipped = next((one for one in ignore if field == one or field.startswith(f"{one}.")), None)
-            if skipped is None:
-                lines.append(f"{first_name} and {name} differ in {line}")
-            else:
-                ignored.add(skipped)
-    if lines:
-        raise ValueError("\n".join([*lines, "results of different protocol cards are not ranked; score them alike"]))
-    rows = [
-        (f"{name}: {model}" if len(results) > 1 else model, values)
-        for name, result in results.items()
-        for model, values in result["models"].items()
-    ]
-    rows.sort(key=lambda row: row[1]["score"]["value"])
-    return Ranking(str(first["score_name"]), tuple(rows), tuple(sorted(ignored)))

@@ -1,17 +1,16 @@
 """The clip table: which real clips a protocol uses, a row each, fixed once and read from a CSV ever after.
 
 A row is a video (path below the data folder), the first frame, the interval, the number of frames, where the square is
-cut and the label. Two sets of the same size and no row in common are drawn: ``real``, which made clips are held
-against, and ``floor``, which says how far two sets of real clips are from each other. Within a fold no row comes twice.
-Clips of one video are alike, so a floor of the real set's own videos is too low: it takes other videos where there are
-enough, and where there are not, ``shared_clips`` says how many of its clips are such. Videos too short for a clip are
-listed, not dropped in silence. Knows no networks and no models.
+cut and the label. Two sets of the same size and no row in common are drawn: ``real``, which generated clips are
+compared with, and ``floor``, which says how far two sets of real clips are from each other. In a fold no row comes
+twice. Clips of one video are alike, so a floor of the real set's own videos is too low: it takes other videos where
+there are enough, and where there are not, ``shared_clips`` says how many of its clips are such. Videos too short for a
+clip are listed, not dropped in silence. Knows no networks and no models.
 """
 
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,9 +21,12 @@ from magi.data.clips import clip_span
 from magi.data.index.index import VideoIndex
 from magi.errors import DataError
 from magi.evaluation.protocol.protocols import EvaluationProtocol
-from magi.files import atomic_write
+from magi.files import write_json, write_text
+from magi.seeding import numpy_generator
 
 SETS = ("real", "floor")
+TABLE_FILE = "clips.csv"
+_TABLE_KEY = 20
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,33 @@ def build_table(protocol: EvaluationProtocol, index: VideoIndex) -> ClipTable:
     """
     span = clip_span(protocol.frames, protocol.interval)
     too_short = tuple(record.path for record in index.videos if record.frames < span)
-    rng = np.random.default_rng([protocol.table_seed, 20])
+    if protocol.clip_sampling == "in_order":
+        return ClipTable(tuple(_in_order(protocol, index, span)), too_short)
+    rng = numpy_generator(protocol.table_seed, _TABLE_KEY)
     rows: list[ClipRow] = []
     for fold in range(protocol.folds):
         for name, part in zip(SETS, _Draw(protocol, index, rng).real_and_floor(), strict=True):
             rows += [_row(protocol, index, name, fold, place) for place in part]
     order = {name: number for number, name in enumerate(SETS)}
     return ClipTable(tuple(sorted(rows, key=lambda row: (order[row.set], row.fold))), too_short)
+
+
+def by_number(path: Path) -> tuple[str, str]:
+    """What sorts videos by the number after the last underscore of their names."""
+    name, _, number = path.stem.rpartition("_")
+    return number.zfill(12), name
+
+
+def _in_order(protocol: EvaluationProtocol, index: VideoIndex, span: int) -> list[ClipRow]:
+    """The first frames of the first videos, in the order of the numbers in their names: 3_00012 after 2_00011."""
+    videos = [number for number, record in enumerate(index.videos) if record.frames >= span]
+    videos.sort(key=lambda number: by_number(Path(index.videos[number].path)))
+    if len(videos) < protocol.count:
+        raise ValueError(
+            f"{index.root}: holds {len(videos)} videos of at least {span} frames, {protocol.name} needs "
+            f"{protocol.count}; write more, or ask fewer with --count"
+        )
+    return [_row(protocol, index, "real", 0, _Place(video, 0, 0.5, 0.5)) for video in videos[: protocol.count]]
 
 
 @dataclass(frozen=True)
@@ -131,7 +153,7 @@ class _Draw:
         real = self._enough(self._places(self.usable, []), 0)
         used = {place.video for place in real}
         others = [video for video in self.usable if video not in used]
-        if not self.protocol.one_a_video and len(others) >= len(used):
+        if not self.protocol.one_per_video and len(others) >= len(used):
             floor = self._places(others, real)
             if len(floor) == self.protocol.count:
                 return real, floor
@@ -139,11 +161,11 @@ class _Draw:
 
     def _places(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
         """``count`` distinct clips of ``videos``, none of which is ``taken``; fewer where there are no more."""
-        if self.protocol.choice in ("random_window", "random_clip"):
+        if self.protocol.clip_sampling in ("random_window", "random_clip"):
             return self._random(videos, taken)
         candidates = list(self._candidates(videos, taken))
         order = self.rng.permutation(len(candidates)).tolist()
-        if self.protocol.one_a_video:
+        if self.protocol.one_per_video:
             used = {place.video for place in taken}
             order.sort(key=lambda number: candidates[number].video in used)  # stable: other videos first
         return [candidates[number] for number in order[: self.protocol.count]]
@@ -164,7 +186,7 @@ class _Draw:
         places, starts = set(taken), {place.video: place.start for place in taken}
         for video in videos:
             slack = self.index.videos[video].frames - self.span
-            match self.protocol.choice:
+            match self.protocol.clip_sampling:
                 case "one_window":
                     yield from self._one_window(video, slack, starts.get(video))
                 case "centre_window" if video not in starts:
@@ -187,10 +209,10 @@ class _Draw:
             yield self._placed(video, drawn if drawn < before else slack + 1 - after + (drawn - before))
 
     def _grid(self, video: int, slack: int) -> Iterator[_Place]:
-        record, windows, places = self.index.videos[video], self.protocol.windows, self.protocol.places
+        record, windows, crops = self.index.videos[video], self.protocol.windows, self.protocol.crops
         across = record.width >= record.height
         for start in sorted({round(slack * number / max(1, windows - 1)) for number in range(windows)}):
-            for share in [number / (places - 1) for number in range(places)] if places > 1 else [0.5]:
+            for share in [number / (crops - 1) for number in range(crops)] if crops > 1 else [0.5]:
                 yield _Place(video, start, share if across else 0.5, 0.5 if across else share)
 
     def _placed(self, video: int, start: int) -> _Place:
@@ -206,7 +228,7 @@ class _Draw:
         slacks = [self.index.videos[video].frames - self.span for video in videos]
         ends = np.cumsum([slack + 1 for slack in slacks])
         for _ in range(20 * self.protocol.count if videos else 0):
-            if self.protocol.choice == "random_clip":
+            if self.protocol.clip_sampling == "random_clip":
                 number = int(np.searchsorted(ends, self.rng.integers(ends[-1]), side="right"))
             else:
                 number = int(self.rng.integers(len(videos)))
@@ -226,11 +248,9 @@ def _row(protocol: EvaluationProtocol, index: VideoIndex, name: str, fold: int, 
 
 def write_table(table: ClipTable, path: Path) -> None:
     """Write the CSV, and beside it a JSON that lists the videos left out."""
-    with atomic_write(path) as beside:
-        beside.write_text(table.csv(), encoding="utf-8")
+    write_text(path, table.csv())
     left_out = {"rows": len(table.rows), "sha256": table.hash, "too_short": list(table.too_short)}
-    with atomic_write(path.with_suffix(".json")) as beside:
-        beside.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
+    write_json(path.with_suffix(".json"), left_out)
 
 
 def read_table(path: Path, protocol: EvaluationProtocol, index: VideoIndex) -> ClipTable:
@@ -273,13 +293,13 @@ def _parsed(values: dict[str, str]) -> ClipRow:
 def _check(table: ClipTable, path: Path, protocol: EvaluationProtocol, index: VideoIndex) -> None:
     lengths = {record.path: record.frames for record in index.videos}
     for fold in range(protocol.folds):
-        places = [row.place for name in SETS for row in table.of(name, fold)]
+        places = [row.place for name in protocol.sets for row in table.of(name, fold)]
         twice = (
             sorted(place for place in set(places) if places.count(place) > 1) if len(set(places)) < len(places) else []
         )
         if twice:
             raise DataError(f"{path}: {len(twice)} clips come twice in fold {fold} (the first is {twice[0][0]})")
-        for name in SETS:
+        for name in protocol.sets:
             if (found := len(table.of(name, fold))) != protocol.count:
                 raise DataError(
                     f"{path}: {found} rows of set {name}, fold {fold}; {protocol.name} has {protocol.count}"

@@ -1,9 +1,8 @@
-"""Clips through the instruments of an evaluation, a chunk at a time, each chunk kept on disk.
+"""Features and metrics of clips, a chunk of clips at a time, each chunk saved on disk.
 
-Of every clip: the feature vector, the curves of magi.evaluation.metrics.temporal_curves, and against the true clip
-(for the predicted
-frames) PSNR, SSIM and learned distances; where there is an image network, features of every frame. Chunks are kept
-under the hash of the protocol card, so that a stopped evaluation goes on where it was and a second one measures
+Of every clip: the feature vector, the curves of magi.evaluation.metrics.temporal_curves, and against the true clip (for
+the predicted frames) PSNR, SSIM and learned distances; where there is an image network, features of every frame. Chunks
+lie under the hash of the protocol card, so that a stopped evaluation goes on where it was and a second one measures
 nothing again. A chunk numbers its clips: statistics of a set are merged from those of its chunks, and no clip counts
 twice or is left out. Knows no protocols and no models.
 """
@@ -17,12 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magi.data.moving_digits import CLASSES
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import FeatureStatistics
 from magi.evaluation.metrics.psnr_ssim import psnr, ssim
 from magi.evaluation.metrics.temporal_curves import CURVES
+from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.networks.features import FeatureNetwork, FrameDistance, ImageNetwork, extract
+from magi.evaluation.protocol.card import NetworkDescription
 from magi.files import atomic_write
+from magi.progress import Report
+from magi.weights import weights_hash
 
 CHUNK = 64
 FEATURES, IMAGES, NUMBERS = "features_BD", "images_BTD", "numbers_B"
@@ -33,23 +37,40 @@ Pairs = Iterator[tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """What clips are measured with; pairs are compared after ``context_frames``."""
+class Metrics:
+    """What clips are measured with: a feature network, or the classifier of built-in videos for ground truth.
 
-    network: FeatureNetwork
+    Pairs of clips are compared after ``context_frames``.
+    """
+
+    network: FeatureNetwork | None = None
     images: ImageNetwork | None = None
     distances: tuple[FrameDistance, ...] = ()
     context_frames: int = 0
+    classifier: DigitClassifier | None = None
 
-    def described(self) -> dict[str, str]:
+    @property
+    def feature_network(self) -> FeatureNetwork:
+        """The network of the Frechet distance."""
+        assert self.network is not None, "a protocol of ground truth has no feature network"
+        return self.network
+
+    def described(self) -> NetworkDescription:
+        """The network that the score depends on."""
+        if self.network is not None:
+            return NetworkDescription(self.network.name, self.network.hash, self.network.dimension)
+        assert self.classifier is not None, "metrics need a feature network or the digit classifier"
+        return NetworkDescription("digit-classifier", weights_hash(self.classifier.state_dict()), len(CLASSES))
+
+    def other_networks(self) -> dict[str, str]:
         """Name and weight hash of what measures beside the score: frames and pairs of frames."""
         described = {distance.name: distance.hash for distance in self.distances}
         return described if self.images is None else described | {self.images.name: self.images.hash}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The kept measures of one set of clips: a file a chunk, in order."""
+class FeatureSet:
+    """Features and metrics of one set of clips on disk: a file for each chunk, in order."""
 
     files: tuple[Path, ...]
 
@@ -101,17 +122,17 @@ def _statistics(path: Path, first: int, last: int) -> FeatureStatistics:
     return found
 
 
-def measure_set(
-    instruments: Instruments,
+def feature_set(
+    metrics: Metrics,
     folder: Path,
     name: str,
     count: int,
     read: Callable[[int, int], Pairs],
-    tell: Callable[[int, int], None],
-) -> Measured:
+    on_progress: Report,
+) -> FeatureSet:
     """Measure clips 0 to ``count`` of a set, chunk by chunk; ``read(first, last)`` yields them.
 
-    ``tell`` hears (clips done, all). ``ValueError`` where a read yields another number of clips than asked: a dropped
+    ``ValueError`` where a read yields another number of clips than asked: a dropped
     last batch must not pass.
     """
     files = []
@@ -119,14 +140,14 @@ def measure_set(
         last = min(first + CHUNK, count)
         path = folder / f"{name}-{first:06d}-{last:06d}.safetensors"
         if not _is_whole(path, range(first, last)):
-            tensors = _measure(instruments, read(first, last), first < IMAGE_CLIPS)
+            tensors = _measure(metrics, read(first, last), first < IMAGE_CLIPS)
             if (found := len(tensors.get(FEATURES, ()))) != last - first:
                 raise ValueError(f"{name}: clips {first} to {last} were asked for and {found} came")
-            with atomic_write(path) as beside:
-                save_file(tensors | {NUMBERS: torch.arange(first, last)}, beside)
+            with atomic_write(path) as temporary:
+                save_file(tensors | {NUMBERS: torch.arange(first, last)}, temporary)
         files.append(path)
-        tell(last, count)
-    return Measured(tuple(files))
+        on_progress(last, count)
+    return FeatureSet(tuple(files))
 
 
 def _is_whole(path: Path, clips: range) -> bool:
@@ -138,25 +159,25 @@ def _is_whole(path: Path, clips: range) -> bool:
     return bool(kept == len(clips) and numbers == list(clips))
 
 
-def _measure(instruments: Instruments, pairs: Pairs, with_images: bool) -> dict[str, Tensor]:
+def _measure(metrics: Metrics, pairs: Pairs, with_images: bool) -> dict[str, Tensor]:
     """Every measure of the clips of ``pairs``, by name, a row a clip."""
     found: dict[str, list[Tensor]] = {}
     for video_BTHWC, real_BTHWC in pairs:
-        measures = {FEATURES: extract(instruments.network, [video_BTHWC])}
+        measures = {FEATURES: extract(metrics.feature_network, [video_BTHWC])}
         measures |= {name: curve(video_BTHWC).float() for name, curve in CURVES.items()}
-        if instruments.images is not None and with_images:
-            measures[IMAGES] = instruments.images.frame_features(video_BTHWC).float().cpu()
+        if metrics.images is not None and with_images:
+            measures[IMAGES] = metrics.images.frame_features(video_BTHWC).float().cpu()
         if real_BTHWC is not None:
-            given = instruments.context_frames
-            measures |= _against(real_BTHWC[:, given:], video_BTHWC[:, given:], instruments.distances)
+            given = metrics.context_frames
+            measures |= _against(real_BTHWC[:, given:], video_BTHWC[:, given:], metrics.distances)
         for name, values in measures.items():
             found.setdefault(name, []).append(values.contiguous())
     return {name: torch.cat(values) for name, values in found.items()}
 
 
-def _against(real_BTHWC: Tensor, made_BTHWC: Tensor, distances: tuple[FrameDistance, ...]) -> dict[str, Tensor]:
-    found = {"psnr": psnr(real_BTHWC, made_BTHWC), "ssim": ssim(real_BTHWC, made_BTHWC)}
-    found["ssim_grey"] = ssim(real_BTHWC, made_BTHWC, grey=True)
+def _against(real_BTHWC: Tensor, generated_BTHWC: Tensor, distances: tuple[FrameDistance, ...]) -> dict[str, Tensor]:
+    found = {"psnr": psnr(real_BTHWC, generated_BTHWC), "ssim": ssim(real_BTHWC, generated_BTHWC)}
+    found["ssim_grey"] = ssim(real_BTHWC, generated_BTHWC, grey=True)
     for distance in distances:
-        found[distance.name] = distance.distances(real_BTHWC, made_BTHWC).float().cpu()
+        found[distance.name] = distance.distances(real_BTHWC, generated_BTHWC).float().cpu()
     return {name: values_BT.float() for name, values_BT in found.items()}

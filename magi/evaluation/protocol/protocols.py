@@ -13,7 +13,7 @@ from pydantic import Field
 
 from magi.config import Section
 
-Choice = Literal["one_window", "centre_window", "random_window", "random_clip", "windows", "grid"]
+ClipSampling = Literal["one_window", "centre_window", "random_window", "random_clip", "windows", "grid", "in_order"]
 
 
 class EvaluationProtocol(Section):
@@ -22,29 +22,34 @@ class EvaluationProtocol(Section):
     name: str = Field(description="as on the command line; a variant has a longer name")
     source: str = Field(description="where it is from, and what that leaves open")
     split: str = Field(description="which videos the data folder is to hold")
-    frames: int = Field(16, ge=1, description="frames of a clip, real and made, the context included")
-    interval: int = Field(1, ge=1, description="frames between the frames of a real clip; the model is told it")
-    choice: Choice = Field(
+    frames: int = Field(16, ge=1, description="frames of a clip, real and generated, the context included")
+    interval: int = Field(1, ge=1, description="frames between the frames of a real clip; given to the model")
+    clip_sampling: ClipSampling = Field(
         "one_window",
         description="real clips: one_window (distinct videos, a random window each), centre_window (the middle one), "
-        "random_window (random video, window and place), random_clip (every window of every video equally likely: long "
-        "videos come more often), windows (of all that do not overlap), grid (windows x places)",
+        "random_window (random video, window and crop), random_clip (every window of every video equally likely: long "
+        "videos come more often), windows (of all that do not overlap), grid (windows x crops), "
+        "in_order (the first frames of the first videos by number; no floor)",
     )
     windows: int = Field(2, ge=1, description="of a grid: windows spread evenly over a video")
-    places: int = Field(3, ge=1, description="of a grid: crops spread evenly along the longer side")
+    crops: int = Field(3, ge=1, description="of a grid: crops spread evenly along the longer side")
     crop: Literal["centre", "random", "grid", "squash"] = Field(
         "centre", description="where the square is cut; squash takes the whole frame and changes its shape"
     )
     read_size: int = Field(256, ge=1, description="height and width that real clips are resized to")
     read_filter: Literal["lanczos", "bicubic", "bilinear"] = Field("lanczos", description="antialiased, Pillow's")
     jpeg_quality: int = Field(0, ge=0, le=100, description="real frames pass through JPEG of this quality; 0 is none")
-    score_size: int = Field(256, ge=1, description="height and width at which real and made clips meet the network")
+    score_size: int = Field(
+        256, ge=1, description="height and width at which real and generated clips meet the network"
+    )
     score_kernel: Literal["half_pixel", "tf1", "antialiased"] = Field(
         "half_pixel", description="bilinear kernel of the resize to score_size; only 'antialiased' antialiases"
     )
-    context_frames: int = Field(0, ge=0, description="real frames that the model continues; 0 makes clips from nothing")
+    context_frames: int = Field(
+        0, ge=0, description="real frames that the model continues; 0 generates clips from nothing"
+    )
     context: Literal["decoded", "ground_truth"] = Field(
-        "decoded", description="context frames of a made clip: out of the autoencoder, or the real ones"
+        "decoded", description="context frames of a generated clip: out of the autoencoder, or the real ones"
     )
     context_set: Literal["real", "floor"] = Field(
         "real",
@@ -52,11 +57,13 @@ class EvaluationProtocol(Section):
         "floor's, so that a perfect model scores the floor",
     )
     labels: Literal["none", "real", "uniform"] = Field(
-        "none", description="class that the model is told: none, that of the real clip, or a uniform draw"
+        "none", description="class given to the model: none, that of the real clip, or a uniform draw"
     )
     count: int = Field(2048, ge=1, description="clips a side and fold")
     folds: int = Field(1, ge=1, description="how many times, with other samples; 1 gives a bootstrap interval")
-    network: Literal["i3d", "digits3d"] = Field("i3d", description="feature network")
+    network: Literal["i3d", "digits3d", "digit_classifier"] = Field(
+        "i3d", description="feature network; digit_classifier measures against the ground truth of built-in videos"
+    )
     network_input: Literal["tats", "videogpt", "google", "magvit_train"] = Field(
         "tats", description="preprocessing of I3D: tats squashes by half-pixel, google and magvit_train by TF1 bilinear"
     )
@@ -66,17 +73,27 @@ class EvaluationProtocol(Section):
     table_seed: int = Field(0, ge=0, description="of the choice of real clips")
 
     @property
-    def one_a_video(self) -> bool:
+    def ground_truth(self) -> bool:
+        """Whether clips are measured against the ground truth of built-in videos, and no distance of features."""
+        return self.network == "digit_classifier"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets of real clips: those to score against, and those of the floor."""
+        return ("real",) if self.clip_sampling == "in_order" else ("real", "floor")
+
+    @property
+    def one_per_video(self) -> bool:
         """Whether a set of real clips has one clip of each of its videos."""
-        return self.choice in ("one_window", "centre_window")
+        return self.clip_sampling in ("one_window", "centre_window")
 
 
 def _ucf101_256() -> EvaluationProtocol:
     return EvaluationProtocol(
         name="ucf101-256-2048-s3",
-        source="paper section 6 and appendix, UCF-101 unconditional: 2,048 real against 2,048 made clips of 16 frames, "
-        "real interval 3; 2,048 videos, a random window of each. The split is not stated: all 13,320 videos, as Latte "
-        "trains; centre square, Lanczos",
+        source="paper section 6 and appendix, UCF-101 unconditional: 2,048 real against 2,048 generated clips of 16 "
+        "frames, real interval 3; 2,048 videos, a random window of each. The split is not stated: all 13,320 videos, "
+        "as Latte trains; centre square, Lanczos",
         split="all",
         interval=3,
     )
@@ -86,10 +103,10 @@ def _ucf101_128() -> EvaluationProtocol:
     return EvaluationProtocol(
         name="ucf101-128-class-10k",
         source="paper section 6, class-conditional UCF-101 after MAGVIT (appendix B.3): train split 1, a random window "
-        "and place of a random video, 10,000 x 4 clips of 16 frames of 9,537 videos, so videos come several times and "
+        "and crop of a random video, 10,000 x 4 clips of 16 frames of 9,537 videos, so videos come several times and "
         "the floor shares them; labels those of the real clips, TF1 resize",
         split="trainlist01",
-        choice="random_window",
+        clip_sampling="random_window",
         crop="random",
         read_size=128,
         read_filter="bilinear",
@@ -107,7 +124,7 @@ def _k600() -> EvaluationProtocol:
         source="paper section 6 and appendix, Kinetics-600: 5 frames continued to 16, 50,000 videos of the test set, a "
         "random window of each, interval 1, scored at 64 x 64. The set has no 100,000 videos: the floor takes those "
         "left over, then other windows of the same. Kernel to 64 and crop are not stated: half-pixel bilinear, centre "
-        "square; the made clip is scored whole, its context out of the autoencoder",
+        "square; the generated clip is scored whole, its context out of the autoencoder",
         split="test",
         read_size=256,
         read_filter="bilinear",
@@ -130,6 +147,24 @@ def _digits3d() -> EvaluationProtocol:
         context_set="floor",
         count=256,
         network="digits3d",
+    )
+
+
+def _digits() -> EvaluationProtocol:
+    return EvaluationProtocol(
+        name="digits",
+        source="this project: built-in videos of a seed of their own, 4 frames continued to 104; class, position and "
+        "brightness of the digit in every frame against the exact ones",
+        split="all",
+        frames=104,
+        clip_sampling="in_order",
+        read_size=64,
+        read_filter="bicubic",
+        score_size=64,
+        context_frames=4,
+        context="ground_truth",
+        count=128,
+        network="digit_classifier",
     )
 
 
@@ -156,12 +191,12 @@ def _ucf101_protocols() -> list[EvaluationProtocol]:
         _variant(_ucf101_256, "ucf101-256-2048-s3-jpeg", latte, jpeg_quality=75),
         _ucf101_128(),
         _variant(_ucf101_128, "ucf101-128-class-10k-17", seventeen.format("ucf101-128-class-10k"), frames=17),
-        _variant(_ucf101_128, "ucf101-128-class-10k-larp", larp, choice="windows", **single),
+        _variant(_ucf101_128, "ucf101-128-class-10k-larp", larp, clip_sampling="windows", **single),
         _variant(
             _ucf101_128,
             "ucf101-128-class-2048",
             tats,
-            choice="random_clip",
+            clip_sampling="random_clip",
             labels="uniform",
             count=2048,
             network_eps="torch-port",
@@ -172,7 +207,7 @@ def _ucf101_protocols() -> list[EvaluationProtocol]:
 
 def _k600_protocols() -> list[EvaluationProtocol]:
     magvit = (
-        "after MAGVIT (appendix B.3): 50,000 x 4 of 2 windows x 3 places of every video of the validation split, at "
+        "after MAGVIT (appendix B.3): 50,000 x 4 of 2 windows x 3 crops of every video of the validation split, at "
         "128, then 64 by TF1 bilinear; the floor shares videos"
     )
     omni = "after OmniTokenizer's released script: 2,048 train videos, 17 centre frames each, whole frame squashed"
@@ -182,9 +217,9 @@ def _k600_protocols() -> list[EvaluationProtocol]:
     )
     seventeen = "5 frames continued to 17, for the paper's 3-D autoencoder; clips chosen as by k600-64-f5-50k"
     tf1 = {"score_kernel": "tf1", "network_input": "magvit_train"}
-    grid = {"split": "eval", "choice": "grid", "crop": "grid", "read_size": 128, "folds": 4}
-    centre = {"split": "train", "choice": "centre_window", "crop": "squash", "read_size": 64, "count": 2048}
-    larps = {"choice": "windows", "read_size": 128, "score_kernel": "antialiased"}
+    grid = {"split": "eval", "clip_sampling": "grid", "crop": "grid", "read_size": 128, "folds": 4}
+    centre = {"split": "train", "clip_sampling": "centre_window", "crop": "squash", "read_size": 64, "count": 2048}
+    larps = {"clip_sampling": "windows", "read_size": 128, "score_kernel": "antialiased"}
     ports = {"network_input": "videogpt", "network_eps": "torch-port"}
     return [
         _k600(),
@@ -198,8 +233,9 @@ def _k600_protocols() -> list[EvaluationProtocol]:
     ]
 
 
-def _digits3d_protocols() -> list[EvaluationProtocol]:
+def _digits_protocols() -> list[EvaluationProtocol]:
     return [
+        _digits(),
         _digits3d(),
         _variant(_digits3d, "digits3d-s2", "as digits3d at interval 2", interval=2),
         _variant(_digits3d, "digits3d-f1", "as digits3d from the first frame alone", context_frames=1),
@@ -207,7 +243,7 @@ def _digits3d_protocols() -> list[EvaluationProtocol]:
 
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {
-    protocol.name: protocol for protocol in (*_ucf101_protocols(), *_k600_protocols(), *_digits3d_protocols())
+    protocol.name: protocol for protocol in (*_ucf101_protocols(), *_k600_protocols(), *_digits_protocols())
 }
 
 

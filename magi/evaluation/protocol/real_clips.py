@@ -1,7 +1,8 @@
 """Real clips by the rows of a clip table, and what a protocol does to clips before they are scored.
 
 A frame is cut and resized in one resampling by the filter that the protocol names; every resize rounds to uint8 (half
-to even), and real and made clips go through the same resize to the size at which they are scored. Knows no networks.
+to even), and real and generated clips go through the same resize to the size at which they are scored. Knows no
+networks.
 """
 
 import io
@@ -19,6 +20,7 @@ from magi.data.index.index import VideoIndex, VideoRecord
 from magi.evaluation.metrics.resize import resize_bilinear
 from magi.evaluation.protocol.clip_table import ClipRow
 from magi.evaluation.protocol.protocols import EvaluationProtocol
+from magi.seeding import torch_generator
 
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -106,11 +108,8 @@ def quantised(frames: Tensor) -> Tensor:
 
 
 def shuffled(video_BTHWC: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Each clip with its frames in a random order of its own: a measure that scores these like the real ones is blind.
-
-    ``numbers`` are the clips' numbers, which the orders are drawn from.
-    """
-    orders = [torch.randperm(video_BTHWC.shape[1], generator=torch.Generator().manual_seed(n)) for n in numbers]
+    """Each clip with its frames in a random order of its own, drawn from the clip's number (one of ``numbers``)."""
+    orders = [torch.randperm(video_BTHWC.shape[1], generator=torch_generator("shuffled", n)) for n in numbers]
     return torch.stack([clip[order] for clip, order in zip(video_BTHWC, orders, strict=True)])
 
 

@@ -1,16 +1,15 @@
 """The samples of a protocol: N clips of a model on disk, none missing, none twice, by any number of workers.
 
-Sample k is made with a seed that depends on (run seed, k) alone, so it does not matter who makes it, in which batch and
-after how many interruptions. Samples lie in shards of 32, lossless (uint8 safetensors); worker i of n makes the shards
-k with k mod n = i and needs no coordination. A shard appears whole or not at all and names everything that its samples
-depend on; a shard made otherwise is not used. Knows no networks and no scores.
+Sample k is generated with a seed that depends on (run seed, k) alone, so it does not matter who generates it, in which
+batch and after how many interruptions. Samples lie in shards of 32, lossless (uint8 safetensors); worker i of n
+generates the shards k with k mod n = i and needs no coordination. A shard appears whole or not at all and names
+everything that its samples depend on; a shard of other settings is not used. Knows no networks and no scores.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,27 +17,35 @@ from torch import Tensor
 
 import magi
 from magi.errors import DataError
-from magi.evaluation.moving_digits.predictions import Progress, describe
 from magi.evaluation.protocol.card import hash_of
 from magi.evaluation.protocol.clip_table import ClipRow
-from magi.evaluation.protocol.protocols import EvaluationProtocol
-from magi.evaluation.protocol.real_clips import RealClips
+from magi.evaluation.protocol.evaluation import Evaluation
+from magi.evaluation.protocol.real_clips import to_score_size
+from magi.evaluation.protocol.result import ModelDescription
 from magi.files import atomic_write
 from magi.sampling.pipeline import MagiPipeline
+from magi.seeding import integer, seed_of
+from magi.weights import weights_hash
 
 SHARD = 32
-_SEEDS = 2**32
-_SPREAD = 1_000_003  # a prime: runs of neighbouring seeds share no sample seeds for as many samples
+_LABEL_KEY = 21
+_SEEDS = 2**32  # those that the sampler takes
 
 
 def sample_seed(run_seed: int, number: int) -> int:
     """Seed of sample ``number``: a pure function of both, different for all samples of a run."""
-    return (run_seed * _SPREAD + number) % _SEEDS
+    return (seed_of("samples", run_seed) + number) % _SEEDS
 
 
 def uniform_label(run_seed: int, number: int, classes: int) -> int:
     """Class of sample ``number`` under uniform labels: a pure function of its arguments."""
-    return int(np.random.default_rng([run_seed, number, 21]).integers(classes))
+    return integer(0, classes - 1, run_seed, number, _LABEL_KEY)
+
+
+def describe(model: MagiPipeline) -> ModelDescription:
+    """What a model's samples depend on."""
+    key = hash_of([model.config.model.model_dump(mode="json"), weights_hash(model.model.state_dict())])
+    return ModelDescription(f"magi-{key[:16]}", model.vae.id, model.config.sampling.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -93,105 +100,113 @@ class SamplePlan:
         return sample_1THWC[0]
 
 
-def sample_plan(
-    model: MagiPipeline, protocol: EvaluationProtocol, rows: Sequence[ClipRow], table_hash: str, seed: int, folder: Path
-) -> SamplePlan:
-    """The plan of a model's samples for ``rows``, the real clips in order; sample k belongs to row k."""
+def sample_plan(evaluation: Evaluation, name: str) -> SamplePlan:
+    """Where the samples of the model called ``name`` lie; sample k belongs to row k of ``evaluation.predicted``."""
     depends_on = {
         "magi": magi.__version__,
-        "model": describe(model),
-        "protocol": protocol.model_dump(mode="json"),
-        "table": table_hash,
-        "seed": seed,
+        "model": asdict(describe(evaluation.models[name])),
+        "protocol": evaluation.protocol.model_dump(mode="json"),
+        "table": evaluation.table.hash,
+        "seed": evaluation.seed,
     }
-    return SamplePlan(folder, hash_of(depends_on), len(rows))
+    return SamplePlan(evaluation.out / "samples" / name, hash_of(depends_on), len(evaluation.predicted))
 
 
-def generate_samples(
-    model: MagiPipeline,
-    protocol: EvaluationProtocol,
-    clips: RealClips,
-    rows: Sequence[ClipRow],
-    plan: SamplePlan,
-    seed: int,
-    batch: int,
-    worker: tuple[int, int],
-    tell: Progress,
-) -> None:
-    """Make this worker's shards of ``plan`` that are not there yet; ``tell`` hears (what, samples made, to make).
+def generate_samples(evaluation: Evaluation, worker: tuple[int, int] = (0, 1)) -> bool:
+    """Generate this worker's samples of every model; whether all samples of all models are there now.
 
     ``ValueError`` where model and protocol do not fit together.
     """
+    return not any([_generate_shards(evaluation, name, worker).missing() for name in evaluation.models])
+
+
+def _generate_shards(evaluation: Evaluation, name: str, worker: tuple[int, int]) -> SamplePlan:
+    """Generate this worker's shards of a model that are not there yet."""
+    plan = sample_plan(evaluation, name)
     mine = [shard for shard in plan.missing() if shard % worker[1] == worker[0]]
-    total, done = sum(len(plan.numbers(shard)) for shard in mine), 0
-    maker = _Maker(model, protocol, clips, rows, seed)
+    total, done = sum(len(plan.numbers(shard)) for shard in mine) * evaluation.protocol.frames, 0
+
+    def on_frame(clips: int) -> None:
+        nonlocal done
+        done += clips
+        evaluation.on_progress(f"{name}: generating frames", done, total)
+
+    generator = _Generator(evaluation, evaluation.models[name])
     for shard in mine:
-        made, numbers = [], plan.numbers(shard)
-        for start in range(numbers.start, numbers.stop, batch):
-            tell("generating samples", done, total)
-            part = range(start, min(start + batch, numbers.stop))
-            made.append(maker.make(part))
-            done += len(part)
-        video_BTHWC = torch.cat(made)
-        with atomic_write(plan.path(shard)) as beside:
-            tensors = {"video_BTHWC": video_BTHWC.contiguous(), "numbers": torch.tensor(list(numbers))}
-            save_file(tensors, beside, metadata={"key": plan.key})
-    tell("generating samples", total, total)
+        videos, numbers = [], plan.numbers(shard)
+        for start in range(numbers.start, numbers.stop, evaluation.batch):
+            part = range(start, min(start + evaluation.batch, numbers.stop))
+            frames = []
+            for frame_BHWC in generator.frames(part):
+                frames.append(frame_BHWC)
+                on_frame(len(part))
+            videos.append(torch.stack(frames, dim=1))
+        tensors = {"video_BTHWC": torch.cat(videos).contiguous(), "numbers": torch.tensor(list(numbers))}
+        with atomic_write(plan.path(shard)) as temporary:
+            save_file(tensors, temporary, metadata={"key": plan.key})
+    return plan
+
+
+def read_samples(evaluation: Evaluation, plan: SamplePlan, first: int, last: int) -> Iterator[Tensor]:
+    """Video_BTHWC of the samples ``first`` up to ``last`` (not included) of a plan, as they are scored."""
+    for video_BTHWC in plan.read(first, last, evaluation.batch):
+        yield to_score_size(video_BTHWC, evaluation.protocol)
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Makes samples by their numbers."""
+class _Generator:
+    """Generates samples by their numbers."""
 
+    evaluation: Evaluation
     model: MagiPipeline
-    protocol: EvaluationProtocol
-    clips: RealClips
-    rows: Sequence[ClipRow]
-    seed: int
 
-    def make(self, numbers: range) -> Tensor:
-        """Video_BTHWC uint8 of the samples, the context included."""
-        protocol = self.protocol
-        context_BTHWC = self._context(numbers)
+    def frames(self, numbers: range) -> Iterator[Tensor]:
+        """Frames_BHWC uint8 of the samples on the CPU, those of the context included."""
+        protocol, context_BTHWC = self.evaluation.protocol, self._context(numbers)
         stream = self.model.stream(
             frames=protocol.frames,
             context=context_BTHWC,
             labels=self._labels(numbers),
             interval=protocol.interval,
-            seeds=[sample_seed(self.seed, number) for number in numbers],
+            seeds=[sample_seed(self.evaluation.seed, number) for number in numbers],
         )
-        made_BTHWC = torch.stack(list(stream), dim=1)
-        if context_BTHWC is None:
-            return made_BTHWC
-        if protocol.context == "decoded":
-            context_BTHWC = reconstruct(self.model, context_BTHWC)
-        return torch.cat([context_BTHWC, made_BTHWC], dim=1)
+        if context_BTHWC is not None:
+            yield from self._shown_context(context_BTHWC).unbind(1)
+        for frame_BHWC in stream:
+            yield frame_BHWC.cpu()
+
+    def _shown_context(self, context_BTHWC: Tensor) -> Tensor:
+        """The context frames of a sample: the real ones, or what the autoencoder makes of them."""
+        if self.evaluation.protocol.context == "ground_truth":
+            return context_BTHWC
+        device = next(self.model.model.parameters()).device
+        return self.model.vae.decode(self.model.vae.encode(context_BTHWC.to(device))).cpu()
 
     def _context(self, numbers: range) -> Tensor | None:
-        frames = self.protocol.context_frames
+        frames = self.evaluation.protocol.context_frames
         if not frames:
             return None
         size = self.model.config.data.height, self.model.config.data.width
-        return torch.stack([self.clips.read(self.rows[number], size, frames) for number in numbers])
+        return torch.stack(
+            [self.evaluation.clips.read(self.evaluation.predicted[number], size, frames) for number in numbers]
+        )
 
     def _labels(self, numbers: range) -> list[int | str | None] | None:
         classes = self.model.config.model.classes
-        if self.protocol.labels == "none":
+        if self.evaluation.protocol.labels == "none":
             return None
         if not classes:
-            raise ValueError(f"{self.protocol.name} tells the class, but this model has none; use a model with classes")
-        if self.protocol.labels == "uniform":
-            return [uniform_label(self.seed, number, classes) for number in numbers]
-        return [self._real_label(self.rows[number]) for number in numbers]
+            raise ValueError(
+                f"{self.evaluation.protocol.name} tells the class, but this model has none; use a model with classes"
+            )
+        if self.evaluation.protocol.labels == "uniform":
+            return [uniform_label(self.evaluation.seed, number, classes) for number in numbers]
+        return [self._real_label(self.evaluation.predicted[number]) for number in numbers]
 
     def _real_label(self, row: ClipRow) -> int | str:
         """By name where the model knows names, since numbers depend on which folders are there."""
         if row.label < 0:
-            raise ValueError(f"{row.video}: has no class, {self.protocol.name} needs one; put videos in class folders")
-        return self.clips.index.classes[row.label] if self.model.classes is not None else row.label
-
-
-def reconstruct(model: MagiPipeline, video_BTHWC: Tensor) -> Tensor:
-    """Video_BTHWC through the model's autoencoder and back, on the CPU."""
-    device = next(model.model.parameters()).device
-    return model.vae.decode(model.vae.encode(video_BTHWC.to(device))).cpu()
+            raise ValueError(
+                f"{row.video}: has no class, {self.evaluation.protocol.name} needs one; put videos in class folders"
+            )
+        return self.evaluation.clips.index.classes[row.label] if self.model.classes is not None else row.label

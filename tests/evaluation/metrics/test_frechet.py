@@ -1,7 +1,5 @@
 """Frechet distance: closed forms with their digits, invariants, the bias law, and every sample counted once."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from magi.evaluation.metrics.frechet import (
     expected_floor,
     extrapolated_distance,
     frechet_distance,
-    over_folds,
     with_bootstrap,
 )
 
@@ -90,7 +87,7 @@ def test_constant_sets_leave_the_means() -> None:
     assert distance_of(first_ND, second_ND) == pytest.approx(5 * 4)
 
 
-def test_two_ways_are_checked_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_formulas_are_checked_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     first_ND, second_ND = normal(60, 6, 0), normal(60, 6, 1)
     factor = frechet._factor
     monkeypatch.setattr(frechet, "_factor", lambda values, vectors: 1.05 * factor(values, vectors))
@@ -171,18 +168,7 @@ def test_bootstrap_interval_is_as_wide_as_repeated_samples() -> None:
     scale = torch.linspace(1, 3, 6)
     fresh = torch.tensor([distance_of(normal(120, 6, s) * scale, normal(120, 6, 50 + s)) for s in range(40)])
     first_ND, second_ND = normal(120, 6, 0) * scale, normal(120, 6, 50)
-    estimate = with_bootstrap(distance_of(first_ND, second_ND), first_ND, second_ND, resamples=60)
+    estimate = with_bootstrap(distance_of(first_ND, second_ND), first_ND, second_ND, count=60)
     assert estimate.value == distance_of(first_ND, second_ND)
     assert estimate.low < estimate.value < estimate.high
-    assert 0.6 < estimate.spread / float(fresh.std()) < 1.7
-
-
-def test_folds_give_mean_and_spread_with_students_interval() -> None:
-    """Of 4 folds: 3.182 standard errors, the quantile of 3 degrees of freedom; one fold has no interval."""
-    values = [3.0, 5.0, 4.0, 8.0]
-    estimate = over_folds(lambda fold: values[fold], 4)
-    assert estimate.value == 5.0 and estimate.spread == pytest.approx(math.sqrt(14 / 3))
-    assert estimate.high - estimate.value == pytest.approx(3.18245 * estimate.spread / 2, rel=1e-4)
-    assert estimate.value - estimate.low == pytest.approx(estimate.high - estimate.value)
-    with pytest.raises(ValueError, match="at least two, got 1"):
-        over_folds(lambda fold: 1.0, 1)
+    assert 0.6 < estimate.std / float(fresh.std()) < 1.7

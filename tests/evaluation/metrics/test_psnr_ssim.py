@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(pair: tuple[Tensor, Tensor]) -> None:
     real, made = pair
     with pytest.raises(ValueError, match="one with one"):
         psnr(real, made[:, :2])
-    with pytest.raises(ValueError, match="made: expected"):
+    with pytest.raises(ValueError, match="generated: expected"):
         ssim(real, made.float())
     with pytest.raises(ValueError, match="at least 11 x 11"):
         ssim(real[:, :, :10], made[:, :, :10])

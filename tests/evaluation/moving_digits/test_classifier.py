@@ -1,4 +1,4 @@
-"""The classifier behind ``class_kept``: right on clean digits, blind to place and grey level, made by its trainer."""
+"""The classifier behind ``class_accuracy``: right on clean digits, whatever their place and grey level."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from magi.evaluation.moving_digits.classifier import (
     save_classifier,
     train_classifier,
 )
-from magi.evaluation.moving_digits.intensity import centroids, ink
+from magi.evaluation.moving_digits.intensity import centroids, foreground_intensity
 
 
 def test_shipped_classifier_is_right_on_held_out_digits() -> None:
@@ -44,15 +44,15 @@ def test_place_and_grey_level_do_not_matter() -> None:
 
 def test_crop_shows_a_glyph_of_any_look_whole() -> None:
     for number in range(40):
-        ink_FHW = ink(digit_video(9, number, frames=1).video_THWC)
-        crop_1HW = centred_crops(ink_FHW, centroids(ink_FHW))[0]
+        intensity_FHW = foreground_intensity(digit_video(9, number, frames=1).video_THWC)
+        crop_1HW = centred_crops(intensity_FHW, centroids(intensity_FHW))[0]
         edge = torch.cat([crop_1HW[0, [0, -1]].flatten(), crop_1HW[0, :, [0, -1]].flatten()])
         assert edge.max() == 0
 
 
 def test_frame_without_ink_has_no_class() -> None:
     frames_FHWC = np.concatenate([digit_video(9, number, frames=1).video_THWC for number in (3, 4)])
-    frames_FHWC[0] = 10  # below the floor of ink
+    frames_FHWC[0] = 10  # below the threshold
     assert load_classifier()[0].classify(frames_FHWC).tolist() == [-1, 4]
 
 

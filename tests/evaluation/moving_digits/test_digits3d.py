@@ -99,7 +99,7 @@ def test_training_is_reproducible_and_leaves_global_randomness_alone(tmp_path: P
 
 
 def test_truth_of_a_clip_is_that_of_its_frames() -> None:
-    """The steps are the change of the ink's centroid, the speed that of a frame of the clip, also played backwards."""
+    """The steps are the change of the centroid, the speed that of a frame of the clip, also played backwards."""
     source = draw_videos(5, 12)
     clips = source.clips(torch.arange(12), np.random.default_rng(0))
     weight = clips.video_BTHW.double()

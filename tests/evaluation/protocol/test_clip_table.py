@@ -26,10 +26,10 @@ def tiny(name: str, count: int) -> EvaluationProtocol:
 def test_every_protocol_draws_disjoint_sets_of_its_count(name: str, tmp_path: Path) -> None:
     chosen, index = tiny(name, 12), index_of([200 + k for k in range(30)])
     table = build_table(chosen, index)
-    assert table == build_table(chosen, index) and len(table.rows) == 2 * 12 * chosen.folds
+    assert table == build_table(chosen, index) and len(table.rows) == len(chosen.sets) * 12 * chosen.folds
     for fold in range(chosen.folds):
         rows = [row for kind in SETS for row in table.of(kind, fold)]
-        assert len({row.place for row in rows}) == 24
+        assert len({row.place for row in rows}) == 12 * len(chosen.sets)
         assert {row.interval for row in rows} == {chosen.interval} and {row.frames for row in rows} == {chosen.frames}
     write_table(table, tmp_path / "clips.csv")
     assert read_table(tmp_path / "clips.csv", chosen, index).hash == table.hash
@@ -164,7 +164,7 @@ def test_presets_are_those_of_the_literature() -> None:
     assert (ucf.count, ucf.interval, ucf.frames, ucf.score_size, ucf.labels) == (2048, 3, 16, 256, "none")
     assert (per_class.count, per_class.folds, per_class.score_size, per_class.labels) == (10_000, 4, 128, "real")
     assert (k600.count, k600.interval, k600.context_frames, k600.score_size) == (50_000, 1, 5, 64)
-    assert {name: one.choice for name, one in PROTOCOLS.items() if not name.startswith("digits3d")} == {
+    assert {name: one.clip_sampling for name, one in PROTOCOLS.items() if not name.startswith("digits")} == {
         "ucf101-256-2048-s3": "one_window",
         "ucf101-256-2048-s1": "one_window",
         "ucf101-256-2048-s3-17": "one_window",

@@ -8,7 +8,7 @@ import torch
 
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import FeatureStatistics
-from magi.evaluation.protocol.features import CHUNK, FEATURES, Instruments, Measured, measure_set
+from magi.evaluation.protocol.features import CHUNK, FEATURES, FeatureSet, Metrics, feature_set
 from tests.fakes.look_alikes import Projection
 
 COUNT = 2 * CHUNK + 3
@@ -23,11 +23,11 @@ def test_a_dropped_last_batch_does_not_pass(tmp_path: Path) -> None:
     def dropping(first: int, last: int) -> Any:
         yield from ((part, None) for part in video[first:last].split(4) if len(part) == 4)
 
-    instruments = Instruments(Projection())
-    found = measure_set(instruments, tmp_path / "a", "x", CHUNK + 3, whole, lambda done, total: None)
+    metrics = Metrics(Projection())
+    found = feature_set(metrics, tmp_path / "a", "x", CHUNK + 3, whole, lambda done, total: None)
     assert found.values(FEATURES).shape == (CHUNK + 3, 6)
     with pytest.raises(ValueError, match=r"no clips|were asked for"):
-        measure_set(instruments, tmp_path / "b", "x", CHUNK + 3, dropping, lambda done, total: None)
+        feature_set(metrics, tmp_path / "b", "x", CHUNK + 3, dropping, lambda done, total: None)
 
 
 def test_statistics_are_merged_from_chunks_and_every_clip_counts_once(tmp_path: Path) -> None:
@@ -36,16 +36,16 @@ def test_statistics_are_merged_from_chunks_and_every_clip_counts_once(tmp_path: 
     def read(first: int, last: int) -> Any:
         yield from ((part, None) for part in video[first:last].split(8))
 
-    found = measure_set(Instruments(Projection()), tmp_path, "x", COUNT, read, lambda done, total: None)
+    found = feature_set(Metrics(Projection()), tmp_path, "x", COUNT, read, lambda done, total: None)
     for first, last in ((0, COUNT), (10, CHUNK + 1), (CHUNK, CHUNK + 2)):
         merged, whole = found.statistics(first, last), FeatureStatistics.of(found.values(FEATURES)[first:last])
         assert merged.count == last - first and merged.samples == set(range(first, last))
         torch.testing.assert_close(merged.covariance_DD, whole.covariance_DD, rtol=1e-9, atol=1e-15)
         torch.testing.assert_close(merged.mean_D, whole.mean_D, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="counted once, but 64 come twice"):
-        Measured((found.files[0], *found.files)).statistics(0, COUNT)
+        FeatureSet((found.files[0], *found.files)).statistics(0, COUNT)
     with pytest.raises(DataError, match=rf"holds 64 of clips 0 to {COUNT}"):
-        Measured(found.files[:1]).statistics(0, COUNT)
+        FeatureSet(found.files[:1]).statistics(0, COUNT)
     found.files[1].write_bytes(found.files[0].read_bytes())  # a chunk in another's place is measured anew
-    again = measure_set(Instruments(Projection()), tmp_path, "x", COUNT, read, lambda done, total: None)
+    again = feature_set(Metrics(Projection()), tmp_path, "x", COUNT, read, lambda done, total: None)
     assert again.statistics(0, COUNT).count == COUNT

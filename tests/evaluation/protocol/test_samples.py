@@ -11,6 +11,8 @@ from magi.config import DataConfig
 from magi.data.index.index import VideoIndex, open_index
 from magi.errors import DataError
 from magi.evaluation.protocol.clip_table import ClipTable, build_table
+from magi.evaluation.protocol.evaluation import Evaluation
+from magi.evaluation.protocol.features import Metrics
 from magi.evaluation.protocol.protocols import EvaluationProtocol, overridden, protocol
 from magi.evaluation.protocol.real_clips import RealClips
 from magi.evaluation.protocol.samples import (
@@ -21,7 +23,7 @@ from magi.evaluation.protocol.samples import (
     sample_seed,
     uniform_label,
 )
-from tests.fakes.look_alikes import Painter, painted, write_look_alikes
+from tests.fakes.look_alikes import Painter, Projection, painted, write_look_alikes
 
 COUNT = 2 * SHARD + 6  # the last shard is not full
 
@@ -32,21 +34,30 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
 
 
 def chosen(name: str = "k600-64-f5-50k", **changes: Any) -> EvaluationProtocol:
-    small = {"count": COUNT, "read_size": 32, "score_size": 32, "choice": "random_window", "crop": "random"}
+    small = {"count": COUNT, "read_size": 32, "score_size": 32, "clip_sampling": "random_window", "crop": "random"}
     return overridden(protocol(name), **(small | changes))[0]
 
 
-def made(
-    model: Any, one: EvaluationProtocol, index: VideoIndex, folder: Path, seed: int = 0, **how: Any
+def evaluation(
+    model: Any, one: EvaluationProtocol, index: VideoIndex, folder: Path, seed: int = 0, batch: int = 8
+) -> Evaluation:
+    clips, table = RealClips(one, index), build_table(one, index)
+    metrics, overrides = Metrics(Projection()), {"singular": True}
+    return Evaluation(one, overrides, metrics, clips, table, folder, {"painter": model}, seed, batch)
+
+
+def generated(
+    model: Any,
+    one: EvaluationProtocol,
+    index: VideoIndex,
+    folder: Path,
+    batch: int = 8,
+    worker: tuple[int, int] = (0, 1),
 ) -> tuple[SamplePlan, ClipTable]:
-    table = build_table(one, index)
-    rows = table.of("real", 0)
-    plan = sample_plan(model, one, rows, table.hash, seed, folder)
-    settings = {"batch": 8, "worker": (0, 1)} | how
-    generate_samples(
-        model, one, RealClips(one, index), rows, plan, seed, **settings, tell=lambda what, done, total: None
-    )
-    return plan, table
+    asked = evaluation(model, one, index, folder, batch=batch)
+    plan = sample_plan(asked, "painter")
+    assert generate_samples(asked, worker) != bool(plan.missing())
+    return plan, asked.table
 
 
 def samples(plan: SamplePlan) -> Tensor:
@@ -56,15 +67,14 @@ def samples(plan: SamplePlan) -> Tensor:
 @pytest.fixture(scope="module")
 def whole(index: VideoIndex, tmp_path_factory: pytest.TempPathFactory) -> tuple[SamplePlan, Painter, ClipTable]:
     model = Painter()
-    plan, table = made(model, chosen(context_frames=0), index, tmp_path_factory.mktemp("whole"))
+    plan, table = generated(model, chosen(context_frames=0), index, tmp_path_factory.mktemp("whole"))
     return plan, model, table
 
 
 def test_seeds_depend_on_run_and_number_alone_and_never_meet() -> None:
     assert sample_seed(3, 17) == sample_seed(3, 17) != sample_seed(4, 17)
     seeds = {sample_seed(run, k) for run in range(3) for k in range(50_000)}
-    assert len(seeds) == 150_000 and max(seeds) < 2**32
-    assert sample_seed(2**32 - 1, 2**31) < 2**32
+    assert len(seeds) == 150_000 and min(seeds) >= 0 and max(seeds) < 2**32
 
 
 def test_every_sample_is_there_once_in_order(whole: tuple[SamplePlan, Painter, ClipTable]) -> None:
@@ -85,10 +95,10 @@ def test_any_number_of_workers_makes_the_same_samples(
     asked = []
     for number in reversed(range(workers)):
         model = Painter()
-        plan, _ = made(model, chosen(context_frames=0), index, tmp_path, batch=5, worker=(number, workers))
+        plan, _ = generated(model, chosen(context_frames=0), index, tmp_path, batch=5, worker=(number, workers))
         asked += [seed for call in model.asked for seed in call["seeds"]]
         assert bool(plan.missing()) == (number > 0)
-    assert sorted(asked) == [sample_seed(0, k) for k in range(COUNT)]
+    assert sorted(asked) == sorted(sample_seed(0, k) for k in range(COUNT))
     assert torch.equal(samples(plan), samples(whole[0]))
 
 
@@ -96,20 +106,20 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        made(Painter(fail_at_call=7), chosen(context_frames=0), index, tmp_path)
+        generated(Painter(fail_at_call=7), chosen(context_frames=0), index, tmp_path)
     model = Painter()
-    plan, _ = made(model, chosen(context_frames=0), index, tmp_path)
+    plan, _ = generated(model, chosen(context_frames=0), index, tmp_path)
     assert len(model.asked) == 5  # the first shard, four calls, was whole
     assert torch.equal(samples(plan), samples(whole[0]))
     again = Painter()
-    made(again, chosen(context_frames=0), index, tmp_path)
+    generated(again, chosen(context_frames=0), index, tmp_path)
     assert again.asked == []
 
 
-def test_a_damaged_shard_is_made_again_and_missing_ones_are_told(
+def test_a_damaged_shard_is_made_again_and_missing_ones_are_reported(
     whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex, tmp_path: Path
 ) -> None:
-    plan, _ = made(Painter(), chosen(context_frames=0), index, tmp_path)
+    plan, _ = generated(Painter(), chosen(context_frames=0), index, tmp_path)
     whole_shard = plan.path(1).read_bytes()
     plan.path(1).write_bytes(plan.path(0).read_bytes())  # another shard's samples would come twice
     assert plan.missing() == [1]
@@ -119,50 +129,52 @@ def test_a_damaged_shard_is_made_again_and_missing_ones_are_told(
     assert plan.missing() == [1]
     with pytest.raises(DataError, match="shard missing or damaged"):
         list(plan.read(0, COUNT, 8))
-    made(Painter(), chosen(context_frames=0), index, tmp_path)
+    generated(Painter(), chosen(context_frames=0), index, tmp_path)
     assert torch.equal(samples(plan), samples(whole[0]))
 
 
 def test_other_settings_use_other_shards(whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex) -> None:
-    plan, model, table = whole
-    one, rows = chosen(context_frames=0), table.of("real", 0)
-    changed = Painter()
+    plan, _, _ = whole
+    one, changed = chosen(context_frames=0), Painter()
     torch.nn.init.zeros_(changed.model.weight)
-    keys = {
-        plan.key,
-        sample_plan(changed, one, rows, table.hash, 0, plan.folder).key,  # type: ignore[arg-type]
-        sample_plan(model, one, rows, table.hash, 1, plan.folder).key,  # type: ignore[arg-type]
-        sample_plan(model, one, rows, "other", 0, plan.folder).key,  # type: ignore[arg-type]
-        sample_plan(model, chosen(context_frames=0, interval=2), rows, table.hash, 0, plan.folder).key,  # type: ignore[arg-type]
-    }
-    assert len(keys) == 5
+    sampled = Painter()
+    sampling = sampled.config.sampling.model_copy(update={"temperature": 0.9})
+    sampled.config = sampled.config.model_copy(update={"sampling": sampling})
+    others = [
+        evaluation(changed, one, index, plan.folder),
+        evaluation(sampled, one, index, plan.folder),
+        evaluation(Painter(), one, index, plan.folder, seed=1),
+        evaluation(Painter(), chosen(context_frames=0, table_seed=1), index, plan.folder),
+        evaluation(Painter(), chosen(context_frames=0, score_kernel="tf1"), index, plan.folder),
+    ]
+    assert len({plan.key, *(sample_plan(asked, "painter").key for asked in others)}) == 6
 
 
 def test_context_is_the_real_clip_of_the_same_number(index: VideoIndex, tmp_path: Path) -> None:
     given, decoded = chosen("k600-64-f5-50k-given", count=6), chosen(count=6)
     model = Painter()
     model.vae.decode = lambda latents: torch.full((len(latents), 5, 32, 32, 3), 9, dtype=torch.uint8)  # type: ignore[method-assign]
-    plan, table = made(model, given, index, tmp_path / "given")
+    plan, table = generated(model, given, index, tmp_path / "given")
     clips = RealClips(given, index)
     video = torch.cat(list(plan.read(0, 6, 6)))
     for number, row in enumerate(table.of("real", 0)):
         assert torch.equal(video[number, :5], clips.read(row)[:5])
-        assert torch.equal(video[number, 5:], torch.from_numpy(painted(1000 + number, 16, 32, 32)[5:]))
-    through, _ = made(model, decoded, index, tmp_path / "decoded")
+        assert torch.equal(video[number, 5:], torch.from_numpy(painted(1000 + sample_seed(0, number), 16, 32, 32)[5:]))
+    through, _ = generated(model, decoded, index, tmp_path / "decoded")
     assert (torch.cat(list(through.read(0, 6, 6)))[:, :5] == 9).all()
 
 
 def test_labels_are_none_real_or_uniform(index: VideoIndex, tmp_path: Path) -> None:
     model = Painter()
-    _, table = made(model, chosen("ucf101-128-class-10k", folds=1, count=6), index, tmp_path / "real")
+    _, table = generated(model, chosen("ucf101-128-class-10k", folds=1, count=6), index, tmp_path / "real")
     assert model.asked[0]["labels"] == [row.video.split("/")[0] for row in table.of("real", 0)]
     model = Painter()
-    made(model, chosen("ucf101-128-class-2048", count=6), index, tmp_path / "uniform")
+    generated(model, chosen("ucf101-128-class-2048", count=6), index, tmp_path / "uniform")
     assert model.asked[0]["labels"] == [uniform_label(0, k, 3) for k in range(6)]
     draws = [uniform_label(0, k, 4) for k in range(400)]
     assert all(70 < draws.count(label) < 130 for label in range(4))
     model = Painter()
-    made(model, chosen("ucf101-256-2048-s1", count=6), index, tmp_path / "none")
+    generated(model, chosen("ucf101-256-2048-s1", count=6), index, tmp_path / "none")
     assert model.asked[0]["labels"] is None and model.asked[0]["interval"] == 1
     with pytest.raises(ValueError, match="tells the class, but this model has none"):
-        made(Painter(classes=0), chosen("ucf101-128-class-2048", count=6), index, tmp_path / "no")
+        generated(Painter(classes=0), chosen("ucf101-128-class-2048", count=6), index, tmp_path / "no")

@@ -1,0 +1,188 @@
+"""The result of an evaluation as typed values, and its JSON: written and read here and nowhere else.
+
+A result has the protocol card with its hash, the models, and either scores by a Frechet distance or scores against the
+ground truth of built-in videos. Knows how nothing is computed.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from magi.errors import DataError
+from magi.evaluation.metrics.bootstrap import Band, Estimate
+from magi.evaluation.protocol.card import ProtocolCard
+from magi.files import write_json
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean at every frame with its 95% interval; None where it is not finite (a ratio to no change at all)."""
+
+    mean: tuple[float | None, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, band: Band) -> "Curve":
+        """The values of ``band``, rounded."""
+        return cls(
+            *(
+                tuple(round(value, 6) if math.isfinite(value) else None for value in values_T.tolist())
+                for values_T in (band.mean_T, band.low_T, band.high_T)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a model's samples depend on: hashes of its weights and of its autoencoder's, and its sampling settings."""
+
+    id: str
+    vae: str
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MotionControl:
+    """A score of real clips that were corrupted, beside the floor of the same clips; or why there is none."""
+
+    score: Estimate | None = None
+    clips: int = 0
+    floor: Estimate | None = None
+    insensitive_to_motion: bool = False
+    """The corrupted clips score no worse than the floor."""
+    not_run: str = ""
+
+
+@dataclass(frozen=True)
+class FrameMetric:
+    """A metric of predicted frames against the true ones; None where every clip's frame is exact."""
+
+    mean: float | None
+    first_frame: int
+    per_frame: tuple[float | None, ...]
+    exact_frames: int
+
+
+@dataclass(frozen=True)
+class RealScores:
+    """What real clips score among themselves, and how they change over time."""
+
+    floor: Estimate
+    floor_expected: float | None
+    motion_controls: dict[str, MotionControl]
+    curves: dict[str, Curve]
+    adjacent_l2: dict[str, Curve]
+    """By the interval between frames."""
+    frame_fid_floor: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What a model scores, and its autoencoder alone."""
+
+    score: Estimate
+    score_at_infinity: float | None
+    vae_reconstruction: Estimate
+    samples_key: str
+    curves: dict[str, Curve]
+    drift_ratio: Curve
+    frames: dict[str, FrameMetric]
+    frame_fid: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class FrechetScores:
+    """Scores by a Frechet distance of features."""
+
+    real: RealScores
+    models: dict[str, ModelScores]
+
+
+@dataclass(frozen=True)
+class RangeScore:
+    """A ground-truth metric over a range of frames; ``worst_bin`` is the worst mean over ten consecutive frames."""
+
+    value: Estimate
+    worst_bin: float
+    worst_bin_frames: str
+
+
+@dataclass(frozen=True)
+class GroundTruthSeries:
+    """The ground-truth metrics of a set of clips: by range and metric, and at every frame."""
+
+    ranges: dict[str, dict[str, RangeScore]]
+    per_frame: dict[str, Curve]
+
+
+@dataclass(frozen=True)
+class JudgedTarget:
+    """A target (the mean over a range of frames within [low, high]) and the value that a model reaches."""
+
+    frames: str
+    metric: str
+    low: float | None
+    high: float | None
+    value: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class GroundTruthScores:
+    """Series by name ('real', 'vae', each model), the targets of each model, and how good the classifier is."""
+
+    series: dict[str, GroundTruthSeries]
+    targets: dict[str, tuple[JudgedTarget, ...]]
+    classifier_accuracy: float
+    classifier_clips: int
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What ``magi evaluate`` writes."""
+
+    score_name: str
+    card: dict[str, Any]
+    card_sha256: str
+    other_networks: dict[str, str]
+    """Name and weight hash of what measures beside the score."""
+    models: dict[str, ModelDescription]
+    frechet: FrechetScores | None = None
+    ground_truth: GroundTruthScores | None = None
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The fields of the protocol, as the card has them."""
+        fields: dict[str, Any] = self.card["protocol"]
+        return fields
+
+
+_RESULT = TypeAdapter(EvaluationResult)
+
+
+def write_result(result: EvaluationResult, path: Path) -> None:
+    """Write the JSON, atomically."""
+    write_json(path, _RESULT.dump_python(result, mode="json"))
+
+
+def read_result(path: Path) -> EvaluationResult:
+    """A result file, or the one in a folder; ``DataError`` where it is damaged or its card was changed by hand."""
+    path = path / RESULT_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path}: no such result; 'magi evaluate' writes {RESULT_FILE}")
+    try:
+        result = _RESULT.validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: not a result of 'magi evaluate' ({said}); evaluate again") from None
+    if ProtocolCard(result.card).hash != result.card_sha256:
+        raise DataError(f"{path}: the card does not have the hash written beside it; evaluate again")
+    if not result.models:
+        raise DataError(f"{path}: holds no model's score; evaluate again")
+    return result

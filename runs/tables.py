@@ -1,0 +1,90 @@
+"""Writes the generated tables of README and docs from the JSON files in results/, one function each.
+
+    python runs/tables.py [NAME ...]          NAME as in TABLES; none: all
+
+A table stands between the lines ``<!-- results:NAME:begin -->`` and ``end``. No number in a page is typed by hand.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from magi.evaluation.plots import METRIC_TITLES
+from magi.evaluation.protocol.result import EvaluationResult, read_result
+from magi.evaluation.report import score_rows, target_text
+from magi.files import write_markdown_block
+
+ROOT = Path(__file__).parents[1]
+
+
+def digits(root: Path = ROOT) -> None:
+    """The ground-truth metrics of the shipped model, in the README."""
+    write_markdown_block(root / "README.md", "digits", ground_truth_table(read_result(root / "results/digits.json")))
+
+
+def digits3d(root: Path = ROOT) -> None:
+    """The Frechet video distance of the shipped model, in the page on evaluation."""
+    page = root / "docs/evaluation.md"
+    write_markdown_block(page, "digits3d", score_table(read_result(root / "results/digits3d.json")))
+
+
+def ground_truth_table(result: EvaluationResult) -> str:
+    """A row for each series, for the near and the far frames; below, how they were measured."""
+    scores, protocol = result.ground_truth, result.protocol
+    assert scores is not None, "a table of ground truth needs a result of the protocol 'digits'"
+    ranges = list(next(iter(scores.series.values())).ranges)[:2]
+    columns = [(frames, metric) for frames in ranges for metric in METRIC_TITLES]
+    lines = [
+        "| frames " + "".join(f"| {frames}: {METRIC_TITLES[metric]} " for frames, metric in columns) + "|",
+        "|---" + "|---:" * len(columns) + "|",
+    ]
+    for name, series in scores.series.items():
+        figures = "".join(f"| {series.ranges[frames][metric].value.value:.2f} " for frames, metric in columns)
+        lines.append(f"| {name} {figures}|")
+    given = "not given" if protocol["labels"] == "none" else "given"
+    how = (
+        f"{protocol['count']} held-out clips, {protocol['context_frames']} context frames, class {given}. The "
+        f"classifier behind *class accuracy* is right on {scores.classifier_accuracy:.2%} of {scores.classifier_clips} "
+        f"clean held-out digits."
+    )
+    return "\n".join([*lines, "", f"{how}{_missed(result)}"])
+
+
+def _missed(result: EvaluationResult) -> str:
+    """The targets that are missed, in words; nothing where no target is for these frames."""
+    scores = result.ground_truth
+    if scores is None or not any(scores.targets.values()):
+        return ""
+    missed = {
+        name: ", ".join(target_text(target) for target in judged if not target.met)
+        for name, judged in scores.targets.items()
+    }
+    said = "; ".join(f"{name} ({targets})" for name, targets in missed.items() if targets)
+    return f" Targets missed: {said}." if said else " All targets are met."
+
+
+def score_table(result: EvaluationResult) -> str:
+    """The scores by a Frechet distance; below, how they were measured."""
+    protocol, versions = result.protocol, result.card["versions"]
+    lines = [f"| | {result.score_name} |", "|---|---:|", *(f"| {what} | {text} |" for what, text in score_rows(result))]
+    how = (
+        f"Protocol {protocol['name']}: {protocol['count']} clips a side, {protocol['frames']} frames, "
+        f"{protocol['context_frames']} of them given; 95% intervals; lower is better, and the floor is as low as a "
+        f"model can be expected to come. Card {result.card_sha256[:16]}, torch {versions['torch']}."
+    )
+    return "\n".join([*lines, "", how])
+
+
+TABLES: dict[str, Callable[[], None]] = {"digits": digits, "digits3d": digits3d}
+
+
+def main(names: list[str]) -> None:
+    """Write the tables called ``names``, or all."""
+    for name in names or TABLES:
+        if name not in TABLES:
+            raise SystemExit(f"tables: no table '{name}'; there are: {', '.join(TABLES)}")
+        TABLES[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
