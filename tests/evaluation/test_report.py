@@ -82,11 +82,16 @@ def test_table_holds_near_and_far_figures_of_every_series() -> None:
     assert "99.80%" in lines[-1] and missed in lines[-1]
 
 
-@pytest.mark.parametrize(("name", "table"), [("digits", tables.ground_truth_table), ("digits3d", tables.score_table)])
-def test_tables_of_the_readme_are_those_of_the_results(name: str, table: Callable[[EvaluationResult], str]) -> None:
+@pytest.mark.parametrize(
+    ("page", "name", "table"),
+    [("README.md", "digits", tables.ground_truth_table), ("docs/evaluation.md", "digits3d", tables.score_table)],
+)
+def test_tables_of_pages_are_those_of_the_results(
+    page: str, name: str, table: Callable[[EvaluationResult], str]
+) -> None:
     """Every number there is written by runs/tables.py from a file in results/; none is typed."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, block, _ = re.split(f"<!-- results:{name}:(?:begin|end) -->", readme)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    _, block, _ = re.split(f"<!-- results:{name}:(?:begin|end) -->", text)
     assert block == f"\n{table(read_result(ROOT / 'results' / f'{name}.json'))}\n"
 
 
