@@ -13,10 +13,9 @@ from magi.evaluation.moving_digits.classifier import (
     centred_crops,
     held_out_accuracy,
     load_classifier,
-    save_classifier,
-    train_classifier,
 )
 from magi.evaluation.moving_digits.intensity import centroids, foreground_intensity
+from runs.train_digit_classifier import save_classifier, train_classifier
 
 
 def test_shipped_classifier_is_right_on_held_out_digits() -> None:
@@ -50,7 +49,7 @@ def test_crop_shows_a_glyph_of_any_look_whole() -> None:
         assert edge.max() == 0
 
 
-def test_frame_without_ink_has_no_class() -> None:
+def test_black_frame_has_no_class() -> None:
     frames_FHWC = np.concatenate([digit_video(9, number, frames=1).video_THWC for number in (3, 4)])
     frames_FHWC[0] = 10  # below the threshold
     assert load_classifier()[0].classify(frames_FHWC).tolist() == [-1, 4]

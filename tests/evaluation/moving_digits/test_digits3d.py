@@ -11,20 +11,17 @@ from torch import Tensor
 
 from magi.errors import CheckpointError
 from magi.evaluation.metrics.frechet import distance_of
-from magi.evaluation.moving_digits.digits3d import (
-    DIMENSION,
+from magi.evaluation.moving_digits.digits3d import DIMENSION, MINIMUM_FRAMES, SHIPPED, Digits3d
+from magi.evaluation.networks.features import extract
+from magi.evaluation.protocol.real_clips import frozen, shuffled
+from runs.train_digits3d import (
     HELD_OUT_SEED,
-    MINIMUM_FRAMES,
-    SHIPPED,
-    Digits3d,
     draw_videos,
     held_out_accuracy,
     load_card,
     save_digits3d,
     train_digits3d,
 )
-from magi.evaluation.networks.features import extract
-from magi.evaluation.protocol.real_clips import frozen, shuffled
 
 CLIPS = 112
 
@@ -38,11 +35,11 @@ def network() -> Digits3d:
 def features(network: Digits3d) -> Callable[..., Tensor]:
     drawn = {seed: draw_videos(seed, CLIPS).video_VTHW for seed in (31, 32)}
 
-    def of(seed: int, spoil: Callable[[Tensor], Tensor] | None = None, interval: int = 1) -> Tensor:
+    def of(seed: int, corrupt: Callable[[Tensor], Tensor] | None = None, interval: int = 1) -> Tensor:
         starts = np.random.default_rng(seed).integers(0, 64 - 31, CLIPS)
         video = torch.stack([drawn[seed][k, s : s + 15 * interval + 1 : interval] for k, s in enumerate(starts)])
         video_BTHWC = video[..., None].expand(-1, -1, -1, -1, 3)
-        return extract(network, (spoil(video_BTHWC) if spoil else video_BTHWC).split(32))
+        return extract(network, (corrupt(video_BTHWC) if corrupt else video_BTHWC).split(32))
 
     return of
 
@@ -58,7 +55,7 @@ def test_shipped_network_does_as_its_card_says(network: Digits3d) -> None:
     assert json.loads(SHIPPED.with_suffix(".json").read_text())["sha256"] == network.hash
 
 
-def test_distance_is_not_blind_to_motion(features: Callable[..., Tensor]) -> None:
+def test_distance_is_sensitive_to_motion(features: Callable[..., Tensor]) -> None:
     """Shuffled, frozen and twice as fast real clips score clearly worse than other real clips do."""
     real = features(31)
     floor = distance_of(real, features(32))
