@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from magi.bench.report import load_report, markdown
+from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, read_result
 from magi.evaluation.report import score_rows, target_text
@@ -26,6 +28,12 @@ def digits3d(root: Path = ROOT) -> None:
     """The Frechet video distance of the shipped model, in the page on evaluation."""
     page = root / "docs/evaluation.md"
     write_markdown_block(page, "digits3d", score_table(read_result(root / "results/digits3d.json")))
+
+
+def bench(root: Path = ROOT) -> None:
+    """The speed cases of every machine that was measured, in the page on performance."""
+    reports = [load_report(path) for path in sorted((root / "results").glob("bench_*.json"))]
+    write_markdown_block(root / "docs/performance.md", "bench", markdown(reports, [case.name for case in CASES]))
 
 
 def ground_truth_table(result: EvaluationResult) -> str:
@@ -75,7 +83,7 @@ def score_table(result: EvaluationResult) -> str:
     return "\n".join([*lines, "", how])
 
 
-TABLES: dict[str, Callable[[], None]] = {"digits": digits, "digits3d": digits3d}
+TABLES: dict[str, Callable[[], None]] = {"digits": digits, "digits3d": digits3d, "bench": bench}
 
 
 def main(names: list[str]) -> None:

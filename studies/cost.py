@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from magi.bench.models import bench_model
-from magi.bench.training_setup import build_model, draw_clips, our_loss
+from magi.bench.models import bench_model, random_model
+from magi.bench.training import draw_clips, training_loss
 from magi.config import Config, LatentShape
 from magi.model.conditioning import Conditions
 from magi.presets import preset, resized
@@ -64,8 +64,8 @@ def step_seconds(arms: Sequence[Arm], out: Path, budget: Budget, device: torch.d
     if rates:
         return statistics.median(rates), f"median of {len(rates)} lines of metrics.jsonl"
     config = _config(budget)
-    model = build_model(config, LATENT, device)
-    loss = our_loss(model, config, device)
+    model = random_model(config.model, LATENT, device).train()
+    loss = training_loss(model, config, device)
 
     def step(number: int) -> object:
         clips = draw_clips(config, model, budget.batch, device, number)

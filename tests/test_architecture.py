@@ -43,14 +43,8 @@ MODULES_IN_A_FOLDER = 16
 
 OFFENDERS: dict[str, set[str]] = {
     "folders_are_small": {
-        "bench: more than 16 modules",
         "model: more than 16 modules",
         "training: more than 16 modules",
-    },
-    "imports_inside_a_room_have_no_circle": {
-        "circle among magi.bench.apart, magi.bench.attention, magi.bench.end_to_end, magi.bench.long_video, "
-        "magi.bench.passes, magi.bench.products, magi.bench.runner, magi.bench.sampling, magi.bench.suite, "
-        "magi.bench.training, magi.bench.training_parts, magi.bench.training_setup"
     },
     "nothing_unsafe_or_device_bound": {
         "evaluation/networks/i3d_torchscript.py: torch.jit.load runs the code of the file",
@@ -58,7 +52,6 @@ OFFENDERS: dict[str, set[str]] = {
     },
     "public_class_names_are_unique": {
         "Block: data/index/parts.py, evaluation/networks/inception.py, model/transformer.py",
-        "Clips: bench/training_setup.py, training/batch.py",
         "Encoder: latents/encode.py, vae/omnitokenizer/network.py",
         "Head: evaluation/networks/lpips.py, sampling/denoise.py",
         "Parts: data/index/parts.py, sampling/kept.py",

@@ -1,7 +1,7 @@
-"""What a speed case is: the contenders, the check that they compute the same, and the goals a result is held to.
+"""What a speed case is: the candidates, the check that they compute the same, and the goals a result is held to.
 
-A case is built only when it runs, and only from its ``Setting``. It knows neither clocks nor files: ``runner`` takes
-the times, ``report`` prints them.
+A case is prepared only when it runs, and only from its ``Setting``. It knows neither clocks nor files: ``runner`` times
+it, ``report`` prints the result.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ import torch
 
 Kind = Literal["cpu", "cuda"]
 OURS = "ours"
-"""Name of the contender that the others are baselines of."""
+"""Name of the candidate that the others are baselines of."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a case runs. ``smoke`` asks for tiny shapes: it checks that a case works on any device, and no speed."""
+    """Where a case runs. ``smoke`` asks for tiny shapes: it checks that a case works on any device, not its speed."""
 
     device: torch.device
     smoke: bool = False
@@ -25,13 +25,13 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One side of a comparison; ``run`` does ``Trial.units`` units of work and may return anything.
+class Candidate:
+    """One side of a comparison; ``run`` does ``PreparedCase.units`` units of work and may return anything.
 
-    ``run`` must not wait for the device: the runner takes the time with events there. ``warmups`` calls come before the
-    first round and are reported apart (compilation). ``calls`` calls are timed together in a round, after ``before``,
-    which is not timed. With ``sparse`` a contender takes part in only that many rounds, for baselines of many seconds.
-    ``warm`` is what a warm-up does where ``run`` is longer than it need be.
+    ``run`` sets nothing up and does not wait for the device: on a GPU the runner times it with events. ``warmups``
+    calls come before the first round and are reported on their own (compilation); ``warm`` replaces ``run`` in them
+    where that is longer than needed. A round times ``calls`` calls together, after ``before``, which is not timed. With
+    ``sparse`` a candidate takes part in only that many rounds, for baselines that take many seconds.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference from the reference, beside what is allowed; without parity a case has no number."""
+    """A difference from the reference and the largest that is allowed; a case without parity gets no number."""
 
     what: str
     difference: float
@@ -53,21 +53,21 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Not for NaN."""
+        """False for NaN."""
         return self.difference <= self.allowed
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A case made ready: contenders (``OURS`` first; none where ``metrics`` measures by itself), check, shapes.
+class PreparedCase:
+    """A case ready to run: candidates (``OURS`` first; none where ``metrics`` measures by itself), check, shapes.
 
-    ``check`` runs before any time is taken; it may return several parities. ``metrics`` gets the median seconds a unit
-    of every contender and returns more figures; the runner itself adds ``x NAME``, the time of the baseline NAME over
-    ours, and ``seconds`` of ours a unit. ``shapes`` is recorded. ``close`` frees what outlives the trial.
+    ``check`` runs before anything is timed. ``metrics`` gets the median seconds a unit of every candidate and returns
+    further figures; the runner itself adds ``x NAME``, the time of the baseline NAME over ours, and ``seconds`` of ours
+    a unit. ``shapes`` is recorded. ``close`` frees what would outlive the case.
     """
 
-    contenders: tuple[Contender, ...]
-    check: Callable[[], Parity | tuple[Parity, ...]]
+    candidates: tuple[Candidate, ...]
+    check: Callable[[], tuple[Parity, ...]]
     units: float = 1.0
     metrics: Callable[[Mapping[str, float]], Mapping[str, float]] = field(default=lambda seconds: {})
     shapes: Mapping[str, object] = field(default_factory=dict)
@@ -76,42 +76,38 @@ class Trial:
 
 @dataclass(frozen=True)
 class Goal:
-    """A metric and what it must and should reach; ``smaller`` where less is better."""
+    """The least that a metric should reach (``threshold``) and what is aimed at (``target``).
+
+    ``smaller`` where less is better.
+    """
 
     metric: str
-    must: float
-    reach: float
+    threshold: float
+    target: float
     smaller: bool = False
 
-    def verdict(self, value: float) -> Literal["reached", "must", "below"]:
-        """``reached`` the higher goal, only the ``must``, or ``below`` both (so is NaN)."""
+    def verdict(self, value: float) -> Literal["target", "threshold", "missed"]:
+        """The better of the two that ``value`` reaches, else ``missed`` (so is NaN)."""
         sign = -1 if self.smaller else 1
-        if sign * value >= sign * self.reach:
-            return "reached"
-        return "must" if sign * value >= sign * self.must else "below"
+        if sign * value >= sign * self.target:
+            return "target"
+        return "threshold" if sign * value >= sign * self.threshold else "missed"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A named measurement. ``kind`` is the device that its goals are for; ``unit`` is what its seconds are for one of.
+    """A named measurement. ``kind`` is the device that its goals are for; its seconds are those of one ``unit``.
 
-    ``minutes`` is about what it takes there; the runner leaves a case out when less time is left. One that is ``apart``
-    runs in a process of its own: a GPU whose kernel failed takes no more calls of the process that launched it.
+    ``minutes`` is roughly how long it takes there; the runner skips a case when less time is left.
     """
 
     name: str
     kind: Kind
-    measures: str
+    description: str
     unit: str
-    prepare: Callable[[Setting], Trial]
+    prepare: Callable[[Setting], PreparedCase]
     goals: tuple[Goal, ...] = ()
     minutes: float = 0.5
-    apart: bool = False
-
-
-def no_check() -> tuple[Parity, ...]:
-    """For a case that reports facts of the machine and compares nothing."""
-    return ()
 
 
 def relative_error(got: torch.Tensor, reference: torch.Tensor) -> float:

@@ -70,11 +70,11 @@ class MarStyleHead:
         head = self.head
         blocks: Any = head.blocks
         h = head.input(x.to(z.dtype))
-        told = head.timestep(timestep) + head.condition(z)
+        condition = head.timestep(timestep) + head.condition(z)
         for block, weight, bias in zip(blocks, self.weights, self.biases, strict=False):
-            shift, scale, gate = F.linear(F.silu(told), weight, bias).chunk(3, dim=-1)
+            shift, scale, gate = F.linear(F.silu(condition), weight, bias).chunk(3, dim=-1)
             h = h + gate * block.mlp(block.norm(h) * (1 + scale) + shift)
-        shift, scale = F.linear(F.silu(told), self.weights[-1], self.biases[-1]).chunk(2, dim=-1)
+        shift, scale = F.linear(F.silu(condition), self.weights[-1], self.biases[-1]).chunk(2, dim=-1)
         return head.output(head.final_norm(h) * (1 + scale) + shift)
 
     def guided(self, x: Tensor, timestep: Tensor, z: Tensor, scale: float | Tensor) -> Tensor:
@@ -136,9 +136,9 @@ class CompiledHead(MarStyleHead):
     def step(self, x: Tensor, index: int, z: Tensor, scale: float | None, noise: Tensor) -> Tensor:
         """As the plain step, in one call."""
         guided = scale is not None
-        told = torch.full((), 1.0 if scale is None else scale, device=x.device)
+        guidance = torch.full((), 1.0 if scale is None else scale, device=x.device)
         torch.compiler.cudagraph_mark_step_begin()
-        return self.compiled(x, self.indices[index : index + 1], z, told, noise, guided).clone()
+        return self.compiled(x, self.indices[index : index + 1], z, guidance, noise, guided).clone()
 
     def _tensor_step(self, x: Tensor, at: Tensor, z: Tensor, scale: Tensor, noise: Tensor, guided: bool) -> Tensor:
         row = {name: values[at] for name, values in self.tensors.items()}
@@ -162,7 +162,7 @@ def keep_in_place(*tensors: Tensor) -> None:
 def _block(
     layer: Any, x: Tensor, attend: Tensor, known: tuple[Tensor, Tensor] | None, keep: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """One block of the transformer, with its keys and values, those ``known`` included, if they are to be kept."""
+    """One block of the transformer, with its keys and values, those ``known`` included, if ``keep``."""
     x = x + layer.spatial_attention(layer.spatial_norm(x))
     x = x + layer.spatial_mlp(layer.spatial_mlp_norm(x))
     attention = layer.temporal_attention
@@ -170,12 +170,12 @@ def _block(
     q, k, v = rearrange(qkv, "B S P (n h d) -> n (B P) h S d", n=3, h=attention.heads)
     if known is not None:
         k, v = torch.cat([known[0], k], dim=2), torch.cat([known[1], v], dim=2)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
-    x = x + attention.proj(rearrange(mixed, "(B P) h S d -> B S P (h d)", B=len(x)))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+    x = x + attention.proj(rearrange(out, "(B P) h S d -> B S P (h d)", B=len(x)))
     return x + layer.temporal_mlp(layer.temporal_mlp_norm(x)), (k, v) if keep else None
 
 
-def _hold_alike(what: str, found: Tensor, expected: Tensor) -> None:
+def _check_same(what: str, found: Tensor, expected: Tensor) -> None:
     if not (difference := relative_error(found, expected)) <= COMPILED_LIMIT:
         raise RuntimeError(f"its {what} differs by {difference:.3g} from the plain one, {COMPILED_LIMIT:g} is allowed")
 
@@ -183,8 +183,8 @@ def _hold_alike(what: str, found: Tensor, expected: Tensor) -> None:
 class MarStyleSampler:
     """Frames one after another, for B videos; with a ``compiler`` head and pass are under ``torch.compile``.
 
-    Its blocks are alike, so one is compiled and serves all, in a fraction of the time that all in one piece take; on a
-    GPU a pass is then one CUDA graph, so nothing between the blocks is left to the host. What that gives up is one
+    All blocks are the same code, so one compilation serves all, in a fraction of the time that one of everything takes;
+    on a GPU a pass is then one CUDA graph, so nothing between the blocks is left to the host. What that gives up is one
     fusion a block: its last sum with the next one's norm. The head's step is compiled in the mode "reduce-overhead". A
     ``compiler`` other than "inductor" (for tests) leaves the head as it is.
     ``time`` is the position in time of the frame that is predicted, if it is not the number of those in the cache.
@@ -205,7 +205,7 @@ class MarStyleSampler:
             self.graph = Replayed(self._predicted) if model.mask_token.device.type == "cuda" else None
         if compiler == "inductor":
             self.head = CompiledHead(model, schedule, config, "reduce-overhead")
-        self.cache = GrownCache([None] * model.config.blocks)
+        self.restart()
         self.time: int | None = None
 
     def compiled(self, compiler: str) -> "MarStyleSampler":
@@ -218,13 +218,17 @@ class MarStyleSampler:
         )
         masked_BN = torch.ones(tokens_BNC.shape[:2], dtype=torch.bool, device=tokens_BNC.device)
         found, expected = (one.forward_pass(tokens_BNC, masked_BN)[:, :8] for one in (other, self))
-        _hold_alike("pass", found, expected)
+        _check_same("pass", found, expected)
         # One token a video at a step of the middle, where what is predicted counts most beside x itself.
         z, x = expected[:, 0], torch.cat([tokens_BNC[:, 0]] * self.halves)
         scale = self.config.guidance if self.halves == 2 else None
         index, noise = len(self.head.schedule) // 2, torch.randn_like(x)
-        _hold_alike("step", *(one.head.step(x, index, z, scale, noise) - x for one in (other, self)))
+        _check_same("step", *(one.head.step(x, index, z, scale, noise) - x for one in (other, self)))
         return other
+
+    def restart(self) -> None:
+        """Forget all frames."""
+        self.cache = GrownCache([None] * self.model.config.blocks)
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Append finished frames to the cache."""

@@ -1,4 +1,4 @@
-"""Models of the suite: random weights that do something everywhere, on the device, in evaluation mode."""
+"""Models of the suite: random weights that do something everywhere, on the device."""
 
 import copy
 
@@ -13,14 +13,19 @@ from magi.presets import size
 NOISE = 0.02
 
 
-def bench_model(config: ModelConfig, latent: LatentShape, device: torch.device, dtype: torch.dtype) -> Magi:
-    """A model whose zero-initialised layers are drawn too, so that no product is of zeros."""
+def random_model(config: ModelConfig, latent: LatentShape, device: torch.device) -> Magi:
+    """A model whose zero-initialised layers are drawn too, since products of zeros are faster."""
     torch.manual_seed(0)
-    with torch.device(device):
+    with device:
         model = Magi(config, latent)
         for layer in (model.head.modulation, model.head.output):
             torch.nn.init.normal_(layer.weight, std=NOISE)
-    return model.to(dtype).eval().requires_grad_(False)
+    return model
+
+
+def bench_model(config: ModelConfig, latent: LatentShape, device: torch.device, dtype: torch.dtype) -> Magi:
+    """The same for sampling: in a number format, in evaluation mode, without gradients."""
+    return random_model(config, latent, device).to(dtype).eval().requires_grad_(False)
 
 
 def paper_model(setting: Setting, blocks: int = 20) -> Magi:
@@ -48,8 +53,8 @@ def small_model(name: str, device: torch.device, dtype: torch.dtype = torch.floa
     return bench_model(config, LatentShape(frames=16, channels=4, height=8, width=8), device, dtype)
 
 
-def told(model: Magi, batch: int) -> Conditions:
-    """Conditions of ``batch`` videos and, after them, of the same without their label."""
+def guided_conditions(model: Magi, batch: int) -> Conditions:
+    """Conditions of ``batch`` videos, followed by the same without their label, as guidance takes them."""
     device = model.mask_token.device
     numbers = torch.arange(batch, device=device)
     conditions = Conditions(torch.ones_like(numbers), torch.ones_like(numbers), numbers % model.config.classes)

@@ -1,21 +1,24 @@
-"""Speed of whole frames, with 15 finished frames in the cache."""
+"""Speed of whole frames with 15 finished frames in the history: batch 1 and 64, cheaper settings, cold, long videos.
+
+Where whole frames take long, a subset of a frame's iterations is timed, the same for all sides. What an iteration costs
+depends on how many tokens it predicts and on its denoising steps, not on their values, so the subset is spread evenly
+and predicts as many tokens on average as the frame does; what was timed is recorded.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
-from magi.bench.frame_part import FramePart, frame_part
+from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
 from magi.bench.mar_baseline import GrownCache, MarStyleSampler
-from magi.bench.models import in_format, paper_model, told
-from magi.bench.runner import Work, free_memory, those_that_run
+from magi.bench.models import guided_conditions, in_format, paper_model, small_model
+from magi.bench.runner import Work, free_memory, run_each_once
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
-from magi.presets import SPEEDS, at_speed
 from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.denoise import Denoiser, draw_noise
 from magi.sampling.fast_path import FastPath
@@ -27,15 +30,76 @@ SD_FRAMES, COSMOS_FRAMES = 1, 4
 EXACT_LIMIT = {"cpu": 1e-4, "cuda": 1e-3}
 """Of a frame in float32: rounding grows through 40 layers and from iteration to iteration."""
 PAPER = SamplingConfig(iterations=64, steps=100, guidance=3.0)
+CHEAPER = {
+    "64x50 to 5": {"steps": 50, "last_steps": 5},
+    "32x25": {"iterations": 32, "steps": 25},
+    "16x10": {"iterations": 16, "steps": 10},
+}
+"""Iterations x steps below the paper's; the first is DiSA's (arXiv 2505.20297)."""
 SMOKE = {"iterations": 16, "steps": 2, "last_steps": 0}
-BATCH_PART, PRESET_PART = 8, 4
-"""Of so many iterations one is timed: where a frame of the baseline takes long, and of the named speeds, of which the
-fastest has 16. ``frame_part`` says what that stands for."""
+EVERY = 8
+"""Of so many iterations one is timed at batch 64, where a frame of the baseline takes long."""
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Our sampler over ``batch`` videos with a cache filled at random; ``frame`` makes the next frame."""
+class IterationSubset:
+    """Some ``iterations`` (rising) of a ``frame``."""
+
+    frame: FramePlan
+    iterations: tuple[int, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the iterations of the frame: how many frames one run of the subset counts for."""
+        return len(self.iterations) / len(self.frame.counts)
+
+    @cached_property
+    def plan(self) -> FramePlan:
+        """The subset as the sampler takes it, with the counts, scales and steps that its iterations have."""
+        frame = self.frame
+        return FramePlan(
+            counts=tuple(frame.counts[i] for i in self.iterations),
+            scales=tuple(frame.scales[i] for i in self.iterations),
+            tables=tuple(frame.tables[i] for i in self.iterations),
+        )
+
+    def order(self, order_BN: Tensor) -> Tensor:
+        """The order of a whole frame with the tokens of these iterations first."""
+        pieces = order_BN.split(list(self.frame.counts), dim=1)
+        others = [i for i in range(len(pieces)) if i not in self.iterations]
+        return torch.cat([pieces[i] for i in (*self.iterations, *others)], dim=1)
+
+    def facts(self) -> dict[str, object]:
+        """Which iterations, and tokens an iteration of them and of the frame."""
+        means = {name: sum(plan.counts) / len(plan.counts) for name, plan in (("", self.plan), ("frame: ", self.frame))}
+        tokens = {f"{name}tokens an iteration": mean for name, mean in means.items()}
+        return {"iterations": list(self.iterations), "of": len(self.frame.counts)} | tokens
+
+
+def iteration_subset(plan: FramePlan, every: int) -> IterationSubset:
+    """One iteration of every ``every`` (of all, if there are fewer).
+
+    Of each stretch it is the one that brings the tokens so far nearest to the share that they have in the frame; of
+    several, the one nearest to the middle of the stretch.
+    """
+    counts, size = plan.counts, max(1, len(plan.counts) // every)
+    chosen: list[int] = []
+    tokens = 0
+    for number in range(size):
+        first, last = number * len(counts) // size, (number + 1) * len(counts) // size
+        wanted, middle = sum(counts[:last]) * size / len(counts), (first + last - 1) / 2
+
+        def distance(i: int, wanted: float = wanted - tokens, middle: float = middle) -> tuple[float, float]:
+            return abs(counts[i] - wanted), abs(i - middle)
+
+        chosen.append(min(range(first, last), key=distance))
+        tokens += counts[chosen[-1]]
+    return IterationSubset(plan, tuple(chosen))
+
+
+@dataclass(frozen=True)
+class FilledSampler:
+    """The sampler of a pipeline over ``batch`` videos, with random finished frames in its history."""
 
     model: Magi
     batch: int
@@ -51,13 +115,13 @@ class Ours:
         return tuple(part for part in parts if part is not None)
 
     def frame(self, order_BN: Tensor | None = None) -> Tensor:
-        """tokens_BNC of the frame after those in the cache."""
+        """tokens_BNC of the frame after those in the history."""
         return generate_frame(self.model, self.past, self.generators, self.plan, self.denoiser, order_BN)
 
-    def part(self, part: FramePart, order_BN: Tensor) -> Tensor:
+    def some_iterations(self, subset: IterationSubset, order_BN: Tensor) -> Tensor:
         """The same with only these iterations of a frame in this order; others stay masked, which costs the same."""
-        order_BN = part.order(order_BN)
-        return generate_frame(self.model, self.past, self.generators, part.plan, self.denoiser, order_BN)
+        order_BN = subset.order(order_BN)
+        return generate_frame(self.model, self.past, self.generators, subset.plan, self.denoiser, order_BN)
 
 
 class GraphCount:
@@ -83,13 +147,13 @@ class GraphCount:
         return sum(graph.recordings for graph in self.graphs), sum(graph.replays for graph in self.graphs)
 
 
-def make_ours(
+def filled_sampler(
     model: Magi, config: SamplingConfig, batch: int, known: int = 15, path: FastPath | None = None, frames: int = 16
-) -> Ours:
-    """A sampler with ``known`` frames in its cache."""
+) -> FilledSampler:
+    """A sampler with ``known`` random frames in its history."""
     path = path or FastPath.of(model)
     generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
-    past = path.past(model, told(model, batch), generators, frames, config)
+    past = path.past(model, guided_conditions(model, batch), generators, frames, config)
     generator = torch.Generator(past.cache.stored.device).manual_seed(2)
     if known:
         for layer in past.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
@@ -97,7 +161,7 @@ def make_ours(
         past.cache.rewind(known)
         past.frame_pass.place(past.time_T[known])
         past.recent_BTNC = random_frame(model, batch)
-    return Ours(model, batch, plan_frame(model, config), past, path.denoiser(model, config), generators)
+    return FilledSampler(model, batch, plan_frame(model, config), past, path.denoiser(model, config), generators)
 
 
 def random_frame(model: Magi, batch: int) -> Tensor:
@@ -106,9 +170,9 @@ def random_frame(model: Magi, batch: int) -> Tensor:
     return torch.randn(size, device=model.mask_token.device, dtype=model.mask_token.dtype)
 
 
-def make_plain(ours: Ours, config: SamplingConfig) -> MarStyleSampler:
+def mar_style(ours: FilledSampler, config: SamplingConfig) -> MarStyleSampler:
     """The baseline with the same frames in its cache."""
-    sampler = MarStyleSampler(ours.model, told(ours.model, ours.batch), config, ours.batch)
+    sampler = MarStyleSampler(ours.model, guided_conditions(ours.model, ours.batch), config, ours.batch)
     cache = ours.past.cache
     sampler.cache = GrownCache(
         [
@@ -119,7 +183,7 @@ def make_plain(ours: Ours, config: SamplingConfig) -> MarStyleSampler:
     return sampler
 
 
-def compiled_side(
+def compiled_baseline(
     plain: MarStyleSampler, work: Callable[[MarStyleSampler], Work], setting: Setting
 ) -> tuple[dict[str, Work], dict[str, object]]:
     """What the compiled baseline does, by name, and what is recorded of it: its first seconds, why it is left out.
@@ -128,7 +192,7 @@ def compiled_side(
     """
     began = time.perf_counter()
     compiler = "eager" if setting.smoke else "inductor"
-    works, failed = those_that_run({"compiled": lambda: work(plain.compiled(compiler))})
+    works, failed = run_each_once({"compiled": lambda: work(plain.compiled(compiler))})
     return works, {"left out": failed, "compiled: seconds to the first": time.perf_counter() - began}
 
 
@@ -143,189 +207,162 @@ def frame_parities(model: Magi, batch: int, config: SamplingConfig) -> tuple[Par
     """A frame of few iterations with given order and noise: against the baseline in float32, graphs against none."""
     few = config.model_copy(update={"iterations": min(4, config.iterations), "steps": min(10, config.steps)})
     exact = in_format(model, torch.float32)
-    ours = make_ours(exact, few, batch)
+    ours = filled_sampler(exact, few, batch)
     order_BN = sorted_order(ours.plan, batch, model.tokens_per_frame)
-    plain = make_plain(ours, few)
+    plain = mar_style(ours, few)
     generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
     expected = plain.frame(order_BN, lambda steps, count, channels: draw_noise(generators, steps, count, channels))
-    found = [
-        Parity(
-            "float32 frame", relative_error(ours.frame(order_BN), expected), EXACT_LIMIT[model.mask_token.device.type]
-        )
-    ]
+    error, allowed = relative_error(ours.frame(order_BN), expected), EXACT_LIMIT[model.mask_token.device.type]
+    found = [Parity("float32 frame", error, allowed)]
     del ours, plain, exact
     path = FastPath.of(model)
     if path.graphs:
-        replayed = make_ours(model, few, batch).frame(order_BN)
+        replayed = filled_sampler(model, few, batch).frame(order_BN)
         eager = _without_graphs(model, few, batch, path).frame(order_BN)
         found.append(Parity("graphs against eager", float((replayed - eager).abs().max()), 0.0))
     return tuple(found)
 
 
-def _without_graphs(model: Magi, config: SamplingConfig, batch: int, path: FastPath) -> Ours:
+def _without_graphs(model: Magi, config: SamplingConfig, batch: int, path: FastPath) -> FilledSampler:
     """The same code as the graphs hold, rows padded as theirs, one operation at a time."""
-    ours = make_ours(model, config, batch, path=FastPath(graphs=False, kernels=path.kernels))
+    ours = filled_sampler(model, config, batch, path=FastPath(graphs=False, kernels=path.kernels))
     ours.past.padded = True
     ours.denoiser.padded = True
     return ours
 
 
-def shapes_of(ours: Ours, config: SamplingConfig) -> dict[str, object]:
+def shapes_of(ours: FilledSampler, config: SamplingConfig) -> dict[str, object]:
+    """What is recorded of a case."""
     model = ours.model
     return {
         "batch": ours.batch,
         "guidance": config.guidance,
         "iterations": config.iterations,
         "steps": config.steps,
-        "frames in the cache": ours.past.cache.length,
+        "frames in the history": ours.past.cache.length,
         "tokens": model.tokens_per_frame,
-        "positions": model.positions,
         "width": model.config.width,
         "blocks": model.config.blocks,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "attention to the cache": "kernel" if ours.past.frame_pass.kernels else "plain",
+        "attention to the history": "kernel" if ours.past.frame_pass.kernels else "plain",
         "dtype": str(model.mask_token.dtype),
     }
 
 
-def _sample(batch: int, every: int | None = None) -> Callable[[Setting], Trial]:
+def _config(setting: Setting, **changes: object) -> SamplingConfig:
+    return PAPER.model_copy(update=SMOKE if setting.smoke else changes)
+
+
+@torch.inference_mode()
+def frame_case(setting: Setting, batch: int, every: int | None = None) -> PreparedCase:
     """Whole frames, or one iteration of every ``every``, of all sides from the same order."""
+    model, config = paper_model(setting), _config(setting)
+    videos = 2 if setting.smoke else batch
+    # The parity first, while the memory is free: at batch 64 a cache is some fifty gigabytes.
+    parities = frame_parities(model, min(videos, 2), config)
+    free_memory()
+    ours = filled_sampler(model, config, videos)
+    plain = mar_style(ours, config)
+    count = GraphCount(ours.graphs)
+    order_BN = sorted_order(ours.plan, videos, model.tokens_per_frame)
+    subset = iteration_subset(ours.plan, every or EVERY)
+    masks = plain.masks_before(order_BN, subset.iterations)
 
-    @torch.inference_mode()
-    def prepare(setting: Setting) -> Trial:
-        model = paper_model(setting)
-        videos = 2 if setting.smoke else batch
-        config = PAPER.model_copy(update=SMOKE) if setting.smoke else PAPER
-        # The parity first, while the memory is free: at batch 64 a cache is some fifty gigabytes.
-        parities = frame_parities(model, min(videos, 2), config)
-        free_memory()
-        ours = make_ours(model, config, videos)
-        plain = make_plain(ours, config)
-        count = GraphCount(ours.graphs)
-        order_BN = sorted_order(ours.plan, videos, model.tokens_per_frame)
-        part = frame_part(ours.plan, every or BATCH_PART)
-        masks = plain.masks_before(order_BN, part.iterations)
+    def a_frame(sampler: MarStyleSampler, whole: bool = every is None) -> Work:
+        return torch.inference_mode()(sampler.frame if whole else partial(sampler.frame, order_BN, part=masks))
 
-        def a_frame(sampler: MarStyleSampler, whole: bool = every is None) -> Work:
-            return torch.inference_mode()(sampler.frame if whole else partial(sampler.frame, order_BN, part=masks))
+    run = ours.frame if every is None else partial(ours.some_iterations, subset, order_BN)
+    candidates = [Candidate(OURS, torch.inference_mode()(run), warmups=2, before=count.mark)]
+    candidates.append(Candidate("eager", a_frame(plain), warm=a_frame(plain, whole=False)))
+    works, facts = compiled_baseline(plain, a_frame, setting)
+    candidates += [Candidate(name, work) for name, work in works.items()]
+    units = 1.0 if every is None else subset.share
 
-        run = ours.frame if every is None else partial(ours.part, part, order_BN)
-        contenders = [Contender(OURS, torch.inference_mode()(run), warmups=2, before=count.mark)]
-        contenders.append(Contender("eager", a_frame(plain), warm=a_frame(plain, whole=False)))
-        works, facts = compiled_side(plain, a_frame, setting)
-        contenders += [Contender(name, work) for name, work in works.items()]
-        units = 1.0 if every is None else part.share
+    def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
+        rate = videos / seconds[OURS]
+        return {"fps SD": rate * SD_FRAMES, "fps Cosmos": rate * COSMOS_FRAMES} | count.metrics(units)
 
-        def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
-            rate = videos / seconds[OURS]
-            speeds = {"latent frames a second": rate, "fps SD": rate * SD_FRAMES, "fps Cosmos": rate * COSMOS_FRAMES}
-            return speeds | count.metrics(units)
-
-        timed = {"timed": "whole frames" if every is None else part.facts(videos)}
-        return Trial(
-            tuple(contenders),
-            check=lambda: parities,
-            units=units,
-            metrics=metrics,
-            shapes=shapes_of(ours, config) | timed | facts,
-            close=torch.compiler.reset,
-        )
-
-    return prepare
+    timed = {"timed": "whole frames" if every is None else subset.facts()}
+    shapes = shapes_of(ours, config) | timed | facts
+    return PreparedCase(tuple(candidates), lambda: parities, units, metrics, shapes, torch.compiler.reset)
 
 
 @torch.inference_mode()
-def _presets(setting: Setting) -> Trial:
-    """Parts of frames of cheaper settings, batch 1 and 8; speed only, their quality is among the evaluation's."""
+def cheaper_case(setting: Setting) -> PreparedCase:
+    """Frames of cheaper settings at batch 1; their speed only, whatever it costs in quality."""
     model = paper_model(setting)
-    contenders, rates, timed = [], {}, {}
-    for batch in (1, 8):
-        for name in SPEEDS:
-            config = at_speed(PAPER, name)
-            if setting.smoke:
-                config = config.model_copy(update=SMOKE)
-            ours = make_ours(model, config, batch)
-            part = frame_part(ours.plan, PRESET_PART)
-            order_BN = sorted_order(ours.plan, batch, model.tokens_per_frame)
-            label = f"{name} b{batch}"
-            assert part.share == 1 / PRESET_PART, name
-            rates[label], timed[label] = batch, part.facts(batch)
-            run = torch.inference_mode()(partial(ours.part, part, order_BN))
-            contenders.append(Contender(label, run, warmups=2))
-    return Trial(
-        tuple(contenders),
+    samplers = {name: filled_sampler(model, _config(setting, **changes), 1) for name, changes in CHEAPER.items()}
+    return PreparedCase(
+        tuple(Candidate(name, torch.inference_mode()(ours.frame), warmups=2) for name, ours in samplers.items()),
         check=lambda: (),
-        units=1 / PRESET_PART,
-        metrics=lambda seconds: {f"fps SD {name}": batch / seconds[name] for name, batch in rates.items()},
-        shapes={"guidance": PAPER.guidance, "frames in the cache": 15, "quality": "speed only", "timed": timed},
+        metrics=lambda seconds: {f"fps SD {name}": SD_FRAMES / seconds[name] for name in samplers},
+        shapes={"guidance": PAPER.guidance, "frames in the history": 15},
     )
 
 
 @torch.inference_mode()
-def _first_frame(setting: Setting) -> Trial:
+def first_frame_case(setting: Setting) -> PreparedCase:
     """From weights on the device to the first frame: kernels built, graphs recorded."""
-    model = paper_model(setting)
-    config = PAPER.model_copy(update=SMOKE) if setting.smoke else PAPER
-    began = time.perf_counter()
-    ours = make_ours(model, config, 1)
-    float(ours.frame().sum())
-    first = time.perf_counter() - began
-    began = time.perf_counter()
-    again = make_ours(model, config, 1)
-    float(again.frame().sum())
-    second = time.perf_counter() - began
-    return Trial(
-        (),
-        check=lambda: (),
-        metrics=lambda seconds: {"cold s": first, "again s": second},
-        shapes=shapes_of(ours, config),
+    model, config = paper_model(setting), _config(setting)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        float(filled_sampler(model, config, 1).frame().sum())
+        return time.perf_counter() - began
+
+    cold, again = seconds(), seconds()
+    return PreparedCase((), check=lambda: (), metrics=lambda _: {"cold s": cold, "again s": again})
+
+
+EARLY, LATE = 10, 100
+LONG = SamplingConfig(iterations=8, steps=5, guidance=3.0, longer="window", window_keep=8)
+
+
+class LongVideo:
+    """A video without end that can begin anew after any number of random frames."""
+
+    def __init__(self, model: Magi) -> None:
+        self.ours = filled_sampler(model, LONG, 1, known=0, frames=LATE + 2 * LONG.window_keep)
+
+    def start(self, frames: int) -> Tensor:
+        """Forget everything, then observe ``frames`` random frames one by one; tokens_BTNC of those in view."""
+        past, observed = self.ours.past, [random_frame(self.ours.model, 1) for _ in range(frames)]
+        past.cache.clear()
+        past.recent_BTNC = None
+        for tokens_BTNC in observed:
+            past.observe(tokens_BTNC)
+        return torch.cat(observed[-past.cache.length :], dim=1)
+
+    def advance(self) -> None:
+        """Generate and observe as many frames as lie between two slides of the window, so one slide is timed."""
+        for _ in range(LONG.window_keep):
+            self.ours.past.observe(self.ours.frame()[:, None])
+
+
+@torch.inference_mode()
+def late_frame_parity(model: Magi) -> Parity:
+    """A late frame against the same made by a sampler that was given the frames in view and nothing before them."""
+    exact = in_format(model, torch.float32)
+    late, fresh = LongVideo(exact), LongVideo(exact)
+    fresh.ours.past.observe(late.start(LATE))
+    allowed = EXACT_LIMIT[model.mask_token.device.type]
+    return Parity("float32 frame", relative_error(late.ours.frame(), fresh.ours.frame()), allowed)
+
+
+def long_video_case(setting: Setting) -> PreparedCase:
+    """Eight frames after 100 in a sliding window, against eight after 10: whether a frame costs the same for ever."""
+    on_gpu = setting.device.type == "cuda"
+    model = paper_model(setting) if on_gpu else small_model("smoke" if setting.smoke else "tiny", setting.device)
+    video = LongVideo(model)
+    advance = torch.inference_mode()(video.advance)
+
+    def side(name: str, frames: int) -> Candidate:
+        return Candidate(name, advance, before=torch.inference_mode()(lambda: video.start(frames)))
+
+    return PreparedCase(
+        (side(OURS, LATE), side("early", EARLY)),
+        check=lambda: (late_frame_parity(model),),
+        units=LONG.window_keep,
+        metrics=lambda seconds: {"late over early": seconds[OURS] / seconds["early"]},
+        shapes=shapes_of(video.ours, LONG) | {"frames before": {OURS: LATE, "early": EARLY}},
     )
-
-
-CASES = (
-    Case(
-        "compile.time",
-        "cuda",
-        "weights on the device to the first frame, cold",
-        "frame",
-        _first_frame,
-        (Goal("cold s", 120, 60, smaller=True),),
-        minutes=0.1,
-    ),
-    Case(
-        "sample.b1",
-        "cuda",
-        "a latent frame, 64 x 100, guidance, 15 past frames",
-        "frame",
-        _sample(1),
-        (Goal("x eager", 12, 20), Goal("x compiled", 2.2, 4), Goal("seconds", 0.34, 0.20, smaller=True)),
-        minutes=1.3,
-    ),
-    Case(
-        "sample.b8",
-        "cuda",
-        "a latent frame, 64 x 100, of 8 videos at once; one iteration in 8 timed, figures are of the whole",
-        "batch",
-        _sample(8, BATCH_PART),
-        (Goal("x eager", 4, 4.9),),
-        minutes=0.5,
-    ),
-    Case(
-        "sample.b64",
-        "cuda",
-        "a latent frame, 64 x 100, of 64 videos at once; one iteration in 8 timed, figures are of the whole",
-        "batch",
-        _sample(64, BATCH_PART),
-        (Goal("x eager", 1.6, 2.0),),
-        minutes=0.85,
-    ),
-    Case(
-        "sample.presets",
-        "cuda",
-        "a latent frame at each named speed (speed only); one iteration in 4 timed, figures are of the whole",
-        "frame",
-        _presets,
-        (Goal("fps SD faster b1", 12, 22), Goal("fps SD fastest b1", 20, 27)),
-        minutes=0.3,
-    ),
-)

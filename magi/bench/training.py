@@ -1,112 +1,277 @@
-"""Speed of a training step of the paper's model: its useful FLOPs, what the naive form costs, and where the rest goes.
+"""Speed of a training step of the paper's model, complete and masked teacher forcing: useful FLOPs and MFU.
 
-16 latent frames of 32 x 32 (256 tokens), bfloat16 products, dropout as configured, forward, backward, gradient norm,
-AdamW and average. Contenders that need more memory take the same clips in more passes; the passes of each are recorded.
-Useful FLOPs are those of the pruned step (``magi.model.flops``), whoever takes it.
+16 latent frames of 32 x 32 (256 tokens), bfloat16 products, dropout as configured: forward, backward, gradient norm,
+AdamW and average. Useful FLOPs are those of the pruned step (``magi.model.flops``), whichever candidate takes it. The
+naive baseline is complete teacher forcing as first written down: all T observation frames and T masked frames under a
+dense mask, and the head on all tokens with the loss masked afterwards, as MAR does (arXiv 2406.11838).
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magi.bench.attention import packed_flex
-from magi.bench.case import OURS, Case, Contender, Goal, Parity, Setting, Trial, relative_error
+from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
+from magi.bench.models import random_model
 from magi.bench.runner import free_memory, reason_of
-from magi.bench.training_parts import PARTS
-from magi.bench.training_setup import (
-    PEAK_TFLOPS,
-    Clips,
-    Compilation,
-    Loss,
-    Stepper,
-    build_model,
-    draw_clips,
-    largest_that_fits,
-    naive_loss,
-    our_loss,
-    setup,
-    split_clips,
-)
-from magi.config import Config, LatentShape
+from magi.config import Config, DataConfig, LatentShape, ModelConfig
+from magi.model.attention import TemporalAttention
+from magi.model.diffusion import add_noise, diffusion_loss
 from magi.model.flops import clip_flops
+from magi.model.magi import Magi
+from magi.model.noise_injection import inject_noise
 from magi.model.slot_attention import SlotAttention, dense_slot_attention
-from magi.model.teacher_forcing import SlotPattern
+from magi.model.teacher_forcing import ForcedSequence, SlotPattern
+from magi.training.clip_batch import Batch, stack_draws
+from magi.training.corruption import DrawShape, draw_corruption
+from magi.training.ema import Ema
+from magi.training.loss import MagiLoss
+from magi.training.optimizer import make_optimizer
 
+PEAK_TFLOPS = 989.5
+"""Dense bfloat16 products of an H200 by its data sheet; the share of it is the model FLOPs utilisation."""
 CLIPS = 8
 SIZES = (4, 2, 1)
-"""Clips of a pass, the first that fits. Six take 107 of the 139 GiB of an H200 (results/measured_steps.jsonl), so eight
-do not fit, and to find that out anew would cost a compilation; at four all contenders take equal passes."""
+"""Clips of a micro-batch, the first that fits. Six take 107 of the 139 GiB of an H200 (results/measured_steps.jsonl),
+so eight do not fit, and to try would cost a compilation; at four all candidates take equal passes."""
+
+Loss = Callable[[Tensor, Batch, int], Tensor]
+"""(tokens_BTNC, batch, masked tokens of the step) -> the scalar to be minimised."""
 
 
-def useful_flops(config: Config, latent: LatentShape, clips: Clips) -> float:
-    """Of one step over these clips."""
-    count = len(clips.tokens_BTNC)
-    one = clip_flops(config.model, latent, clips.masked / count, config.training.diffusion_batch_mul)
-    return one.total * count
+def setup(smoke: bool) -> tuple[Config, LatentShape]:
+    """The paper's model on 16 latent frames of 32 x 32 (Stable Diffusion's autoencoder), or a tiny one."""
+    if not smoke:
+        return Config(), LatentShape(frames=16, channels=4, height=32, width=32)
+    shape: dict[str, int] = {"width": 16, "blocks": 2, "heads": 2, "head_width": 16, "head_blocks": 1, "frames": 3}
+    model = ModelConfig(**shape, diffusion_steps=100)
+    return Config(data=DataConfig(frames=3), model=model), LatentShape(frames=3, channels=2, height=4, width=4)
 
 
-class _Bench:
-    """A model on a device, made for one case, and what takes a step of it."""
+@dataclass(frozen=True)
+class RandomClips:
+    """A batch of random clips on a device, corrupted as in training."""
 
-    def __init__(self, setting: Setting, micro: int = CLIPS, compiled: bool = True) -> None:
-        self.device, self.smoke = setting.device, setting.smoke
-        self.count = 2 if setting.smoke else micro
+    batch: Batch
+    tokens_BTNC: Tensor
+
+    @property
+    def masked(self) -> int:
+        """Masked tokens, over all masked views."""
+        return len(self.batch.picked_M)
+
+
+def draw_clips(config: Config, model: Magi, clips: int, device: torch.device, first: int = 0) -> RandomClips:
+    """``clips`` random clips, corrupted as samples ``first``.. of a run; a clip depends on its number alone."""
+    shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
+    samples = tuple(range(first, first + clips))
+    draws = [draw_corruption(config.training, config.model, shape, sample) for sample in samples]
+    batch = stack_draws(draws, config, samples=samples, interval_B=torch.ones(clips, dtype=torch.long)).to(device)
+    size = (shape.frames, shape.tokens, shape.channels)
+    generators = (torch.Generator(device).manual_seed(sample) for sample in samples)
+    tokens = [torch.randn(size, device=device, generator=generator) for generator in generators]
+    return RandomClips(batch, torch.stack(tokens))
+
+
+def micro_batches(config: Config, model: Magi, clips: int, size: int, device: torch.device) -> list[RandomClips]:
+    """The first ``clips`` clips in micro-batches of at most ``size``."""
+    return [draw_clips(config, model, min(size, clips - first), device, first) for first in range(0, clips, size)]
+
+
+def training_loss(model: Magi, config: Config, device: torch.device) -> Loss:
+    """The loss of training; on a GPU the model's products are in bfloat16."""
+    measured = MagiLoss(config.model, device)
+
+    def forward(*inputs: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return model(*inputs)
+
+    def loss(tokens_BTNC: Tensor, batch: Batch, total: int) -> Tensor:
+        parts = measured(forward, tokens_BTNC, batch, total)
+        return parts.mse + parts.vlb
+
+    return loss
+
+
+def naive_sequence(tokens_BTNC: Tensor, masked_BTN: Tensor) -> ForcedSequence:
+    """All T observation frames, then the T masked ones, under a dense mask."""
+    frames = tokens_BTNC.shape[1]
+    time_T = torch.arange(frames, device=tokens_BTNC.device)
+    return ForcedSequence(
+        tokens_BSNC=torch.cat([tokens_BTNC, tokens_BTNC], dim=1),
+        masked_BSN=torch.cat([torch.zeros_like(masked_BTN), masked_BTN], dim=1),
+        observations=frames,
+        time_S=torch.cat([time_T, time_T]),
+        attend=SlotPattern(causal=frames, frames=frames, views=1).mask_SS(tokens_BTNC.device),
+    )
+
+
+def naive_loss(model: Magi, config: Config, device: torch.device) -> Loss:
+    """The same loss with nothing pruned."""
+    schedule = MagiLoss(config.model, device).schedule
+
+    def loss(tokens_BTNC: Tensor, batch: Batch, total: int) -> Tensor:
+        sequence = naive_sequence(tokens_BTNC, batch.masked_BUN)
+        sequence = inject_noise(sequence, batch.noise_BTNC, batch.amplitude_B)
+        count = sequence.observations
+        timestep, noise = batch.timestep_RBUN.flatten(1), batch.diffusion_noise_RBUNC.flatten(1, 3)
+        clean, weight = tokens_BTNC.flatten(0, 2).expand_as(noise), batch.masked_BUN.flatten().float()
+        noisy = add_noise(schedule, clean, noise, timestep)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            is_observation_S = torch.arange(2 * count, device=device) < count
+            x_BSPD = model._embed(
+                sequence.tokens_BSNC, sequence.masked_BSN, is_observation_S, sequence.time_S, batch.conditions
+            )
+            z_ND = model._condition(model.transformer(x_BSPD, sequence.attend)[:, count:]).flatten(0, 2)
+            prediction = model.head(noisy, timestep, z_ND).to(noise.dtype)
+        parts = diffusion_loss(schedule, prediction, clean, noisy, noise, timestep)
+        return ((parts.mse + parts.vlb) * weight).sum() / (total * len(timestep))
+
+    return loss
+
+
+class Compilation:
+    """Blocks and head of a model, compiled; a context turns that off and may replace temporal attention."""
+
+    def __init__(self, model: Magi, wanted: bool) -> None:
+        self.modules: list[nn.Module] = [*model.transformer.blocks, model.head]
+        self.temporal = [layer for layer in model.modules() if isinstance(layer, TemporalAttention)]
+        if wanted:
+            # Each number of slots is compiled for itself; beyond the limit PyTorch would silently go on uncompiled.
+            torch._dynamo.config.recompile_limit = 64
+            for module in self.modules[:-1]:
+                module.compile(dynamic=False)
+            model.head.compile(dynamic=True)
+        self.compiled = [module._compiled_call_impl for module in self.modules]
+
+    @contextmanager
+    def eager(self, path: SlotAttention | None = None) -> Iterator[None]:
+        """Without compilation, under another path of temporal attention."""
+        before = [temporal.mix for temporal in self.temporal]
+        for module in self.modules:
+            module._compiled_call_impl = None
+        for temporal in self.temporal:
+            temporal.mix = path or temporal.mix
+        try:
+            yield
+        finally:
+            for module, call in zip(self.modules, self.compiled, strict=True):
+                module._compiled_call_impl = call
+            for temporal, mix in zip(self.temporal, before, strict=True):
+                temporal.mix = mix
+
+
+def largest_that_fits(
+    make: Callable[[int], Callable[[], object]], sizes: tuple[int, ...]
+) -> tuple[int, Callable[[], object]]:
+    """The first micro-batch of ``sizes`` whose work runs once without running out of memory, and the work."""
+    for size in sizes:
+        try:
+            work = make(size)
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            return size, work
+        except torch.OutOfMemoryError:
+            if size == sizes[-1]:
+                raise
+        free_memory()
+    raise ValueError("no micro-batch given")
+
+
+class TrainingBench:
+    """A model on a device with its optimizer and average, and whole steps of it under several losses."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.device, self.clips = setting.device, 2 if setting.smoke else CLIPS
         self.config, self.latent = setup(setting.smoke)
-        self.model = build_model(self.config, self.latent, self.device)
-        self.compilation = Compilation(self.model, compiled and self.device.type == "cuda")
-        self.stepper = Stepper(self.model, self.config)
-        self.clips = draw_clips(self.config, self.model, self.count, self.device)
+        self.model = random_model(self.config.model, self.latent, self.device).train()
+        self.compilation = Compilation(self.model, self.device.type == "cuda")
+        self.optimizer = make_optimizer(self.model, self.config.training)
+        self.ema = Ema(self.model, self.config.training.ema_decay)
+        self.one = draw_clips(self.config, self.model, 1, self.device)
         self.passes: dict[str, int] = {}
+        self.masked = 0
         self.failed: dict[str, str] = {}
 
-    def contender(self, name: str, loss: Loss) -> Contender:
-        """A whole step over the clips, in passes that fit."""
+    def step(self, loss: Loss, parts: list[RandomClips]) -> None:
+        """Forward and backward of each micro-batch, then one update; the host does not wait."""
+        total = sum(part.masked for part in parts)
+        for part in parts:
+            loss(part.tokens_BTNC, part.batch, total).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.gradient_clip, foreach=True)
+        self.optimizer.step()
+        self.ema.update(self.model, 100)
+        self.optimizer.zero_grad(set_to_none=True)
 
-        def make(size: int) -> Callable[[], Tensor]:
-            parts = split_clips(self.clips, size)
-            return lambda: self.stepper.take(loss, parts)
+    def candidate(self, name: str, loss: Loss) -> Candidate:
+        """A whole step over the clips, in the largest micro-batches that fit."""
 
-        size, work = largest_that_fits(make, tuple(size for size in SIZES if size <= self.count))
-        self.passes[name] = -(-self.count // size)
-        return Contender(name, work, warmups=1)
+        def make(size: int) -> Callable[[], None]:
+            parts = micro_batches(self.config, self.model, self.clips, size, self.device)
+            self.masked = sum(part.masked for part in parts)
+            return lambda: self.step(loss, parts)
 
-    def try_contender(self, name: str, loss: Loss) -> tuple[Contender, ...]:
-        """The same for a baseline, which is left out, with the reason, where it does not run."""
+        size, work = largest_that_fits(make, tuple(size for size in SIZES if size <= self.clips))
+        self.passes[name] = -(-self.clips // size)
+        return Candidate(name, work)
+
+    def baseline(self, name: str, loss: Loss) -> tuple[Candidate, ...]:
+        """The same, but left out with the reason where it does not run."""
         try:
-            return (self.contender(name, loss),)
+            return (self.candidate(name, loss),)
         except Exception as error:
             self.failed[name] = reason_of(error)
-        self.stepper.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         free_memory()
         return ()
 
     def eagerly(self, loss: Loss, path: SlotAttention | None = None) -> Loss:
         """The same loss without compilation, its backward included, since that runs what forward recorded."""
 
-        def run(*inputs: object) -> Tensor:
+        def run(*inputs: Any) -> Tensor:
             with self.compilation.eager(path):
-                return loss(*inputs)  # type: ignore[arg-type]
+                return loss(*inputs)
 
         return run
 
-    def peak_gb(self) -> float:
-        """Most memory of tensors since the last call."""
-        if self.device.type != "cuda":
-            return float("nan")
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        torch.cuda.reset_peak_memory_stats()
-        return peak
+    def parities(self, ours: Loss, naive: Loss) -> tuple[Parity, ...]:
+        """The pruned loss against the naive one without dropout; compiled against eager with it."""
+
+        def value(loss: Loss, clips: RandomClips) -> Tensor:
+            return loss(clips.tokens_BTNC, clips.batch, clips.masked).detach()
+
+        self.model.eval()
+        with torch.no_grad():
+            difference = relative_error(value(self.eagerly(ours), self.one), value(self.eagerly(naive), self.one))
+        self.model.train()
+        found = [Parity("loss against the naive form", difference, 2e-3)]
+        if self.device.type == "cuda":
+            size = -(-self.clips // self.passes[OURS])
+            fitting = draw_clips(self.config, self.model, size, self.device)
+            compiled = value(ours, fitting)  # with gradients on, as it was compiled
+            with torch.no_grad():
+                difference = relative_error(compiled, value(self.eagerly(ours), fitting))
+            found.append(Parity("compiled loss against eager, other dropout", difference, 2e-2))
+        return tuple(found)
+
+    def metrics(self, seconds: float, teacher_forcing: str = "complete") -> dict[str, float]:
+        """Rate, useful FLOPs and MFU of ``seconds`` a clip."""
+        model = self.config.model.model_copy(update={"teacher_forcing": teacher_forcing})
+        repeats = self.config.training.diffusion_batch_mul
+        flops = clip_flops(model, self.latent, self.masked / self.clips, repeats).total
+        achieved = flops / seconds / 1e12
+        return {"clips/s": 1 / seconds, "useful TFLOP/s": achieved, "MFU": achieved / PEAK_TFLOPS}
 
     def shapes(self) -> dict[str, object]:
-        return {
-            "clips": self.count,
-            "parameters": sum(value.numel() for value in self.model.parameters()),
-            "masked tokens": self.clips.masked,
-            "passes": self.passes,
-            "left out": self.failed,
-        }
+        """What is recorded of a case."""
+        parameters = sum(value.numel() for value in self.model.parameters())
+        facts = {"clips": self.clips, "parameters": parameters, "masked tokens": self.masked}
+        return {**facts, "passes": self.passes, "left out": self.failed}
 
     def close(self) -> None:
         """Drop everything on the device."""
@@ -144,204 +309,52 @@ def host_waits(work: Callable[[], object]) -> int:
     return sum("synchroniz" in str(one.message) for one in seen)
 
 
-def _loss_parities(bench: _Bench) -> tuple[Parity, ...]:
-    """Pruned against naive without dropout; compiled against eager with it, a mean over thousands of tokens."""
-    one = split_clips(bench.clips, 1)[0]
-    ours = our_loss(bench.model, bench.config, bench.device)
+def complete_case(setting: Setting) -> PreparedCase:
+    """A step of complete teacher forcing, against the naive step, FlexAttention, and ours without compilation."""
+    bench = TrainingBench(setting)
+    ours = training_loss(bench.model, bench.config, bench.device)
     naive = naive_loss(bench.model, bench.config, bench.device)
-
-    def value(loss: Loss, clips: Clips) -> Tensor:
-        with torch.no_grad():
-            return loss(clips.tokens_BTNC, clips.batch, clips.masked)
-
-    bench.model.eval()
-    pruned = relative_error(value(bench.eagerly(ours), one), value(bench.eagerly(naive), one))
-    bench.model.train()
-    found = [Parity("loss against the naive form", pruned, 2e-3)]
-    fitting = split_clips(bench.clips, -(-bench.count // bench.passes[OURS]))[0]
-    if bench.device.type == "cuda":
-        # With gradients on, as it was compiled; without them it would be compiled once more.
-        compiled = ours(fitting.tokens_BTNC, fitting.batch, fitting.masked).detach()
-        difference = relative_error(compiled, value(bench.eagerly(ours), fitting))
-        found.append(Parity("compiled loss against eager, other dropout", difference, 2e-2))
-    return tuple(found)
-
-
-def ctf_trial(setting: Setting) -> Trial:
-    """A step as trained, against the naive step, FlexAttention, and ours without compilation."""
-    bench = _Bench(setting)
-    ours = our_loss(bench.model, bench.config, bench.device)
-    naive = naive_loss(bench.model, bench.config, bench.device)
-    bench.peak_gb()
-    contenders = [bench.contender(OURS, ours)]
-    memory = bench.peak_gb()
-    waits = host_waits(contenders[0].run)
-    contenders += bench.try_contender("eager dense mask", bench.eagerly(naive))
-    contenders += bench.try_contender("eager, ours", bench.eagerly(ours))
+    candidates = [bench.candidate(OURS, ours)]
+    waits = host_waits(candidates[0].run)
+    candidates += bench.baseline("eager dense mask", bench.eagerly(naive))
+    candidates += bench.baseline("eager, ours", bench.eagerly(ours))
     if setting.device.type == "cuda":
         flex = bench.eagerly(ours, flex_path(bench.model.positions, setting.device))
-        contenders += bench.try_contender("eager, Flex", flex)
-    flops = useful_flops(bench.config, bench.latent, bench.clips)
-    count = bench.count
+        candidates += bench.baseline("eager, Flex", flex)
 
     def check() -> tuple[Parity, ...]:
-        return (*_loss_parities(bench), Parity("waits of the host in a step", waits, 0))
+        return (*bench.parities(ours, naive), Parity("waits of the host in a step", waits, 0))
 
-    def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
-        achieved = flops / count / seconds[OURS] / 1e12
-        return {
-            "clips/s": 1 / seconds[OURS],
-            "useful TFLOP/s": achieved,
-            "MFU": achieved / PEAK_TFLOPS,
-            "peak GB": memory,
-            "TFLOP a clip": flops / count / 1e12,
-        }
-
-    return Trial(tuple(contenders), check, float(count), metrics, bench.shapes(), bench.close)
+    return PreparedCase(
+        tuple(candidates),
+        check,
+        units=float(bench.clips),
+        metrics=lambda seconds: bench.metrics(seconds[OURS]),
+        shapes=bench.shapes(),
+        close=bench.close,
+    )
 
 
-def ratio_trial(setting: Setting) -> Trial:
-    """Complete against masked teacher forcing on the same code, and four masks a clip, for as many masked clips."""
-    bench = _Bench(setting)
-    device = bench.device
-    masked_config = bench.config.model_copy(
+def masked_case(setting: Setting) -> PreparedCase:
+    """The same step under complete and under masked teacher forcing, on the same path."""
+    bench = TrainingBench(setting)
+    ours = training_loss(bench.model, bench.config, bench.device)
+    naive = naive_loss(bench.model, bench.config, bench.device)
+    masked = bench.config.model_copy(
         update={"model": bench.config.model.model_copy(update={"teacher_forcing": "masked"})}
     )
-    ours = our_loss(bench.model, bench.config, device)
-    contenders = [bench.contender(OURS, ours)]
-    contenders.append(bench.contender("MTF", our_loss(bench.model, masked_config, device)))
-    views = 2 if setting.smoke else 4
-    several, _ = setup(setting.smoke, masks_per_clip=views)
-    shared = draw_clips(several, bench.model, max(1, bench.count // views), device)
-
-    def make(size: int) -> Callable[[], Tensor]:
-        parts = split_clips(shared, size)
-        return lambda: bench.stepper.take(ours, parts)
-
-    name = f"{views} masks a clip"
-    try:
-        _, work = largest_that_fits(make, (2, 1))
-        contenders.append(Contender(name, work))
-    except Exception as error:
-        bench.failed[name] = reason_of(error)
+    mtf = training_loss(bench.model, masked, bench.device)
+    candidates = (bench.candidate(OURS, ours), bench.candidate("MTF", mtf))
 
     def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
-        found = {"CTF over MTF": seconds[OURS] / seconds["MTF"]}
-        if name in seconds:
-            found[f"{name} over MTF"] = seconds[name] / seconds["MTF"]
-        return found
+        mfu = bench.metrics(seconds["MTF"], "masked")["MFU"]
+        return {"CTF over MTF": seconds[OURS] / seconds["MTF"], "MFU of MTF": mfu}
 
-    check = partial(_loss_parities, bench)
-    return Trial(tuple(contenders), check, float(bench.count), metrics, bench.shapes(), bench.close)
-
-
-def prune_trial(setting: Setting) -> Trial:
-    """The pruned step against all 2T slots on the same path, both eager, forward and backward."""
-    bench = _Bench(setting, micro=4, compiled=False)
-    losses = {OURS: our_loss(bench.model, bench.config, bench.device)}
-    losses["all 2T slots"] = naive_loss(bench.model, bench.config, bench.device, dense=False, gather=True)
-
-    def gradients(loss: Loss, clips: Clips) -> list[Tensor]:
-        value = loss(clips.tokens_BTNC, clips.batch, clips.masked)
-        return list(torch.autograd.grad(value, list(bench.model.parameters())))
-
-    def check() -> Parity:
-        # In float32 and on the reference path: what is left is the pruning.
-        bench.model.eval()
-        one = split_clips(bench.clips, 1)[0]
-        exact = (
-            our_loss(bench.model, bench.config, bench.device, low=False),
-            naive_loss(bench.model, bench.config, bench.device, dense=False, gather=True, low=False),
-        )
-        with bench.compilation.eager(dense_slot_attention):
-            pruned, naive = (gradients(loss, one) for loss in exact)
-        bench.model.train()
-        worst = max(relative_error(a, b) for a, b in zip(pruned, naive, strict=True))
-        return Parity("largest relative difference of a float32 gradient", worst, 1e-3)
-
-    works = tuple(Contender(name, partial(gradients, loss, bench.clips)) for name, loss in losses.items())
-    return Trial(works, check, float(bench.count), shapes=bench.shapes(), close=bench.close)
-
-
-def share_trial(setting: Setting) -> Trial:
-    """The products of matrices of a step alone, at the same shapes, against the whole compiled step."""
-    bench = _Bench(setting)
-    ours = our_loss(bench.model, bench.config, bench.device)
-    contenders = [bench.contender(OURS, ours)]
-    passes = bench.passes[OURS]
-    products = _products(bench, bench.count // passes)
-    contenders.append(Contender("products alone", lambda: [one() for _ in range(passes) for one in products]))
-    flops = useful_flops(bench.config, bench.latent, bench.clips) / bench.count
-
-    def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
-        alone = seconds["products alone"]
-        return {"share": alone / seconds[OURS], "TFLOP/s of the products": flops / alone / 1e12}
-
-    check = partial(_loss_parities, bench)
-    return Trial(tuple(contenders), check, float(bench.count), metrics, bench.shapes(), bench.close)
-
-
-def _products(bench: _Bench, clips: int) -> list[Callable[[], object]]:
-    """Every linear layer of the blocks and of the head, once forward and twice backward."""
-    config, frames = bench.config.model, bench.latent.frames
-    width, hidden = config.width, int(config.width * config.mlp_ratio)
-    places = clips * (2 * frames - 1) * bench.model.positions
-    rows = bench.clips.masked * clips // bench.count * bench.config.training.diffusion_batch_mul
-    head = config.head_width
-    layers = [(places, width, 3 * width), (places, width, width), (places, width, hidden), (places, hidden, width)]
-    shapes = layers * (2 * config.blocks) + [(rows, head, head)] * (2 * config.head_blocks + 1)
-    shapes.append((rows, head, (3 * config.head_blocks + 2) * head))
-    dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
-    made: dict[tuple[int, int], Tensor] = {}
-
-    def matrix(*size: int) -> Tensor:
-        if size not in made:
-            made[size] = torch.randn(size, device=bench.device, dtype=dtype)  # type: ignore[index]
-        return made[size]  # type: ignore[index]
-
-    def product(count: int, inputs: int, outputs: int) -> Callable[[], object]:
-        x, weight, gradient = matrix(count, inputs), matrix(outputs, inputs), matrix(count, outputs)
-        return lambda: (x @ weight.t(), gradient @ weight, gradient.t() @ x)
-
-    return [product(*shape) for shape in shapes]
-
-
-CASES = (
-    Case(
-        "train.ctf",
-        "cuda",
-        "a step of complete teacher forcing, 850 M parameters, 8 clips",
-        "clip",
-        ctf_trial,
-        (Goal("MFU", 0.48, 0.55), Goal("x eager dense mask", 1.15, 1.3)),
-        1.2,
-    ),
-    Case(
-        "train.ctf_vs_mtf",
-        "cuda",
-        "the same step against masked teacher forcing, and with 4 masks a clip",
-        "clip",
-        ratio_trial,
-        (Goal("CTF over MTF", 1.92, 1.87, smaller=True), Goal("4 masks a clip over MTF", 1.25, 1.23, smaller=True)),
-        0.9,
-    ),
-    Case(
-        "train.prune",
-        "cuda",
-        "forward and backward without dead slots, against all 2T slots",
-        "clip",
-        prune_trial,
-        (Goal("x all 2T slots", 1.03, 1.04),),
-        0.15,
-    ),
-    Case(
-        "train.gemm_share",
-        "cuda",
-        "share of a step that its matrix products take alone",
-        "clip",
-        share_trial,
-        (Goal("share", 0.75, 0.83),),
-        0.3,
-    ),
-    *PARTS,
-)
+    return PreparedCase(
+        candidates,
+        check=lambda: bench.parities(ours, naive),
+        units=float(bench.clips),
+        metrics=metrics,
+        shapes=bench.shapes(),
+        close=bench.close,
+    )

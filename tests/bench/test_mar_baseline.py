@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from magi.bench.case import relative_error
-from magi.bench.head import make_loop
+from magi.bench.frame_parts import head_loop
 from magi.bench.mar_baseline import MarStyleSampler
-from magi.bench.models import small_model, told
-from magi.bench.sampling import make_ours, make_plain, random_frame, sorted_order
+from magi.bench.models import guided_conditions, small_model
+from magi.bench.sampling import filled_sampler, mar_style, random_frame, sorted_order
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser, draw_noise
@@ -31,7 +31,7 @@ def seeded(videos: int) -> list[torch.Generator]:
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 def test_frames_of_the_baseline_are_ours(model: Magi, schedule: str) -> None:
     config = CONFIG.model_copy(update={"guidance_schedule": schedule})
-    videos, conditions = 2, told(model, 2)
+    videos, conditions = 2, guided_conditions(model, 2)
     order_BN = sorted_order(plan_frame(model, config), videos, model.tokens_per_frame)
     with torch.inference_mode():
         past, denoiser = History(model, conditions, seeded(videos), 5, config), Denoiser(model.head, config.temperature)
@@ -55,7 +55,7 @@ def test_frames_of_the_baseline_are_ours(model: Magi, schedule: str) -> None:
 
 def test_the_loop_of_the_baseline_is_ours(model: Magi) -> None:
     with torch.inference_mode():
-        loop = make_loop(model, 10, 7)
+        loop = head_loop(model, 10, 7)
         scale = torch.tensor(3.0, dtype=torch.float64)
         ours = Denoiser(model.head, 1.0)(loop.z_GMD, loop.noise_IMC, loop.table, scale)
         assert relative_error(ours, loop.baseline(loop.plain, injected=True)) < 1e-12
@@ -64,8 +64,8 @@ def test_the_loop_of_the_baseline_is_ours(model: Magi) -> None:
 
 def test_both_start_from_the_same_cache(model: Magi) -> None:
     with torch.inference_mode():
-        ours = make_ours(model, CONFIG, 2, known=3, path=FastPath())
-        plain = make_plain(ours, CONFIG)
+        ours = filled_sampler(model, CONFIG, 2, known=3, path=FastPath())
+        plain = mar_style(ours, CONFIG)
         order_BN = sorted_order(ours.plan, 2, model.tokens_per_frame)
         theirs = seeded(2)
         expected = plain.frame(order_BN, lambda steps, count, channels: draw_noise(theirs, steps, count, channels))

@@ -1,4 +1,4 @@
-"""A part of a frame stands for the frame, and both sides do the same part of it."""
+"""A subset of a frame's iterations stands for the frame, and both sides take the same one."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,27 +9,24 @@ import torch
 from torch import Tensor
 
 from magi.bench import mar_baseline
-from magi.bench.case import Setting, Trial
-from magi.bench.frame_part import frame_part
+from magi.bench.case import PreparedCase, Setting
 from magi.bench.mar_baseline import MarStyleHead, MarStyleSampler
 from magi.bench.models import small_model
 from magi.bench.report import rows
 from magi.bench.runner import run_case
 from magi.bench.sampling import (
-    BATCH_PART,
+    EVERY,
     PAPER,
-    PRESET_PART,
     GraphCount,
-    make_ours,
-    make_plain,
+    filled_sampler,
+    iteration_subset,
+    mar_style,
     sorted_order,
 )
-from magi.bench.suite import CASES
+from magi.bench.suite import choose
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts
-from magi.presets import SPEEDS, at_speed
-from magi.sampling.denoise import padded_rows
 from magi.sampling.fast_path import FastPath
 from magi.sampling.generate import FramePlan, annealed_steps, guidance_scale
 
@@ -51,41 +48,25 @@ def paper_plan(config: SamplingConfig) -> FramePlan:
     return FramePlan(tuple(counts), tuple(guidance_scale(config, share) for share in shares), tables)
 
 
-@pytest.mark.parametrize(("name", "every"), [("full", BATCH_PART), *((name, PRESET_PART) for name in SPEEDS)])
-def test_a_part_stands_for_its_frame(name: str, every: int) -> None:
-    plan = paper_plan(at_speed(PAPER, name))
-    part = frame_part(plan, every)
-    count, size = len(plan.counts), len(part.iterations)
-    assert size * every == count and part.share == 1 / every
-    assert [i // every for i in part.iterations] == list(range(size)), "one of every stretch"
-    assert sum(part.plan.counts) / size == pytest.approx(TOKENS / count, rel=0.01)
-    steps = [sum(map(len, one.tables)) / len(one.tables) for one in (part.plan, plan)]
+@pytest.mark.parametrize(("every", "changes"), [(EVERY, {}), (4, {"steps": 50, "last_steps": 5})])
+def test_a_subset_stands_for_its_frame(every: int, changes: dict[str, int]) -> None:
+    plan = paper_plan(PAPER.model_copy(update=changes))
+    subset = iteration_subset(plan, every)
+    count, size = len(plan.counts), len(subset.iterations)
+    assert size * every == count and subset.share == 1 / every
+    assert [i // every for i in subset.iterations] == list(range(size)), "one of every stretch"
+    assert sum(subset.plan.counts) / size == pytest.approx(TOKENS / count, rel=0.01)
+    steps = [sum(map(len, one.tables)) / len(one.tables) for one in (subset.plan, plan)]
     assert steps[0] == pytest.approx(steps[1], rel=0.03)
 
 
-@pytest.mark.parametrize("videos", [8, 64])
-def test_a_part_has_the_graphs_of_its_frame(videos: int) -> None:
-    """Rows of the head's loop, as its graphs pad them."""
-    part = frame_part(paper_plan(PAPER), BATCH_PART)
-    facts: Any = part.facts(videos)
-    mixes = [facts[one]["share of iterations by rows of the head"] for one in ("the part", "the frame")]
-    assert all(sum(mix.values()) == pytest.approx(1, abs=0.01) for mix in mixes)
-    assert all(abs(mixes[0].get(rows, 0) - share) < 0.06 for rows, share in mixes[1].items())
-    mean = [sum(rows * share for rows, share in mix.items()) for mix in mixes]
-    assert mean[0] == pytest.approx(mean[1], rel=0.03)
-    assert mean[1] == pytest.approx(
-        sum(padded_rows(videos * tokens) for tokens in part.frame.counts) / len(part.frame.counts), rel=0.01
-    )
-    assert (facts["iterations"], facts["of"]) == (list(part.iterations), 64)
-
-
-def test_the_whole_is_a_part() -> None:
+def test_the_whole_is_a_subset() -> None:
     plan = paper_plan(PAPER)
-    whole = frame_part(plan, 1)
+    whole = iteration_subset(plan, 1)
     order_BN = torch.stack([torch.randperm(TOKENS) for _ in range(VIDEOS)])
     assert whole.plan == plan and whole.share == 1
     assert torch.equal(whole.order(order_BN), order_BN)
-    assert len(frame_part(plan, 1000).iterations) == 1
+    assert len(iteration_subset(plan, 1000).iterations) == 1
 
 
 class Recorded:
@@ -105,28 +86,31 @@ class Recorded:
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
-def test_both_sides_do_the_same_part(model: Magi, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sides_take_the_same_iterations(model: Magi, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
-        ours = make_ours(model, CONFIG, VIDEOS, known=2, path=FastPath())
-        plain = make_plain(ours, CONFIG)
+        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath())
+        plain = mar_style(ours, CONFIG)
         order_BN = sorted_order(ours.plan, VIDEOS, model.tokens_per_frame)
-        part = frame_part(ours.plan, every)
-        masks = plain.masks_before(order_BN, part.iterations)
+        subset = iteration_subset(ours.plan, every)
+        masks = plain.masks_before(order_BN, subset.iterations)
         mine, theirs = Recorded(model.token_channels), Recorded(model.token_channels)
         recording: Any = mine.ours
         monkeypatch.setattr(plain.head, "sample", lambda *given: theirs.plain(CONFIG.steps, *given))
-        made, expected = replace(ours, denoiser=recording).part(part, order_BN), plain.frame(order_BN, part=masks)
+        made, expected = (
+            replace(ours, denoiser=recording).some_iterations(subset, order_BN),
+            plain.frame(order_BN, part=masks),
+        )
     assert len(mine.calls) == 8 // every and mine.calls == theirs.calls
-    assert [rows // VIDEOS for rows, _, _ in mine.calls] == [ours.plan.counts[i] for i in part.iterations]
-    assert [scale for _, scale, _ in mine.calls] == pytest.approx([ours.plan.scales[i] for i in part.iterations])
+    assert [rows // VIDEOS for rows, _, _ in mine.calls] == [ours.plan.counts[i] for i in subset.iterations]
+    assert [scale for _, scale, _ in mine.calls] == pytest.approx([ours.plan.scales[i] for i in subset.iterations])
     assert torch.equal(made, expected), "the same tokens in the same iteration, and no others"
-    assert int(made[..., 0].count_nonzero()) == VIDEOS * sum(part.plan.counts)
+    assert int(made[..., 0].count_nonzero()) == VIDEOS * sum(subset.plan.counts)
 
 
 def test_masks_are_those_of_the_whole_frame(model: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
-        ours = make_ours(model, CONFIG, VIDEOS, known=2, path=FastPath())
-        plain = make_plain(ours, CONFIG)
+        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath())
+        plain = mar_style(ours, CONFIG)
         order_BN = sorted_order(ours.plan, VIDEOS, model.tokens_per_frame)
         masks = plain.masks_before(order_BN, range(8))
         seen: list[Tensor] = []
@@ -145,8 +129,8 @@ def test_masks_are_those_of_the_whole_frame(model: Magi, monkeypatch: pytest.Mon
 def test_baselines_share_one_cache_and_agree(model: Magi) -> None:
     """The blocks compiled as one compute the same, and a frame leaves the cache as it is."""
     with torch.inference_mode():
-        ours = make_ours(model, CONFIG, VIDEOS, known=2, path=FastPath())
-        plain = make_plain(ours, CONFIG)
+        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath())
+        plain = mar_style(ours, CONFIG)
         compiled = plain.compiled("eager")
         assert compiled.cache is plain.cache
         before = [tuple(tensor.clone() for tensor in pair) for pair in plain.cache.layers if pair is not None]
@@ -174,7 +158,7 @@ def test_a_compiled_baseline_that_computes_something_else_is_refused(
         return lambda layer, x, *rest: block(layer, wrong(x), *rest)
 
     with torch.inference_mode():
-        plain = make_plain(make_ours(model, CONFIG, VIDEOS, known=2, path=FastPath()), CONFIG)
+        plain = mar_style(filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath()), CONFIG)
         with monkeypatch.context() as patch:
             patch.setattr(torch, "compile", traced)
             with pytest.raises(RuntimeError, match=r"its pass differs by .* from the plain one, 0\.05 is allowed"):
@@ -190,7 +174,7 @@ def test_a_compiled_baseline_that_computes_something_else_is_refused(
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["sample.b1", "sample.b8", "pass.b1"])
+@pytest.mark.parametrize("name", ["sample.b1", "sample.b64", "pass.b1"])
 def test_a_compiled_baseline_that_fails_is_left_out_with_its_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The case has its other numbers, and no ratio to a baseline that did not run."""
 
@@ -198,15 +182,15 @@ def test_a_compiled_baseline_that_fails_is_left_out_with_its_reason(name: str, m
         raise RuntimeError("no such compiler")
 
     monkeypatch.setattr(MarStyleSampler, "compiled", fail)
-    (case,) = (case for case in CASES if case.name == name)
+    (case,) = choose([name])
     record = run_case(case, Setting(torch.device("cpu"), smoke=True, rounds=1))
-    assert record["status"] == "measured" and set(record["contenders"]) == {"ours", "eager"}
+    assert record["status"] == "measured" and set(record["candidates"]) == {"ours", "eager"}
     assert record["shapes"]["left out"] == {"compiled": "RuntimeError: no such compiler"}
     assert "x eager" in record["metrics"] and "x compiled" not in record["metrics"]
     goals = {goal["metric"]: goal["value"] for goal in record["goals"]}
     assert goals.get("x compiled") is None and ("x compiled" in goals) == name.endswith("b1")
-    (first, *_) = rows([{"device": "cuda", "cases": [record]}])
-    assert first.baselines.endswith("compiled: left out, RuntimeError: no such compiler")
+    ((*_, baselines, _),) = rows({"cases": [record]})
+    assert baselines.endswith("compiled: left out, RuntimeError: no such compiler")
 
 
 def test_all_blocks_share_one_compilation(model: Magi) -> None:
@@ -219,8 +203,8 @@ def test_all_blocks_share_one_compilation(model: Magi) -> None:
 
     torch.compiler.reset()
     with torch.inference_mode():
-        ours = make_ours(model, CONFIG, 1, known=2, path=FastPath())
-        plain = make_plain(ours, CONFIG).compiled(backend)  # type: ignore[arg-type]
+        ours = filled_sampler(model, CONFIG, 1, known=2, path=FastPath())
+        plain = mar_style(ours, CONFIG).compiled(backend)  # type: ignore[arg-type]
         assert len(model.transformer.blocks) > 1
         for _ in range(2):
             plain.frame()
@@ -228,30 +212,25 @@ def test_all_blocks_share_one_compilation(model: Magi) -> None:
     torch.compiler.reset()
 
 
-def test_replays_of_a_part_are_told_of_a_frame() -> None:
+def test_replays_are_counted_for_a_whole_frame() -> None:
     graph: Any = SimpleNamespace(recordings=2, replays=10)
     count = GraphCount([graph])
     graph.replays += 16
     assert count.metrics(1 / 8) == {"graphs": 2, "graph replays": 128, "graph hit rate": 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "units"), [("sample.b1", 1), ("sample.b8", 1 / BATCH_PART), ("sample.presets", 1 / PRESET_PART)]
-)
-def test_a_trial_counts_the_share_that_it_times(name: str, units: float) -> None:
+@pytest.mark.parametrize(("name", "units"), [("sample.b1", 1), ("sample.b64", 1 / EVERY)])
+def test_a_case_counts_the_share_of_a_frame_that_it_times(name: str, units: float) -> None:
     """``units`` is what the runner divides by: a second figure is for a whole frame."""
-    (case,) = (case for case in CASES if case.name == name)
-    trial: Trial = case.prepare(Setting(torch.device("cpu"), smoke=True, rounds=1))
-    timed: Any = trial.shapes["timed"]
-    assert trial.units == units
-    figures = trial.metrics({contender.name: 0.5 for contender in trial.contenders})
-    if name == "sample.presets":
-        assert figures["fps SD full b1"] == 2 and figures["fps SD full b8"] == 16
-    else:
-        assert figures["latent frames a second"] == figures["fps SD"] == figures["fps Cosmos"] / 4 == 4, "two videos"
+    (case,) = choose([name])
+    prepared: PreparedCase = case.prepare(Setting(torch.device("cpu"), smoke=True, rounds=1))
+    timed: Any = prepared.shapes["timed"]
+    assert prepared.units == units
+    figures = prepared.metrics({candidate.name: 0.5 for candidate in prepared.candidates})
+    assert figures["fps SD"] == figures["fps Cosmos"] / 4 == 4, "two videos"
     if name == "sample.b1":
         assert timed == "whole frames"
     else:
-        parts = [timed] if name == "sample.b8" else list(timed.values())
-        assert parts and all(len(part["iterations"]) / part["of"] == units for part in parts)
-    trial.close()
+        assert len(timed["iterations"]) / timed["of"] == units
+        assert timed["tokens an iteration"] == pytest.approx(timed["frame: tokens an iteration"], rel=0.1)
+    prepared.close()
