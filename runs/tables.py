@@ -36,6 +36,13 @@ def bench(root: Path = ROOT) -> None:
     write_markdown_block(root / "docs/performance.md", "bench", markdown(reports, [case.name for case in CASES]))
 
 
+def studies(root: Path = ROOT) -> None:
+    """Every result of a study, in the page on studies."""
+    from studies.results import listing
+
+    write_markdown_block(root / "docs/studies.md", "studies", "\n".join(listing(root / "results/studies")))
+
+
 def ground_truth_table(result: EvaluationResult) -> str:
     """A row for each series, for the near and the far frames; below, how they were measured."""
     scores, protocol = result.ground_truth, result.protocol
@@ -83,7 +90,7 @@ def score_table(result: EvaluationResult) -> str:
     return "\n".join([*lines, "", how])
 
 
-TABLES: dict[str, Callable[[], None]] = {"digits": digits, "digits3d": digits3d, "bench": bench}
+TABLES: dict[str, Callable[[], None]] = {"bench": bench, "digits": digits, "digits3d": digits3d, "studies": studies}
 
 
 def main(names: list[str]) -> None:
@@ -95,4 +102,5 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # the studies are not installed
     main(sys.argv[1:])

@@ -1,7 +1,7 @@
-"""The paper's claims as small experiments: one module a study, results and plots in ``results/``.
+"""The paper's claims as small experiments: a command each, a verdict from an interval.
 
-    python -m studies.ctf_vs_mtf --help
+    python -m studies.ctf_vs_mtf
 
-``arms`` is what every study shares: a model trained with some settings and a seed, what it generates, and what is
-measured of it. Arms are named by their settings, so studies that need the same one train it once.
+``variants`` is what the studies that train share: models that differ in one setting, trained with a seed, and what is
+measured of each. docs/studies.md has what was found.
 """

@@ -4,17 +4,18 @@
 
 Same model, data, steps and seeds; all predict 16 frames from the first frame of held-out clips. The paper finds FVD
 about 23% lower, and per-frame FID slightly higher: motion is better, single frames are not. "About equal" is taken as
-within 15%. MTF has no observation frames, so noise on them is CTF's alone. The claim is therefore judged on CTF without
-noise, where nothing but the teacher forcing differs; the whole recipe, with noise, is judged beside.
+within 15%, and being better by more does not contradict it. MTF has no observation frames, so noise on them is CTF's
+alone. The claim is therefore judged on CTF without noise, where nothing but the teacher forcing differs; the whole
+recipe, with noise, is judged as well, and the claim does not depend on it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.commands import command, options_of
+from studies.commands import run_command
 from studies.measures import FID, FVD
-from studies.prediction import compared, write_prediction
-from studies.running import StudyOptions, gathered
+from studies.results import compared, write_prediction
+from studies.variants import StudyOptions, load_or_train
 
 STUDY = "ctf_vs_mtf"
 NAMES = ("ctf-without-noise", "mtf", "ctf")
@@ -26,28 +27,27 @@ class CtfVsMtfOptions(StudyOptions):
     """Train both kinds of teacher forcing and compare them."""
 
 
-def study(options: StudyOptions) -> Path | None:
-    """Train what is missing, judge and write the result; None after a dry run."""
-    arms = gathered(options, NAMES)
-    if arms is None:
-        return None
+def study(options: StudyOptions) -> Path:
+    """Train what is missing, judge and write the result."""
+    found = load_or_train(options, NAMES)
     parts = [
-        compared(arms, f"{FVD} is lower with CTF", "ctf-without-noise", "mtf", FVD),
-        compared(arms, f"{FID} about equal", "ctf-without-noise", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL),
+        compared(found, f"{FVD} is lower with CTF", "ctf-without-noise", "mtf", FVD),
+        compared(found, f"{FID} about equal or better", "ctf-without-noise", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL),
     ]
-    beside = [
-        compared(arms, f"with noise on observations, too: {FVD} is lower than with MTF", "ctf", "mtf", FVD),
+    others = [
+        compared(found, f"with noise on observations, too: {FVD} is lower than with MTF", "ctf", "mtf", FVD),
         compared(
-            arms, f"with noise on observations, too: {FID} about equal", "ctf", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL
+            found,
+            f"with noise on observations, too: {FID} about equal or better",
+            "ctf",
+            "mtf",
+            FID,
+            -ABOUT_EQUAL,
+            ABOUT_EQUAL,
         ),
     ]
-    return write_prediction(options, STUDY, arms, parts, beside)
-
-
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(CtfVsMtfOptions, f"studies.{STUDY}"))
+    return write_prediction(options, STUDY, found, parts, others)
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command("ctf_vs_mtf", CtfVsMtfOptions, study)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from magi.evaluation.metrics.bootstrap import mean_band
 from magi.evaluation.protocol.result import Curve
-from studies.commands import command, command_line, options_of
+from studies.commands import command_line, run_command
 from studies.measures import LONG_FRAMES
 from studies.results import (
     COLOURS,
@@ -32,9 +32,8 @@ from studies.results import (
     training_settings,
     write_outcome,
 )
-from studies.running import Arms, StudyOptions, gathered
 from studies.statistics import Judged, Statement, all_of, effect_of, judge
-from studies.variants import ARMS
+from studies.variants import VARIANTS, StudyOptions, VariantMeasures, load_or_train
 
 STUDY = "drift"
 WITH, WITHOUT = "ctf", "ctf-without-interval"
@@ -48,15 +47,15 @@ class DriftOptions(StudyOptions):
     """Train with and without dynamic interval and follow both over 104 frames."""
 
 
-def log_ratio(made_BT: Tensor, real_BT: Tensor) -> float:
+def log_ratio(generated_BT: Tensor, real_BT: Tensor) -> float:
     """Logarithm of the mean change of the last frames over that of real clips; a frozen video is at a thousandth."""
-    made, real = (float(values_BT[:, -LAST_FRAMES:].double().mean()) for values_BT in (made_BT, real_BT))
-    return math.log(max(made / real, 1e-3))
+    generated, real = (float(values_BT[:, -LAST_FRAMES:].double().mean()) for values_BT in (generated_BT, real_BT))
+    return math.log(max(generated / real, 1e-3))
 
 
-def judged(arms: Arms) -> list[Judged]:
+def judged(found: VariantMeasures) -> list[Judged]:
     """Near the real curve with dynamic interval, and nearer than without."""
-    real_BT, clips = arms.real["adjacent_l2"], len(arms.real["adjacent_l2"])
+    real_BT, clips = found.real["adjacent_l2"], len(found.real["adjacent_l2"])
 
     def near(values_BT: Tensor) -> Callable[[Tensor], float]:
         return lambda picked_N: log_ratio(values_BT[picked_N], real_BT[picked_N])
@@ -65,7 +64,7 @@ def judged(arms: Arms) -> list[Judged]:
         one, other = near(with_BT), near(without_BT)
         return lambda picked_N: abs(one(picked_N)) - abs(other(picked_N))
 
-    with_, without = ([one["adjacent_l2"] for one in arms.by_name[name]] for name in (WITH, WITHOUT))
+    with_, without = ([one["adjacent_l2"] for one in found.by_name[name]] for name in (WITH, WITHOUT))
     quantity = f"log of the change between frames over real, last {LAST_FRAMES} of {LONG_FRAMES} frames"
     first = Statement("with dynamic interval near the real curve", quantity, -math.log(NEAR), math.log(NEAR))
     second = Statement("nearer than without", f"difference of the absolute {quantity}", None, 0.0)
@@ -76,14 +75,14 @@ def judged(arms: Arms) -> list[Judged]:
     ]
 
 
-def numbers_of(arms: Arms) -> dict[str, Any]:
+def numbers_of(found: VariantMeasures) -> dict[str, Any]:
     """Curves with bands, and the log ratio of every seed."""
-    curves = {name: torch.cat([one["adjacent_l2"] for one in seeds]) for name, seeds in arms.by_name.items()}
-    curves |= {"real": arms.real["adjacent_l2"], "real, through autoencoder": arms.real["vae_adjacent_l2"]}
-    curves |= {f"real, interval {interval}": arms.real[f"adjacent_l2_{interval}"] for interval in INTERVALS}
+    curves = {name: torch.cat([one["adjacent_l2"] for one in seeds]) for name, seeds in found.by_name.items()}
+    curves |= {"real": found.real["adjacent_l2"], "real, through autoencoder": found.real["vae_adjacent_l2"]}
+    curves |= {f"real, interval {interval}": found.real[f"adjacent_l2_{interval}"] for interval in INTERVALS}
     ratios = {
-        name: [log_ratio(one["adjacent_l2"], arms.real["adjacent_l2"]) for one in seeds]
-        for name, seeds in arms.by_name.items()
+        name: [log_ratio(one["adjacent_l2"], found.real["adjacent_l2"]) for one in seeds]
+        for name, seeds in found.by_name.items()
     }
     return {
         "log_ratio": ratios,
@@ -113,16 +112,14 @@ def draw(numbers: dict[str, Any]) -> Figure:
     return figure
 
 
-def study(options: StudyOptions) -> Path | None:
-    """Train what is missing, judge and write the result; None after a dry run."""
-    arms = gathered(options, (WITH, WITHOUT))
-    if arms is None:
-        return None
-    parts, numbers, real = judged(arms), numbers_of(arms), real_scores(arms.real)
-    trained = {name: ARMS[name] for name in (WITH, WITHOUT)}
+def study(options: StudyOptions) -> Path:
+    """Train what is missing, judge and write the result."""
+    found = load_or_train(options, (WITH, WITHOUT))
+    parts, numbers, real = judged(found), numbers_of(found), real_scores(found.real)
+    trained = {name: VARIANTS[name] for name in (WITH, WITHOUT)}
     outcome = Outcome(
         STUDY,
-        options.variant,
+        options.scale,
         all_of(part.verdict for part in parts),
         parts,
         numbers | {"real": real},
@@ -133,10 +130,5 @@ def study(options: StudyOptions) -> Path | None:
     return write_outcome(outcome, draw(numbers), options.results)
 
 
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(DriftOptions, f"studies.{STUDY}"))
-
-
 if __name__ == "__main__":
-    command(main)
+    run_command("drift", DriftOptions, study)

@@ -2,19 +2,19 @@
 
     python -m studies.exposure_bias --source digits
 
-A model sees its own frames when it generates and real ones when it trains. Arms: none, interval, noise, both, for
+A model sees its own frames when it generates and real ones when it trains. Variants: none, interval, noise, both, for
 complete teacher forcing; without and with interval for masked teacher forcing, which has no observation frames to put
-noise on. All predict 16 frames from the first frame of held-out clips at interval 1. The arms of ``ctf_vs_mtf`` and
+noise on. All predict 16 frames from the first frame of held-out clips at interval 1. The runs of ``ctf_vs_mtf`` and
 ``drift`` are among these.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from studies.commands import command, options_of
+from studies.commands import run_command
 from studies.measures import FVD
-from studies.prediction import compared, write_prediction
-from studies.running import StudyOptions, gathered
+from studies.results import compared, write_prediction
+from studies.variants import StudyOptions, load_or_train
 
 STUDY = "exposure_bias"
 NONE, INTERVAL, NOISE, BOTH = "ctf-without-both", "ctf-without-noise", "ctf-without-interval", "ctf"
@@ -26,7 +26,7 @@ COMPARISONS = (
     ("both are better than noise alone", BOTH, NOISE),
     ("interval helps MTF", MASKED_INTERVAL, MASKED),
 )
-"""What is said, the arm it is said of, and the arm it is held against."""
+"""A statement, the variant that it is about, and the variant that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,16 @@ class ExposureBiasOptions(StudyOptions):
     """Train with and without dynamic interval and noise, and compare."""
 
     seeds: int = 1
-    """trainings of every arm"""
+    """trainings of every variant"""
 
 
-def study(options: StudyOptions) -> Path | None:
-    """Train what is missing, judge and write the result; None after a dry run."""
+def study(options: StudyOptions) -> Path:
+    """Train what is missing, judge and write the result."""
     names = (NONE, INTERVAL, NOISE, BOTH, MASKED, MASKED_INTERVAL)
-    arms = gathered(options, names)
-    if arms is None:
-        return None
-    parts = [compared(arms, text, one, other, FVD) for text, one, other in COMPARISONS]
-    return write_prediction(options, STUDY, arms, parts)
-
-
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(ExposureBiasOptions, f"studies.{STUDY}"))
+    found = load_or_train(options, names)
+    parts = [compared(found, text, one, other, FVD) for text, one, other in COMPARISONS]
+    return write_prediction(options, STUDY, found, parts)
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command("exposure_bias", ExposureBiasOptions, study)

@@ -1,11 +1,11 @@
 """Study: class-conditional guidance improves fvd[digits3d] up to a point (paper sections 5 and 6).
 
     python -m studies.guidance --model demo         (the shipped model; no training)
-    python -m studies.guidance --source digits      (arms of 'ctf-class')
+    python -m studies.guidance --source digits      (runs of 'ctf-class')
 
-Clips of 16 frames are made from a class alone, with guidance scales from 1 (none) to 9; clip k has the same class and
-seed at every scale. That some scale is better than none, and some better than the largest, are comparisons of several:
-their intervals are widened for their number. The share of frames that show the class is reported beside.
+Clips of 16 frames are generated from a class alone, with guidance scales from 1 (none) to 9; clip k has the same class
+and seed at every scale. That some scale is better than none, and some better than the largest, are comparisons of
+several: their intervals are widened for their number. The share of frames that show the class is reported, too.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,18 @@ from torch import Tensor
 from magi.cli.options import check_device
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
-from studies.commands import command, command_line, options_of
-from studies.measures import FVD, GUIDANCE_SCALES, Measures, fvd, guided_measures, labels_of, real_measures
-from studies.models import file_name, fingerprint, kept_or_made
+from studies.commands import command_line, run_command
+from studies.measures import (
+    FVD,
+    GUIDANCE_SCALES,
+    Measures,
+    fvd,
+    guided_measures,
+    labels_of,
+    load_or_compute,
+    model_id,
+    real_measures,
+)
 from studies.results import (
     COLOURS,
     REAL_COLOUR,
@@ -32,10 +41,9 @@ from studies.results import (
     training_settings,
     write_outcome,
 )
-from studies.running import StudyOptions, check, check_writable, gathered
 from studies.sources import prepare_held_out, source
 from studies.statistics import Judged, Statement, Verdict, all_of, any_of, effect_of, judge, relative, widened
-from studies.variants import ARMS, GUIDED_ARM
+from studies.variants import GUIDED, VARIANTS, StudyOptions, check_options, check_writable, load_or_train
 
 LEAST_CLIPS = 80
 """Above the 64 dimensions of the features."""
@@ -46,9 +54,9 @@ class GuidanceOptions(StudyOptions):
     """Make clips of every class at several guidance scales."""
 
     seeds: int = 1
-    """trainings of the arm"""
+    """trainings of the variant"""
     model: str = ""
-    """a finished class-conditional model of the digits instead of arms: demo, a run, an export or a hub id"""
+    """a finished class-conditional model of the digits instead of trainings: demo, a run, an export or a hub id"""
     count: int = 256
     """clips that a finished model makes at every scale"""
     scales: tuple[float, ...] = GUIDANCE_SCALES
@@ -60,37 +68,35 @@ class Guided:
     """Measures at every scale, a set a seed, and of real clips."""
 
     scales: tuple[float, ...]
-    made: list[Measures]
+    generated: list[Measures]
     real: Measures
 
     def features(self, seed: int, scale: float) -> Tensor:
         """``digits3d`` (B, D) at a scale."""
-        return self.made[seed][f"digits3d_guidance_{scale:g}"]
+        return self.generated[seed][f"digits3d_guidance_{scale:g}"]
 
 
-def of_model(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]] | None:
-    """A finished model's clips, and what the result says of it; None after a dry run."""
+def of_model(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]]:
+    """A finished model's clips, and the settings that the result records."""
     check_device(options.device)
     _check_model_options(options)
     pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
     if not pipe.config.model.classes:
         raise ValueError(f"--model {options.model} knows no classes, so there is nothing to guide; name another")
-    place, mark = source("digits", options.out), fingerprint(pipe)
+    place, mark = source("digits", options.out), model_id(pipe)
     folder = options.out / "models"
     paths = {
-        scale: folder / f"guidance-{file_name(options.model)}-{options.count}-{scale:g}.safetensors"
+        scale: folder / f"guidance-{Path(options.model).name}-{options.count}-{scale:g}.safetensors"
         for scale in options.scales
     }
     missing = sum(not path.is_file() for path in paths.values())
     print(f"to generate: {missing} x {options.count} clips of 16 frames with '{options.model}'", flush=True)
-    if options.dry_run:
-        return None
     check_writable(options.results)
     prepare_held_out(place)
     labels, tensors = labels_of(place, options.count), dict[str, Tensor]()
     for scale, path in paths.items():
-        made = kept_or_made(path, f"{mark} guidance {scale:g}", _maker(pipe, labels, scale, options.device))
-        tensors |= made.tensors
+        measures = load_or_compute(path, f"{mark} guidance {scale:g}", _maker(pipe, labels, scale, options.device))
+        tensors |= measures.tensors
         print(f"guidance {scale:g}: done", flush=True)
     settings = {"model": options.model, "weights": mark, "clips": options.count, "scales": list(options.scales)}
     return Guided(options.scales, [Measures(tensors)], real_measures(place, place.folder, options.device)), settings
@@ -110,15 +116,13 @@ def _check_model_options(options: GuidanceOptions) -> None:
         raise ValueError("--scales: expected at least three, none below 1, and 1 among them")
 
 
-def of_arms(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]] | None:
-    """Clips of the arms 'ctf-class'; None after a dry run."""
+def of_runs(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]]:
+    """Clips of the runs 'ctf-class', and the settings that the result records."""
     if options.source != "digits":
         raise ValueError(f"--source {options.source} has no classes to guide; use digits")
-    arms = gathered(options, [GUIDED_ARM])
-    if arms is None:
-        return None
-    settings = training_settings(options.source, options.seeds, options.budget, {GUIDED_ARM: ARMS[GUIDED_ARM]})
-    return Guided(GUIDANCE_SCALES, arms.by_name[GUIDED_ARM], arms.real), settings
+    found = load_or_train(options, [GUIDED])
+    settings = training_settings(options.source, options.seeds, options.budget, {GUIDED: VARIANTS[GUIDED]})
+    return Guided(GUIDANCE_SCALES, found.by_name[GUIDED], found.real), settings
 
 
 def judged(found: Guided) -> tuple[list[Judged], Verdict]:
@@ -142,15 +146,15 @@ def _compared(found: Guided, scale: float, reference: float, level: float) -> Ju
     text = f"guidance {scale:g} better than {reference:g}"
     statement = Statement(text, f"relative change of {FVD}", None, 0.0)
     clips = len(found.features(0, scale))
-    return judge(statement, effect_of([statistic(seed) for seed in range(len(found.made))], clips, level))
+    return judge(statement, effect_of([statistic(seed) for seed in range(len(found.generated))], clips, level))
 
 
 def scores(found: Guided) -> dict[str, dict[str, list[float]]]:
     """Scale -> distance and share of frames that show the class, a list over seeds."""
     return {
         f"{scale:g}": {
-            FVD: [fvd(found.features(seed, scale), found.real["digits3d"]) for seed in range(len(found.made))],
-            "class_seen": [float(one[f"class_guidance_{scale:g}"].mean()) for one in found.made],
+            FVD: [fvd(found.features(seed, scale), found.real["digits3d"]) for seed in range(len(found.generated))],
+            "class_accuracy": [float(one[f"class_guidance_{scale:g}"].mean()) for one in found.generated],
         }
         for scale in sorted(found.scales)
     }
@@ -160,7 +164,7 @@ def draw(values: dict[str, dict[str, list[float]]], floor: float) -> Figure:
     """Distance and class against the scale; dots are seeds."""
     figure = figure_of(10, 4)
     scales = [float(scale) for scale in values]
-    for axes, name, colour in zip(figure.subplots(1, 2), (FVD, "class_seen"), COLOURS, strict=False):
+    for axes, name, colour in zip(figure.subplots(1, 2), (FVD, "class_accuracy"), COLOURS, strict=False):
         rows = [values[scale][name] for scale in values]
         axes.plot(scales, [sum(row) / len(row) for row in rows], "-", color=colour)
         for seed in range(len(rows[0])):
@@ -174,28 +178,20 @@ def draw(values: dict[str, dict[str, list[float]]], floor: float) -> Figure:
     return figure
 
 
-def study(options: GuidanceOptions) -> Path | None:
-    """Generate, judge and write the result; None after a dry run."""
-    check(options)
-    read = of_model(options) if options.model else of_arms(options)
-    if read is None:
-        return None
-    found, settings = read
+def study(options: GuidanceOptions) -> Path:
+    """Generate, judge and write the result."""
+    check_options(options)
+    found, settings = of_model(options) if options.model else of_runs(options)
     (parts, verdict), values, real = judged(found), scores(found), real_scores(found.real)
     if options.model:
         notes = ["one finished model: intervals are over clips"]
     else:
         notes = training_notes(options.seeds, options.budget, real)
-    variant = file_name(options.model) if options.model else options.variant
+    scale = Path(options.model).name if options.model else options.scale
     settings = {"command": command_line("guidance", options)} | settings
-    outcome = Outcome("guidance", variant, verdict, parts, {"scales": values, "real": real}, settings, notes)
+    outcome = Outcome("guidance", scale, verdict, parts, {"scales": values, "real": real}, settings, notes)
     return write_outcome(outcome, draw(values, real["floor"][FVD]), options.results)
 
 
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(GuidanceOptions, "studies.guidance"))
-
-
 if __name__ == "__main__":
-    command(main)
+    run_command("guidance", GuidanceOptions, study)

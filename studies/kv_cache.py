@@ -31,11 +31,10 @@ from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.request import make_conditions, sampling_settings
 from magi.training.parallelize import resolve_device
-from studies.commands import command, command_line, options_of
-from studies.models import file_name
+from studies.commands import command_line, run_command
 from studies.results import COLOURS, Outcome, figure_of, write_outcome
-from studies.running import check_writable
 from studies.statistics import Judged, Statement, all_of, effect_over_seeds, judge
+from studies.variants import check_writable
 
 WAYS = ("with", "without")
 PARITY_FRAMES = 16
@@ -63,12 +62,10 @@ class CacheOptions:
     """folder of the result's JSON and picture"""
     device: Device = "auto"
     """auto takes a GPU where there is one"""
-    dry_run: bool = False
-    """print what it will cost, and stop"""
 
 
 class UncachedHistory(History):
-    """The same past without a cache between passes: before every masked iteration all frames are observed anew."""
+    """The same history without a cache between passes: before every masked iteration all frames are observed anew."""
 
     tokens_BTNC: Tensor | None = None
 
@@ -169,7 +166,7 @@ def draw(found: Seconds, slopes: dict[str, list[float]]) -> Figure:
 
 
 def measure(options: CacheOptions, pipe: MagiPipeline, config: SamplingConfig) -> tuple[float, Seconds]:
-    """Parity, what it will cost, then all measurements; a dry run has none of these."""
+    """Parity, then all measurements, round after round."""
     model, device = pipe.model, pipe.model.mask_token.device
     told = make_conditions(pipe.config.model, None, None, 1, config.noise_level, options.batch)
     label_B = None if told.label_B is None else told.label_B.to(device)
@@ -181,15 +178,10 @@ def measure(options: CacheOptions, pipe: MagiPipeline, config: SamplingConfig) -
     compared = min(PARITY_FRAMES, max(options.frames))
     difference = check_parity(model, config, conditions, compared)
     print(f"parity: latents of {compared} frames differ by at most {difference:.2g}", flush=True)
-    shortest = min(options.frames)
-    # With the cache time grows at least linearly, without it at most with the square.
-    linear = sum(frames / shortest for frames in options.frames) * once("with", shortest)
-    square = sum((frames / shortest) ** 2 for frames in options.frames) * once("without", shortest)
-    lengths = ", ".join(map(str, options.frames))
-    total = options.rounds * (linear + square)
-    print(f"to measure: {options.rounds} rounds of {lengths} frames, at most about {total:.0f} s", flush=True)
+    for way in WAYS:
+        once(way, min(options.frames))  # what the first call sets up is not timed
     found: Seconds = {way: {frames: [] for frames in options.frames} for way in WAYS}
-    for number in range(0 if options.dry_run else options.rounds):
+    for number in range(options.rounds):
         for frames in options.frames:
             for way in WAYS:
                 found[way][frames].append(once(way, frames))
@@ -197,7 +189,7 @@ def measure(options: CacheOptions, pipe: MagiPipeline, config: SamplingConfig) -
     return difference, found
 
 
-def study(options: CacheOptions) -> Path | None:
+def study(options: CacheOptions) -> Path:
     """Measure and write the result; ``ValueError`` for options that cannot be."""
     if options.rounds < 2 or options.batch < 1 or len(set(options.frames)) < 2 or min(options.frames) < 2:
         raise ValueError("expected --rounds of 2 or more, --batch of 1 or more, and two numbers of --frames from 2 on")
@@ -207,20 +199,18 @@ def study(options: CacheOptions) -> Path | None:
     given: dict[str, Any] = {"longer": "interpolate", "steps": options.steps or None}
     config = sampling_settings(pipe.config.sampling, **given)
     difference, found = measure(options, pipe, config)
-    if options.dry_run:
-        return None
     parts, slopes = judged(found), exponents(found)
     medians = {way: {frames: statistics.median(values) for frames, values in by.items()} for way, by in found.items()}
     numbers = {"seconds": found, "medians": medians, "exponents": slopes, "parity": difference}
     return write_outcome(
         Outcome(
-            "cache",
-            file_name(options.model),
+            "kv_cache",
+            Path(options.model).name,
             all_of(part.verdict for part in parts),
             parts,
             numbers,
             {
-                "command": command_line("cache", options),
+                "command": command_line("kv_cache", options),
                 "model": options.model,
                 "clock": "processor time" if pipe.model.mask_token.device.type == "cpu" else "clock",
                 "threads": torch.get_num_threads(),
@@ -236,10 +226,5 @@ def study(options: CacheOptions) -> Path | None:
     )
 
 
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(CacheOptions, "studies.kv_cache"))
-
-
 if __name__ == "__main__":
-    command(main)
+    run_command("kv_cache", CacheOptions, study)

@@ -1,7 +1,7 @@
 """Study: 100 and more frames from training on 16 (paper section 5), by interpolated positions and by a sliding window.
 
     python -m studies.length --model demo           (the shipped model; no training)
-    python -m studies.length --source digits        (arms of 'ctf')
+    python -m studies.length --source digits        (runs of 'ctf')
 
 Held-out clips are continued from 4 frames to 104. Far from the context a video is coherent where it still changes as
 much from frame to frame as a real one, is as sharp, and (digits) still shows its class. The exact path is reported and
@@ -23,23 +23,23 @@ from magi.evaluation.metrics.bootstrap import mean_band
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
-from studies.commands import command, command_line, options_of
+from studies.commands import command_line, run_command
 from studies.measures import (
     LONG_CLIPS,
     LONG_CONTEXT,
     LONG_FRAMES,
     Measures,
-    continued,
     frame_curves,
+    load_or_compute,
     long_curves,
+    model_id,
+    predicted,
     through,
 )
-from studies.models import file_name, fingerprint, kept_or_made
 from studies.results import COLOURS, REAL_COLOUR, Outcome, figure_of, training_settings, write_outcome
-from studies.running import StudyOptions, check, check_writable, gathered
 from studies.sources import Source, held_out_clips, prepare_held_out, source
 from studies.statistics import Judged, Statement, Verdict, all_of, effect_of, judge
-from studies.variants import ARMS
+from studies.variants import VARIANTS, StudyOptions, check_options, check_writable, load_or_train
 
 MODES: dict[str, Literal["window", "interpolate"]] = {"": "window", "interpolated_": "interpolate"}
 """Prefix of a measure -> how the videos were made longer."""
@@ -62,26 +62,26 @@ class LengthOptions(StudyOptions):
     """Continue held-out clips far beyond the trained length."""
 
     seeds: int = 1
-    """trainings of every arm"""
+    """trainings of every variant"""
     model: str = ""
-    """a finished model of the digits instead of arms: demo, a run, an export or a hub id"""
+    """a finished model of the digits instead of trainings: demo, a run, an export or a hub id"""
     count: int = 32
     """clips that a finished model continues"""
     frames: int = LONG_FRAMES
-    """length of a finished model's videos; arms are measured at the default"""
+    """length of a finished model's videos; runs are measured at the default"""
 
 
 @dataclass(frozen=True)
-class Continued:
-    """Measures of what was made, a set a seed, and of the real clips it continues, all of ``frames`` frames."""
+class Predicted:
+    """Measures of generated videos, a set a seed, and of the real clips they continue, all of ``frames`` frames."""
 
-    made: list[Measures]
+    generated: list[Measures]
     real: Measures
     frames: int = LONG_FRAMES
 
 
-def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
-    """A finished model's continuations, and what the result says of it; None after a dry run."""
+def of_model(options: LengthOptions) -> tuple[Predicted, dict[str, Any]]:
+    """A finished model's predictions, and the settings that the result records."""
     check_device(options.device)
     if options.source != "digits":
         raise ValueError(f"--model {options.model} continues digits; leave --source out")
@@ -92,18 +92,16 @@ def of_model(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
         f"to generate: {len(MODES)} x {options.count} clips of {options.frames} frames with '{options.model}'",
         flush=True,
     )
-    if options.dry_run:
-        return None
     check_writable(options.results)
     place = source("digits", options.out)
     prepare_held_out(place)
-    made = {prefix: _made(options, pipe, place, mode) for prefix, mode in MODES.items()}
-    tensors = {prefix + name: values for prefix, one in made.items() for name, values in one.tensors.items()}
+    modes = {prefix: _measured(options, pipe, place, mode) for prefix, mode in MODES.items()}
+    tensors = {prefix + name: values for prefix, one in modes.items() for name, values in one.tensors.items()}
     clips_BTHWC = held_out_clips(place, options.frames, count=options.count)
     reconstructed = frame_curves(through(load_vae(place.vae_config), clips_BTHWC))
     real = Measures(frame_curves(clips_BTHWC) | {f"vae_{name}": values for name, values in reconstructed.items()})
-    settings = {"model": options.model, "weights": fingerprint(pipe), "clips": options.count}
-    return Continued([Measures(tensors)], real, options.frames), settings
+    settings = {"model": options.model, "weights": model_id(pipe), "clips": options.count}
+    return Predicted([Measures(tensors)], real, options.frames), settings
 
 
 def _check_frames(options: LengthOptions) -> None:
@@ -112,29 +110,27 @@ def _check_frames(options: LengthOptions) -> None:
         raise ValueError(f"--frames {options.frames}: expected at least {least}, and {LONG_FRAMES} without --model")
 
 
-def _made(
+def _measured(
     options: LengthOptions, pipe: MagiPipeline, place: Source, mode: Literal["window", "interpolate"]
 ) -> Measures:
-    name = f"length-{file_name(options.model)}-{mode}-{options.count}-{options.frames}.safetensors"
-    settings = f"{fingerprint(pipe)} {LONG_CONTEXT} to {options.frames} frames"
+    name = f"length-{Path(options.model).name}-{mode}-{options.count}-{options.frames}.safetensors"
+    settings = f"{model_id(pipe)} {LONG_CONTEXT} to {options.frames} frames"
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         context_BTHWC = held_out_clips(place, LONG_CONTEXT, count=options.count)
-        return long_curves(place, continued(pipe, context_BTHWC, options.frames, longer=mode))
+        return long_curves(place, predicted(pipe, context_BTHWC, options.frames, longer=mode))
 
-    return kept_or_made(options.out / "models" / name, settings, make)
-
-
-def of_arms(options: LengthOptions) -> tuple[Continued, dict[str, Any]] | None:
-    """Continuations of the arms 'ctf'; None after a dry run."""
-    arms = gathered(options, ["ctf"])
-    if arms is None:
-        return None
-    settings = training_settings(options.source, options.seeds, options.budget, {"ctf": ARMS["ctf"]})
-    return Continued(arms.by_name["ctf"], arms.real), settings
+    return load_or_compute(options.out / "models" / name, settings, compute)
 
 
-def judged(found: Continued) -> list[Judged]:
+def of_runs(options: LengthOptions) -> tuple[Predicted, dict[str, Any]]:
+    """Predictions of the runs 'ctf', and the settings that the result records."""
+    found = load_or_train(options, ["ctf"])
+    settings = training_settings(options.source, options.seeds, options.budget, {"ctf": VARIANTS["ctf"]})
+    return Predicted(found.by_name["ctf"], found.real), settings
+
+
+def judged(found: Predicted) -> list[Judged]:
     """Both ways of growing longer: change and sharpness of the last frames against real ones, and the class."""
     parts = []
     for prefix, mode in MODES.items():
@@ -142,36 +138,36 @@ def judged(found: Continued) -> list[Judged]:
             statement = Statement(
                 f"{mode}: {name} of the last {LAST_FRAMES} frames near real", f"ratio of {name}", low, high
             )
-            statistics = [_ratio(one[prefix + name], found.real[name]) for one in found.made]
-            parts.append(judge(statement, effect_of(statistics, len(found.made[0][prefix + name]))))
-        if prefix + "class_kept" in found.made[0]:
+            statistics = [_ratio(one[prefix + name], found.real[name]) for one in found.generated]
+            parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + name]))))
+        if prefix + "class_kept" in found.generated[0]:
             statement = Statement(
                 f"{mode}: class kept after frame {TRAINED_FRAMES}", "share of frames", LEAST_CLASS_KEPT, None
             )
-            statistics = [_kept(one[prefix + "class_kept"]) for one in found.made]
-            parts.append(judge(statement, effect_of(statistics, len(found.made[0][prefix + "class_kept"]))))
+            statistics = [_accuracy(one[prefix + "class_kept"]) for one in found.generated]
+            parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + "class_kept"]))))
     return parts
 
 
-def _ratio(made_BT: Tensor, real_BT: Tensor) -> Any:
+def _ratio(generated_BT: Tensor, real_BT: Tensor) -> Any:
     def ratio(picked_N: Tensor) -> float:
-        return float(made_BT[picked_N, -LAST_FRAMES:].mean() / real_BT[picked_N, -LAST_FRAMES:].mean())
+        return float(generated_BT[picked_N, -LAST_FRAMES:].mean() / real_BT[picked_N, -LAST_FRAMES:].mean())
 
     return ratio
 
 
-def _kept(made_BT: Tensor) -> Any:
-    return lambda picked_N: float(made_BT[picked_N, TRAINED_FRAMES:].mean())
+def _accuracy(generated_BT: Tensor) -> Any:
+    return lambda picked_N: float(generated_BT[picked_N, TRAINED_FRAMES:].mean())
 
 
-def draw(found: Continued) -> Figure:
+def draw(found: Predicted) -> Figure:
     """Each measure against the frame number, mean over clips and seeds, with its interval over clips."""
-    shown = [name for name in PANELS if name in found.made[0]]
+    shown = [name for name in PANELS if name in found.generated[0]]
     figure = figure_of(6.5 * min(2, len(shown)), 3.6 * -(-len(shown) // 2))
     for axes, name in zip(figure.subplots(-(-len(shown) // 2), min(2, len(shown))).flat, shown, strict=False):
         curves = {label: found.real[prefix + name] for label, prefix in REAL.items() if name in found.real}
         for prefix, mode in MODES.items():
-            curves[mode] = torch.cat([one[prefix + name] for one in found.made])
+            curves[mode] = torch.cat([one[prefix + name] for one in found.generated])
         for label, values_BT in curves.items():
             one, colour = mean_band(values_BT, 0), SERIES[label]
             numbers = torch.arange(found.frames - len(one.mean_T), found.frames) + 1
@@ -185,7 +181,7 @@ def draw(found: Continued) -> Figure:
     return figure
 
 
-def numbers_of(found: Continued) -> dict[str, Any]:
+def numbers_of(found: Predicted) -> dict[str, Any]:
     """Means of every measure in stretches of frames, a list over seeds; and of the real clips."""
     middle = (TRAINED_FRAMES + found.frames) // 2
     ends = (LONG_CONTEXT, TRAINED_FRAMES, middle, found.frames)
@@ -197,33 +193,30 @@ def numbers_of(found: Continued) -> dict[str, Any]:
             name: float(values_BT[:, part.start - first : part.stop - first].mean()) for name, part in stretches.items()
         }
 
-    made = {
-        name: [means(one[name]) for one in found.made]
-        for name in found.made[0].tensors
+    generated = {
+        name: [means(one[name]) for one in found.generated]
+        for name in found.generated[0].tensors
         if "grey_edges" not in name and "digits3d" not in name
     }
     curves = [prefix + name for prefix in REAL.values() for name in ("adjacent_l2", "brightness", "sharpness")]
     real = {name: means(found.real[name]) for name in curves}
-    return {"made": made, "real": real}
+    return {"generated": generated, "real": real}
 
 
-def study(options: LengthOptions) -> Path | None:
-    """Generate, judge and write the result; None after a dry run."""
-    check(options)
+def study(options: LengthOptions) -> Path:
+    """Generate, judge and write the result."""
+    check_options(options)
     _check_frames(options)
-    read = of_model(options) if options.model else of_arms(options)
-    if read is None:
-        return None
-    found, settings = read
-    variant = f"{file_name(options.model)}-{options.frames}" if options.model else options.variant
-    parts, notes = judged(found), ["one seed: intervals are over clips"] if len(found.made) == 1 else []
+    found, settings = of_model(options) if options.model else of_runs(options)
+    scale = f"{Path(options.model).name}-{options.frames}" if options.model else options.scale
+    parts, notes = judged(found), ["one seed: intervals are over clips"] if len(found.generated) == 1 else []
     if not options.model and options.budget.is_short:
-        notes.append(f"short training: {options.budget.steps * options.budget.batch} clips an arm")
+        notes.append(f"short training: {options.budget.steps * options.budget.batch} clips a run")
     verdicts = {mode: _verdict(parts, mode) for mode in MODES.values()}
     numbers = numbers_of(found) | {"verdicts": verdicts}
     shape = {"context": LONG_CONTEXT, "frames": found.frames}
     settings = {"command": command_line("length", options)} | settings | shape
-    outcome = Outcome("length", variant, all_of(part.verdict for part in parts), parts, numbers, settings, notes)
+    outcome = Outcome("length", scale, all_of(part.verdict for part in parts), parts, numbers, settings, notes)
     return write_outcome(outcome, draw(found), options.results)
 
 
@@ -231,10 +224,5 @@ def _verdict(parts: Sequence[Judged], mode: str) -> Verdict:
     return all_of(part.verdict for part in parts if part.statement.text.startswith(mode))
 
 
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(LengthOptions, "studies.length"))
-
-
 if __name__ == "__main__":
-    command(main)
+    run_command("length", LengthOptions, study)

@@ -1,4 +1,4 @@
-"""What is measured of generated and of real videos, and how measures are kept: tensors by name, a row a clip.
+"""What is measured of generated and of real videos, and how measures are stored: tensors by name, a row a clip.
 
 - ``digits3d`` (B, D): features of clips of 16 frames, for fvd[digits3d];
 - ``grey_edges`` (B, T, 96): of every frame the grey level of 8x8 cells and the edges of 4x4, at two scales, for
@@ -9,9 +9,10 @@
 Neither distance is on the scale of the FVD and FID of papers, so they always carry their names. Knows no training.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,11 +32,12 @@ from magi.evaluation.moving_digits.ground_truth import measure as measure_ground
 from magi.evaluation.moving_digits.protocol import read_real_clips
 from magi.evaluation.networks.features import extract
 from magi.evaluation.protocol.real_clips import frozen
-from magi.files import atomic_write
+from magi.files import atomic_write, write_json
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder
+from magi.weights import weights_hash
 from studies.sources import Source, held_out_clips, video_number
 
 FVD, FID = "fvd[digits3d]", "fid[grey+edges]"
@@ -52,7 +54,7 @@ BLUR_PIXELS = 1.0
 
 @dataclass(frozen=True)
 class Measures:
-    """What is known of an arm, or of real clips: tensors by name, a row a clip."""
+    """Measures of one run, or of real clips: tensors by name, a row a clip."""
 
     tensors: dict[str, Tensor]
 
@@ -63,19 +65,21 @@ class Measures:
         return name in self.tensors
 
 
-def fvd(made_BD: Tensor, real_BD: Tensor) -> float:
+def fvd(generated_BD: Tensor, real_BD: Tensor) -> float:
     """fvd[digits3d] of features; ``ValueError`` for no features."""
-    return distance_of(made_BD.double(), real_BD.double(), allow_singular=True)
+    return distance_of(generated_BD.double(), real_BD.double(), allow_singular=True)
 
 
-def fid(made_BTF: Tensor, real_BTF: Tensor) -> float:
+def fid(generated_BTF: Tensor, real_BTF: Tensor) -> float:
     """fid[grey+edges]: the distance of each frame but the first, which is given; mean over frames."""
-    frames = range(1, made_BTF.shape[1])
-    distances = [distance_of(made_BTF[:, t].double(), real_BTF[:, t].double(), allow_singular=True) for t in frames]
+    frames = range(1, generated_BTF.shape[1])
+    distances = [
+        distance_of(generated_BTF[:, t].double(), real_BTF[:, t].double(), allow_singular=True) for t in frames
+    ]
     return sum(distances) / len(distances)
 
 
-def continued(
+def predicted(
     pipe: MagiPipeline,
     context_BTHWC: Tensor | None,
     frames: int,
@@ -83,9 +87,9 @@ def continued(
     guidance: float | None = None,
     longer: Literal["window", "interpolate"] | None = None,
 ) -> Tensor:
-    """Video_BTHWC uint8 of ``frames`` frames that begin with the context, if any; clip k is drawn with seed k."""
+    """Video_BTHWC uint8 of ``frames`` frames that begin with the context, if any; clip k is generated with seed k."""
     clips = len(labels or ()) if context_BTHWC is None else len(context_BTHWC)
-    made = []
+    videos = []
     for first in range(0, clips, BATCH):
         part = slice(first, min(first + BATCH, clips))
         result = pipe(
@@ -96,8 +100,8 @@ def continued(
             guidance=guidance,
             longer=longer,
         )
-        made.append(result.video_BTHWC.cpu())
-    return torch.cat(made)
+        videos.append(result.video_BTHWC.cpu())
+    return torch.cat(videos)
 
 
 def clip_features(video_BTHWC: Tensor, device: str) -> dict[str, Tensor]:
@@ -133,13 +137,13 @@ def blurred(video_BTHWC: Tensor, pixels: float = BLUR_PIXELS) -> Tensor:
 
 
 def guided_measures(pipe: MagiPipeline, labels: list[int], scale: float, device: str) -> dict[str, Tensor]:
-    """Of 16 frames made from a class alone, guided at ``scale``: features, and whether the class is seen (B, T)."""
-    video_BTHWC = continued(pipe, None, PREDICTED_FRAMES, labels, scale)
+    """Of 16 frames generated from a class alone, guided at ``scale``: features, and the class accuracy (B, T)."""
+    video_BTHWC = predicted(pipe, None, PREDICTED_FRAMES, labels, scale)
     seen_BT = load_classifier()[0].classify(video_BTHWC.flatten(0, 1).numpy()).reshape(len(labels), -1)
-    kept_BT = torch.from_numpy(seen_BT) == torch.tensor(labels)[:, None]
+    correct_BT = torch.from_numpy(seen_BT) == torch.tensor(labels)[:, None]
     return {
         f"digits3d_guidance_{scale:g}": clip_features(video_BTHWC, device)["digits3d"],
-        f"class_guidance_{scale:g}": kept_BT.float(),
+        f"class_guidance_{scale:g}": correct_BT.float(),
     }
 
 
@@ -169,17 +173,20 @@ def labels_of(source: Source, count: int) -> list[int]:
 
 
 def real_measures(source: Source, folder: Path, device: str) -> Measures:
-    """The same of real clips.
+    """Measures of real clips, saved in ``folder``.
 
     Features without a prefix are of the reference, which all else is scored against. The others are of the clips that
     are continued: as they are (``floor_``: real against other real), through the autoencoder (``vae_``: no model can be
-    expected to do better), and spoilt: frames in another order (``shuffled_``), the first one alone (``frozen_``),
-    blurred (``blurred_``); a measure to which these are as good as the floor is blind. Curves are of continued clips.
+    expected to do better), and corrupted: frames in another order (``shuffled_``), the first one alone (``frozen_``),
+    blurred (``blurred_``); a measure to which these are as good as the floor is
+    insensitive to them. Curves are of continued clips.
     """
-    path, vae = folder / "real.safetensors", load_vae(source.vae_config).to(resolve_device(device))
+    vae = load_vae(source.vae_config).to(resolve_device(device))
     settings = real_settings(source, vae.id)
-    if path.is_file():
-        return read_measures(path, settings)
+    return load_or_compute(folder / "real.safetensors", settings, lambda: _real_measures(source, vae, device))
+
+
+def _real_measures(source: Source, vae: VideoAutoencoder, device: str) -> dict[str, Tensor]:
     clips_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
     order_T = torch.randperm(PREDICTED_FRAMES, generator=torch.Generator().manual_seed(0))
     tensors = clip_features(held_out_clips(source, PREDICTED_FRAMES, "reference"), device)
@@ -198,7 +205,7 @@ def real_measures(source: Source, folder: Path, device: str) -> Measures:
         frames = (120 if source.name == "pendulum" else 200) // interval
         fast_BTHWC = held_out_clips(source, min(LONG_FRAMES, frames), interval=interval, count=LONG_CLIPS)
         tensors[f"adjacent_l2_{interval}"] = adjacent_l2(fast_BTHWC)
-    return keep(path, tensors, settings)
+    return tensors
 
 
 def through(vae: VideoAutoencoder, video_BTHWC: Tensor) -> Tensor:
@@ -217,22 +224,26 @@ def features_id() -> str:
     return f"digits3d-{Digits3d.load().hash[:12]} grey8+edges4x{EDGE_WEIGHT:g}"
 
 
-def read_measures(path: Path, settings: str) -> Measures:
-    """Measures on disk; ``ValueError`` where they are of other settings."""
-    beside = path.with_suffix(".json")
-    found = json.loads(beside.read_text(encoding="utf-8"))["settings"] if beside.is_file() else "unknown settings"
-    if found != settings:
-        raise ValueError(f"{path}: measured with other settings ({found}); delete it, or name another --out")
-    return Measures(load_file(path))
-
-
-def keep(path: Path, tensors: Mapping[str, Tensor], settings: str) -> Measures:
-    """Write measures with the settings they belong to; whole or not at all."""
+def load_or_compute(path: Path, settings: str, compute: Callable[[], Mapping[str, Tensor]]) -> Measures:
+    """Measures on disk, or computed and saved; ``ValueError`` where those on disk are of other settings."""
+    sidecar = path.with_suffix(".json")
+    if path.is_file():
+        known = json.loads(sidecar.read_text(encoding="utf-8"))["settings"] if sidecar.is_file() else "unknown settings"
+        if known != settings:
+            raise ValueError(f"{path}: measured with other settings ({known}); delete it, or name another --out")
+        return Measures(load_file(path))
     # Frames are compared over thousands of rows, so half precision of a grey level is plenty.
-    dtypes = {name: torch.float16 if "grey_edges" in name else torch.float32 for name in tensors}
-    kept = {name: value.to(dtypes[name]).contiguous() for name, value in tensors.items()}
-    with atomic_write(path.with_suffix(".json")) as beside:
-        beside.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-    with atomic_write(path) as beside:
-        save_file(kept, beside)
-    return Measures(kept)
+    tensors = {
+        name: value.to(torch.float16 if "grey_edges" in name else torch.float32).contiguous()
+        for name, value in compute().items()
+    }
+    write_json(sidecar, {"settings": settings})
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary)
+    return Measures(tensors)
+
+
+def model_id(pipe: MagiPipeline) -> str:
+    """Names weights and sampling settings, so that measures of another model are not taken for this one's."""
+    settings = hashlib.sha256(pipe.config.sampling.model_dump_json().encode()).hexdigest()
+    return f"{weights_hash(pipe.model.state_dict())[:12]}-{settings[:4]}"

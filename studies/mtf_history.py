@@ -2,10 +2,10 @@
 
     python -m studies.mtf_history --source digits
 
-Masked teacher forcing is trained on earlier frames of which most tokens are masked, and is shown complete ones when it
-generates. If that gap is what it loses by, it must do better when its own finished frames are masked before it sees
-them, by ratios drawn as in training, although it is then told less. The models are the arms of ``ctf_vs_mtf``; both
-pasts go through one loop here. Complete teacher forcing has no gap and stands beside, from its own complete past.
+Masked teacher forcing is trained on earlier frames of which most tokens are masked, and sees complete ones when it
+generates. If that gap is why it is worse, it must do better when its own finished frames are masked before it sees
+them, by ratios drawn as in training, although it then sees less. The models are the runs of ``ctf_vs_mtf``; both
+histories go through one loop here. Complete teacher forcing has no gap; it is shown for comparison.
 """
 
 from collections.abc import Sequence
@@ -24,29 +24,27 @@ from magi.sampling.generate import evaluating, generate_frame, plan_frame
 from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
-from studies.commands import command, options_of
-from studies.measures import BATCH, FID, FVD, PREDICTED_FRAMES, Measures, clip_features
-from studies.models import kept_or_made
-from studies.prediction import compared, write_prediction
-from studies.running import Arms, StudyOptions, gathered
+from studies.commands import run_command
+from studies.measures import BATCH, FID, FVD, PREDICTED_FRAMES, Measures, clip_features, load_or_compute
+from studies.results import compared, write_prediction
 from studies.sources import held_out_clips
-from studies.variants import Arm, settings_of
+from studies.variants import Run, StudyOptions, VariantMeasures, load_or_train, settings_of
 
-STUDY = "mtf_past"
+STUDY = "mtf_history"
 CTF, MTF = "ctf-without-noise", "mtf"
-MASKED = "mtf, masked past"
+MASKED = "mtf, masked history"
 
 
 @dataclass(frozen=True)
-class MtfPastOptions(StudyOptions):
-    """Show masked teacher forcing the past it was trained on, and the one that it is given."""
+class MtfHistoryOptions(StudyOptions):
+    """Give masked teacher forcing the history that it was trained on, and the complete one."""
 
     seeds: int = 1
-    """trainings of every arm"""
+    """trainings of every variant"""
 
 
 class MaskedHistory(History):
-    """A past as masked teacher forcing is trained on it: most tokens of a finished frame are hidden for good."""
+    """A history as masked teacher forcing is trained on it: most tokens of a finished frame stay hidden."""
 
     def __init__(self, training: TrainingConfig, *arguments: Any) -> None:
         """``training`` has the mask ratios; what follows is what a ``History`` takes."""
@@ -66,7 +64,7 @@ class MaskedHistory(History):
 def continued_from(pipe: MagiPipeline, context_BTHWC: Tensor, frames: int, masked: bool) -> Tensor:
     """Video_BTHWC uint8 of ``frames`` frames that begin with the context; clip k is drawn with seed k.
 
-    With ``masked`` the model is shown its past as in training. Frames are those of a clip that the model is trained on.
+    With ``masked`` the model sees its history as in training. ``frames`` is at most the trained number.
     """
     made = []
     for first in range(0, len(context_BTHWC), BATCH):
@@ -92,40 +90,32 @@ def _latents(pipe: MagiPipeline, context_BTHWC: Tensor, seeds: Sequence[int], fr
     return model.unpatchify(torch.cat(made, dim=1)).float()
 
 
-def with_both_pasts(options: StudyOptions, arms: Arms) -> Arms:
-    """CTF's measures as they are, and MTF's from both pasts by the same loop; what was made is kept."""
-    found: dict[str, list[Measures]] = {CTF: arms.by_name[CTF], MTF: [], MASKED: []}
+def with_both_histories(options: StudyOptions, trained: VariantMeasures) -> VariantMeasures:
+    """CTF's measures as they are, and MTF's from both histories by the same loop, saved."""
+    found: dict[str, list[Measures]] = {CTF: trained.by_name[CTF], MTF: [], MASKED: []}
     for seed in range(options.seeds):
-        arm = Arm(MTF, options.source, seed, options.budget)
-        folder = arm.folder(options.out)
+        run = Run(MTF, options.source, seed, options.budget)
+        folder = run.folder(options.out)
         for name, masked in ((MTF, False), (MASKED, True)):
-            path = folder / f"past_{'masked' if masked else 'complete'}.safetensors"
+            path = folder / f"history_{'masked' if masked else 'complete'}.safetensors"
 
-            def make(folder: Path = folder, masked: bool = masked) -> dict[str, Tensor]:
+            def compute(folder: Path = folder, masked: bool = masked) -> dict[str, Tensor]:
                 pipe = MagiPipeline.from_pretrained(folder / "run", resolve_device(options.device))
-                context_BTHWC = held_out_clips(arms.source, PREDICTED_FRAMES)[:, :1]
+                context_BTHWC = held_out_clips(trained.source, PREDICTED_FRAMES)[:, :1]
                 video_BTHWC = continued_from(pipe, context_BTHWC, PREDICTED_FRAMES, masked)
                 return clip_features(video_BTHWC, options.device)
 
-            found[name].append(kept_or_made(path, f"{settings_of(arm)} {path.stem}", make))
-    return Arms(arms.source, found, arms.real)
+            found[name].append(load_or_compute(path, f"{settings_of(run)} {path.stem}", compute))
+    return VariantMeasures(trained.source, found, trained.real)
 
 
-def study(options: StudyOptions) -> Path | None:
-    """Train what is missing, show both pasts, judge and write the result; None after a dry run."""
-    arms = gathered(options, (CTF, MTF))
-    if arms is None:
-        return None
-    arms = with_both_pasts(options, arms)
-    parts = [compared(arms, f"MTF has a lower {name} from a masked past", MASKED, MTF, name) for name in (FID, FVD)]
-    beside = [compared(arms, f"CTF has a lower {name} still", CTF, MASKED, name) for name in (FID, FVD)]
-    return write_prediction(options, STUDY, arms, parts, beside)
-
-
-def main() -> None:
-    """The study that the command line asks for."""
-    study(options_of(MtfPastOptions, f"studies.{STUDY}"))
+def study(options: StudyOptions) -> Path:
+    """Train what is missing, generate from both histories, judge and write the result."""
+    found = with_both_histories(options, load_or_train(options, (CTF, MTF)))
+    parts = [compared(found, f"MTF has a lower {name} from a masked history", MASKED, MTF, name) for name in (FID, FVD)]
+    others = [compared(found, f"CTF has a lower {name} still", CTF, MASKED, name) for name in (FID, FVD)]
+    return write_prediction(options, STUDY, found, parts, others)
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command("mtf_history", MtfHistoryOptions, study)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from magi.data.video_writer import write_mp4
 from magi.progress import progress
-from studies.commands import command, options_of
+from magi.seeding import numpy_generator
+from studies.commands import run_command
 
 FRAMES_PER_SECOND = 20
 
@@ -49,13 +50,13 @@ def record(options: RecordOptions) -> int:
     environment = _make(options.environment, options.frames)
     options.out.mkdir(parents=True, exist_ok=True)
     written = 0
-    with progress("recording", "episodes") as tell:
+    with progress("recording", "episodes") as on_progress:
         for episode in range(options.episodes):
             path = options.out / f"{options.seed:02d}_{episode:05d}.mp4"
             if not path.is_file():
                 write_mp4(path, _episode(environment, options, episode), FRAMES_PER_SECOND)
                 written += 1
-            tell(episode + 1, options.episodes)
+            on_progress(episode + 1, options.episodes)
     return written
 
 
@@ -73,7 +74,7 @@ def _make(name: str, frames: int) -> Any:
 
 def _episode(environment: Any, options: RecordOptions, episode: int) -> np.ndarray:
     """video_THWC uint8 of one episode; an environment that ends early stands still on its last frame."""
-    random = np.random.default_rng([options.seed, episode])
+    random = numpy_generator(options.seed, episode)
     environment.reset(seed=int(random.integers(2**31)))
     if options.environment.startswith("Pendulum"):
         # The environment itself starts slow; any angle at up to half of the largest speed shows all of its motion.
@@ -94,11 +95,10 @@ def _episode(environment: Any, options: RecordOptions, episode: int) -> np.ndarr
     return np.stack(frames)
 
 
-def main() -> None:
-    """Record what the command line asks for."""
-    options = options_of(RecordOptions, "studies.record_gymnasium")
+def main(options: RecordOptions) -> None:
+    """Record what the options ask for."""
     print(f"{options.out}: {record(options)} videos written, {options.episodes} in all")
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command("record_gymnasium", RecordOptions, main)

@@ -1,41 +1,41 @@
-"""The result of a study on disk: a JSON that says how it was had, a picture, and the listing of docs/studies.md.
+"""The result of a study: comparisons of variants, a JSON with every number behind the verdict, a picture, a listing.
 
-    python -m studies.results                     (writes the listing from results/studies/*.json)
-
-Knows the shape of a result and no study's question.
+``listing`` is what docs/studies.md says of all results in results/studies (written by runs/tables.py). Knows the shape
+of a result and no study's question.
 """
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import magi
 from magi.errors import DataError
 from magi.evaluation.moving_digits.digits3d import Digits3d
-from magi.files import atomic_write, write_markdown_block
-from studies.commands import command, options_of
+from magi.files import atomic_write, write_json
+from studies.commands import command_line
 from studies.measures import FID, FVD, Measures, fid, fvd
-from studies.statistics import Judged, Verdict
-from studies.variants import FULL_CLIPS, Budget
+from studies.statistics import Judged, Statement, Verdict, all_of, effect_of, judge, relative
+from studies.variants import FULL_CLIPS, VARIANTS, Budget, StudyOptions, VariantMeasures
 
-FORMAT = 1
+FORMAT = 2
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REAL_COLOUR = "#444444"
 CLAIMS = {
     "ctf_vs_mtf": "CTF's FVD is lower than MTF's (paper: about 23%), per-frame FID about equal",
-    "mtf_past": "what MTF loses by is its gap: partial history in training, full history in inference",
+    "mtf_history": "what MTF loses by is its gap: partial history in training, full history in inference",
     "exposure_bias": "dynamic interval and noise each help, both together are best",
     "drift": "with dynamic interval the change between adjacent frames stays near that of real video",
     "length": "100 and more frames from training on 16, by interpolated positions and by a sliding window",
-    "cache": "with the key-value cache time is about linear in the number of frames",
+    "kv_cache": "with the key-value cache time is about linear in the number of frames",
     "guidance": "class-conditional guidance improves FVD up to a point",
 }
 """Study -> what the paper says."""
@@ -46,7 +46,7 @@ class Outcome:
     """What a study found: its verdict, the statements it rests on, and every number behind them."""
 
     study: str
-    variant: str
+    scale: str
     verdict: Verdict
     judged: Sequence[Judged]
     numbers: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Outcome:
     @property
     def name(self) -> str:
         """Names the files."""
-        return f"{self.study}-{self.variant}"
+        return f"{self.study}-{self.scale}"
 
 
 def write_outcome(outcome: Outcome, figure: Figure, results: Path) -> Path:
@@ -65,11 +65,12 @@ def write_outcome(outcome: Outcome, figure: Figure, results: Path) -> Path:
     report = {
         "format": FORMAT,
         "study": outcome.study,
-        "variant": outcome.variant,
+        "scale": outcome.scale,
         "claim": CLAIMS[outcome.study],
         "verdict": outcome.verdict,
         "statements": [
-            asdict(judged.statement) | {"effect": rounded(asdict(judged.effect)), "verdict": judged.verdict}
+            asdict(judged.statement)
+            | {"effect": rounded(asdict(judged.effect)), "verdict": judged.verdict, "missed": judged.missed}
             for judged in outcome.judged
         ],
         "notes": list(outcome.notes),
@@ -78,22 +79,25 @@ def write_outcome(outcome: Outcome, figure: Figure, results: Path) -> Path:
         "versions": {"magi": magi.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "digits3d": Digits3d.load().hash,
     }
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     FigureCanvasAgg(figure)
-    with atomic_write(path.with_suffix(".png")) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    with atomic_write(path.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     print("\n".join([*lines_of(report), str(path), str(path.with_suffix(".png"))]), flush=True)
     return path
 
 
 def lines_of(report: Mapping[str, Any]) -> list[str]:
     """A result in lines of text."""
-    lines = [f"{report['study']} ({report['variant']}): {report['claim']}"]
+    lines = [f"{report['study']} ({report['scale']}): {report['claim']}"]
     for part in report["statements"]:
-        lines.append(f"  {part['verdict']:<10} {part['text']}: {part['quantity']} {_interval(part['effect'])}")
+        lines.append(f"  {_verdict(part):<12} {part['text']}: {part['quantity']} {_interval(part['effect'])}")
     lines += [f"  note: {note}" for note in report["notes"]]
     return [*lines, f"  here: {report['verdict']}"]
+
+
+def _verdict(part: Mapping[str, Any]) -> str:
+    return f"{part['verdict']} ({part['missed']})" if part["missed"] else str(part["verdict"])
 
 
 def _interval(effect: Mapping[str, Any]) -> str:
@@ -117,7 +121,7 @@ def figure_of(width: float, height: float) -> Figure:
 
 
 def real_scores(real: Measures) -> dict[str, Any]:
-    """What the distances say of real clips: other ones (the floor), reconstructed ones, and spoilt ones."""
+    """What the distances say of real clips: other ones (the floor), reconstructed ones, and corrupted ones."""
     found = {
         name: {
             FVD: fvd(real[f"{name}_digits3d"], real["digits3d"]),
@@ -128,10 +132,15 @@ def real_scores(real: Measures) -> dict[str, Any]:
     return {"clips": len(real["digits3d"]), **found}
 
 
-def training_settings(source: str, seeds: int, budget: Budget, arms: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the arms of a study were trained with."""
+def training_settings(source: str, seeds: int, budget: Budget, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What the variants of a study were trained with."""
     trained = asdict(budget) | {"clips": budget.steps * budget.batch, "short": budget.is_short}
-    return {"source": source, "seeds": seeds, "budget": trained, "arms": {name: list(arms[name]) for name in arms}}
+    return {
+        "source": source,
+        "seeds": seeds,
+        "budget": trained,
+        "variants": {name: list(settings) for name, settings in variants.items()},
+    }
 
 
 def training_notes(seeds: int, budget: Budget, scores: Mapping[str, Any]) -> list[str]:
@@ -139,14 +148,16 @@ def training_notes(seeds: int, budget: Budget, scores: Mapping[str, Any]) -> lis
     notes = []
     if budget.is_short:
         clips = budget.steps * budget.batch
-        notes.append(f"short training: {clips} clips an arm, the study is meant for {FULL_CLIPS}")
+        notes.append(f"short training: {clips} clips a run, the study is meant for {FULL_CLIPS}")
     if seeds == 1:
         notes.append("one seed: the interval says nothing of other trainings")
-    blind = [name for name in ("shuffled", "frozen") if scores[name][FVD] < 2 * scores["floor"][FVD]]
-    if blind:
-        notes.append(f"{FVD} hardly sees real clips with {' and '.join(blind)} frames: it is blind to motion here")
+    unseen = [name for name in ("shuffled", "frozen") if scores[name][FVD] < 2 * scores["floor"][FVD]]
+    if unseen:
+        notes.append(
+            f"{FVD} hardly sees real clips with {' and '.join(unseen)} frames: it is insensitive to motion here"
+        )
     if scores["blurred"][FID] < 2 * scores["floor"][FID]:
-        notes.append(f"{FID} hardly sees that real frames are blurred: it is blind to sharpness here")
+        notes.append(f"{FID} hardly sees that real frames are blurred: it is insensitive to sharpness here")
     return notes
 
 
@@ -155,26 +166,26 @@ def listing(results: Path) -> list[str]:
     found = {study: [read_report(path) for path in sorted(results.glob(f"{study}-*.json"))] for study in CLAIMS}
     rows = ["| study | claim of the paper | here |", "|---|---|---|"]
     for study, claim in CLAIMS.items():
-        verdicts = [f"{report['variant']}: **{report['verdict']}**, {_held(report)}" for report in found[study]]
+        verdicts = [f"{report['scale']}: **{report['verdict']}**, {_supported(report)}" for report in found[study]]
         rows.append(f"| `{study}` | {claim} | {'<br>'.join(verdicts) or 'not run'} |")
     return rows + [line for reports in found.values() for report in reports for line in _section(report)]
 
 
-def _held(report: Mapping[str, Any]) -> str:
+def _supported(report: Mapping[str, Any]) -> str:
     statements = report["statements"]
-    return f"{sum(part['verdict'] == 'held' for part in statements)} of {len(statements)} statements held"
+    return f"{sum(part['verdict'] == 'supported' for part in statements)} of {len(statements)} statements supported"
 
 
 def _section(report: Mapping[str, Any]) -> list[str]:
-    """A result: how to have it again, each statement with its effect and verdict, what to know, the picture."""
-    name = f"{report['study']}-{report['variant']}"
+    """A result: how to repeat it, each statement with its effect and verdict, what to know, the picture."""
+    name = f"{report['study']}-{report['scale']}"
     statements = [
-        f"| {part['text']} | {part['quantity']} | {_interval(part['effect'])} | {part['verdict']} |"
+        f"| {part['text']} | {part['quantity']} | {_interval(part['effect'])} | {_verdict(part)} |"
         for part in report["statements"]
     ]
     return [
         "",
-        f"### {report['study']}, {report['variant']}: {report['verdict']}",
+        f"### {report['study']}, {report['scale']}: {report['verdict']}",
         "",
         f"`{report['settings']['command']}`" + "".join(f"; {note}" for note in report["notes"]) + ".",
         "",
@@ -198,27 +209,86 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-@dataclass(frozen=True)
-class ListingOptions:
-    """Write the listing of all results between the markers of a Markdown file."""
-
-    file: Annotated[Path, tyro.conf.Positional] = Path("docs/studies.md")
-    """the file"""
-    results: Path = Path("results/studies")
-    """folder of the results"""
+DISTANCES: dict[str, tuple[str, Callable[[Tensor, Tensor], float]]] = {
+    FVD: ("digits3d", fvd),
+    FID: ("grey_edges", fid),
+}
+"""Name of a distance -> the measure it is of, and the function."""
 
 
-def write_listing(file: Path, results: Path) -> None:
-    """Replace what is between the markers; ``ValueError`` where they are missing."""
-    write_markdown_block(file, "studies", "\n".join(listing(results)))
+def scores(found: VariantMeasures) -> dict[str, dict[str, list[float]]]:
+    """Variant -> distance -> a number a seed."""
+    return {
+        name: {
+            distance: [of(one[measure], found.real[measure]) for one in seeds]
+            for distance, (measure, of) in DISTANCES.items()
+        }
+        for name, seeds in found.by_name.items()
+    }
 
 
-def main() -> None:
-    """Write the listing that the command line names."""
-    options = options_of(ListingOptions, "studies.results")
-    write_listing(options.file, options.results)
-    print(options.file)
+def compared(
+    found: VariantMeasures,
+    text: str,
+    one: str,
+    other: str,
+    distance: str,
+    low: float | None = None,
+    high: float | None = 0.0,
+) -> Judged:
+    """Whether the relative change of ``distance`` from ``other`` to ``one``, paired by seed, is in the range."""
+    measure, of = DISTANCES[distance]
+    real = found.real[measure]
+
+    def statistic(first: Measures, second: Measures) -> Callable[[Tensor], float]:
+        # Both variants continue the same clips, so the same are drawn for both.
+        return lambda picked_N: relative(
+            of(first[measure][picked_N], real[picked_N]), of(second[measure][picked_N], real[picked_N])
+        )
+
+    pairs = zip(found.by_name[one], found.by_name[other], strict=True)
+    statement = Statement(text, f"{distance} of {one} less that of {other}, over it", low, high, lower_is_better=True)
+    return judge(statement, effect_of([statistic(first, second) for first, second in pairs], len(real)))
 
 
-if __name__ == "__main__":
-    command(main)
+def write_prediction(
+    options: StudyOptions, study: str, found: VariantMeasures, parts: Sequence[Judged], others: Sequence[Judged] = ()
+) -> Path:
+    """Write the result of a study of first-frame prediction whose claim is supported where all ``parts`` are.
+
+    The ``others`` are judged and shown, and the claim does not depend on them.
+    """
+    values, real = scores(found), real_scores(found.real)
+    trained = {name: VARIANTS[name] for name in values if name in VARIANTS}  # others are of models among these
+    settings = training_settings(options.source, options.seeds, options.budget, trained)
+    outcome = Outcome(
+        study,
+        options.scale,
+        all_of(part.verdict for part in parts),
+        [*parts, *others],
+        {"variants": values, "real": real},
+        {"command": command_line(study, options)} | settings,
+        training_notes(options.seeds, options.budget, real),
+    )
+    return write_outcome(outcome, draw(values, real), options.results)
+
+
+def draw(values: Mapping[str, Mapping[str, Sequence[float]]], real: Mapping[str, Any]) -> Figure:
+    """Both distances of every variant: a bar for the mean, dots for seeds, a line for real against real."""
+    figure = figure_of(1.6 * len(values) * 2 + 3, 4)
+    for axes, distance in zip(figure.subplots(1, 2), DISTANCES, strict=True):
+        draw_bars(axes, {name: found[distance] for name, found in values.items()})
+        axes.axhline(real["floor"][distance], color=REAL_COLOUR, linestyle="--", linewidth=1, label="real against real")
+        axes.axhline(real["vae"][distance], color=REAL_COLOUR, linestyle=":", linewidth=1, label="through autoencoder")
+        axes.set_title(f"{distance} (lower is better)", fontsize=11)
+        axes.legend(frameon=False)
+    return figure
+
+
+def draw_bars(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
+    """A bar for the mean of each name and a dot for each of its values."""
+    for number, (found, colour) in enumerate(zip(values.values(), COLOURS * len(values), strict=False)):
+        axes.bar(number, sum(found) / len(found), color=colour, alpha=0.35)
+        axes.plot([number] * len(found), found, "o", color=colour)
+    axes.set_xticks(range(len(values)), [name.replace("-without-", "\nwithout ") for name in values], fontsize=8)
+    axes.set_ylim(bottom=0)

@@ -1,7 +1,7 @@
 """What a study trains on: the built-in digits, or recorded episodes of a pendulum; videos, autoencoder, latents.
 
 Each is 64x64 video with an autoencoder of stride 8, so the same model and the same budget serve both. Every step is a
-``magi`` command, and what is there already is kept.
+``magi`` command, which leaves alone what exists.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from magi.cli.main import main
 from magi.config import DataConfig, VaeConfig
 from magi.data.clips import clip_span, fit_frames
 from magi.data.decoding.frames import read_frames
 from magi.data.index.index import open_index
-from magi.errors import DataError
-from studies.processes import run
+from magi.errors import DataError, StoppedCleanly
+from studies.record_gymnasium import RecordOptions, record
 
 SIZE = 64
 SourceName = Literal["digits", "pendulum"]
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
 HELD_OUT_VIDEOS = 512
-"""Half of them are continued, the others are what the continuations are scored against."""
+"""One half is continued; predictions are scored against the other."""
 INTERVAL_MAX = 4
 """Dynamic interval of the studies: these videos move faster for their length than the paper's, which goes to 25."""
 
@@ -71,12 +72,6 @@ def source(name: SourceName, folder: Path) -> Source:
     return Source(name, folder / name, 300, HELD_OUT_VIDEOS, 0)
 
 
-def is_prepared(source: Source) -> bool:
-    """Whether videos, autoencoder and latents are there; a prepared source is only looked through by ``prepare``."""
-    vae = source.name == "digits" or (source.folder / "vae" / "model.safetensors").is_file()
-    return vae and _has_videos(source) and any(source.latents.glob("*.safetensors"))
-
-
 def prepare(source: Source, device: str) -> None:
     """Write what is missing: videos, autoencoder, latents. ``ValueError`` where Gymnasium is missing for it."""
     size = ("--height", SIZE, "--width", SIZE, "--device", device)
@@ -100,17 +95,19 @@ def _write_videos(source: Source, folder: Path, videos: int, seed: int) -> None:
     elif find_spec("gymnasium") is None:
         raise ValueError("--source pendulum: recording it needs Gymnasium; pip install -e '.[studies]'")
     else:
-        run(["-m", "studies.record_gymnasium", folder, "--episodes", videos, "--seed", seed, "--size", SIZE])
+        record(RecordOptions(folder, episodes=videos, seed=seed, size=SIZE))
 
 
-def _has_videos(source: Source) -> bool:
-    wanted = ((source.train, source.train_videos), (source.held_out, source.held_out_videos))
-    return all(len(list(folder.rglob("*.mp4"))) >= videos for folder, videos in wanted)
+def magi(*argv: object) -> None:
+    """Run a command of this package in this process, which prints for itself.
 
-
-def magi(*words: object) -> None:
-    """Run a command of this package; its output goes where ours goes."""
-    run(["-m", "magi", *words])
+    ``StoppedCleanly`` where it was asked to stop, ``ValueError`` with its exit code where it failed.
+    """
+    code = main([str(word) for word in argv])
+    if code == StoppedCleanly.exit_code:
+        raise StoppedCleanly("stopped; the same command continues")
+    if code:
+        raise ValueError(f"'magi {' '.join(map(str, argv[:2]))}' ended with exit code {code}; see above")
 
 
 def held_out_clips(
@@ -122,17 +119,17 @@ def held_out_clips(
 ) -> Tensor:
     """Video_BTHWC uint8 from the first frame of the held-out videos of a half, in the order of their numbers.
 
-    No video is in both halves, so that a model is not scored against the very clips it was shown. Numbers go round the
+    No video is in both halves, so that a model is not scored against the very clips it continues. Numbers go round the
     classes of the digits: the first ``count`` videos hold all of them. ``DataError`` where one is too short.
     """
     index = open_index(DataConfig(root=str(source.held_out), max_bad_fraction=0.0))
     middle = source.held_out_videos // 2
     part = slice(0, middle) if half == "continued" else slice(middle, source.held_out_videos)
     clips = []
-    for record in sorted(index.videos, key=lambda record: video_number(record.path))[part][: count or None]:
-        if record.frames < clip_span(frames, interval):
-            raise DataError(f"{record.path}: {record.frames} frames, {clip_span(frames, interval)} are needed")
-        video_THWC = read_frames(index.root / record.path, range(0, clip_span(frames, interval), interval), record)
+    for video in sorted(index.videos, key=lambda video: video_number(video.path))[part][: count or None]:
+        if video.frames < clip_span(frames, interval):
+            raise DataError(f"{video.path}: {video.frames} frames, {clip_span(frames, interval)} are needed")
+        video_THWC = read_frames(index.root / video.path, range(0, clip_span(frames, interval), interval), video)
         clips.append(torch.from_numpy(fit_frames(video_THWC, SIZE, SIZE)))
     return torch.stack(clips)
 

@@ -1,9 +1,10 @@
-"""From numbers a seed to a verdict: held, failed or undecided.
+"""From numbers a seed to a verdict: supported, contradicted or inconclusive.
 
 A claim is a statement that an effect lies in a range: below zero ("lower than"), or between two margins ("about
 equal"). The effect comes with a 95% interval: Student's over the paired differences of seeds, or, where there is one
-seed, a bootstrap over clips. Held is an interval within the range, failed one that lies outside of it altogether,
-undecided everything else. Ranges are fixed in the studies, before their results. Knows no models, videos and files.
+seed, a bootstrap over clips. An interval within the range supports the statement, one wholly outside contradicts it,
+and anything else is inconclusive. "About equal or better" is not contradicted by being better; the verdict then says
+that it is not equal. Ranges are fixed in the studies, before their results. Knows no models, videos and files.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 from magi.errors import NumericsError
 from magi.evaluation.metrics.bootstrap import t_quantile
 
-Verdict = Literal["held", "failed", "undecided"]
+Verdict = Literal["supported", "contradicted", "inconclusive"]
 LEVEL = 0.95
 TAIL_DRAWS = 10
 """Resamples that lie beyond each end of a bootstrap interval: with fewer its ends are the extremes of the draws."""
@@ -25,7 +26,7 @@ TAIL_DRAWS = 10
 
 @dataclass(frozen=True)
 class Effect:
-    """A number, its interval, what it is of each seed, and how the interval was had."""
+    """A number, its interval, its value of each seed, and the method of the interval."""
 
     value: float
     low: float
@@ -36,21 +37,26 @@ class Effect:
 
 @dataclass(frozen=True)
 class Statement:
-    """``text`` says that ``quantity`` lies between ``low`` and ``high``; None is no bound."""
+    """``text`` says that ``quantity`` lies between ``low`` and ``high``; None is no bound.
+
+    With ``lower_is_better`` a quantity below ``low`` is better than the statement says, and does not contradict it.
+    """
 
     text: str
     quantity: str
     low: float | None
     high: float | None
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A statement, the effect that was found, and what follows."""
+    """A statement, the effect that was found, what follows, and on which side a supported range was missed."""
 
     statement: Statement
     effect: Effect
     verdict: Verdict
+    missed: str = ""
 
 
 def effect_over_seeds(values: Sequence[float], level: float = LEVEL, of: str = "seeds") -> Effect:
@@ -58,8 +64,8 @@ def effect_over_seeds(values: Sequence[float], level: float = LEVEL, of: str = "
     if len(values) < 2:
         raise ValueError(f"an interval over {of} needs at least two, got {len(values)}")
     mean = sum(values) / len(values)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = t_quantile((1 + level) / 2, len(values) - 1) * spread / math.sqrt(len(values))
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = t_quantile((1 + level) / 2, len(values) - 1) * std / math.sqrt(len(values))
     return Effect(mean, mean - half, mean + half, tuple(values), f"{level:.4g} t interval over {len(values)} {of}")
 
 
@@ -68,8 +74,8 @@ def effect_over_clips(
 ) -> Effect:
     """``statistic(picked_N)`` of all clips, with a bootstrap interval over which clips are picked.
 
-    All arms must be indexed with the same ``picked_N``, so that the comparison is paired. Drawing with replacement adds
-    bias to a Frechet distance, so the quantiles are taken less their mean and put around the value.
+    All variants must be indexed with the same ``picked_N``, so that the comparison is paired. Drawing with replacement
+    adds bias to a Frechet distance, so the quantiles are taken less their mean and put around the value.
     """
     value = statistic(torch.arange(clips))
     resamples = resamples or math.ceil(2 * TAIL_DRAWS / (1 - level))
@@ -93,30 +99,35 @@ def effect_of(statistics: Sequence[Callable[[Tensor], float]], clips: int, level
 def judge(statement: Statement, effect: Effect) -> Judged:
     """The verdict on one statement; ``NumericsError`` where the effect is not a number."""
     if not all(map(math.isfinite, (effect.value, effect.low, effect.high))):
-        raise NumericsError(f"{statement.quantity} is not a finite number ({effect.value}); look at the arms' samples")
+        raise NumericsError(f"{statement.quantity} is not a finite number ({effect.value}); look at the runs' samples")
     low = -math.inf if statement.low is None else statement.low
     high = math.inf if statement.high is None else statement.high
     if low < effect.low and effect.high < high:
-        return Judged(statement, effect, "held")
+        return Judged(statement, effect, "supported")
+    if statement.lower_is_better and effect.high < high:
+        side = "better than equal" if effect.high <= low else "equal or better"
+        return Judged(statement, effect, "supported", side)
     if effect.high <= low or high <= effect.low:
-        return Judged(statement, effect, "failed")
-    return Judged(statement, effect, "undecided")
+        return Judged(statement, effect, "contradicted")
+    return Judged(statement, effect, "inconclusive")
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """A claim of several parts: held if all are, failed if one is."""
-    found = set(verdicts)
-    if not found:
-        raise ValueError("a claim needs at least one part")
-    return "failed" if "failed" in found else "undecided" if "undecided" in found else "held"
+    """A claim of several parts: supported if all are, contradicted if one is; ``ValueError`` for no part."""
+    found = _parts(verdicts)
+    return "contradicted" if "contradicted" in found else "inconclusive" if "inconclusive" in found else "supported"
 
 
 def any_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """A claim that one of several holds: failed only if all fail. Their intervals must be widened for their number."""
-    found = set(verdicts)
-    if not found:
+    """A claim that one of several holds: contradicted only if all are. Widen their intervals for their number."""
+    found = _parts(verdicts)
+    return "supported" if "supported" in found else "inconclusive" if "inconclusive" in found else "contradicted"
+
+
+def _parts(verdicts: Iterable[Verdict]) -> set[Verdict]:
+    if not (found := set(verdicts)):
         raise ValueError("a claim needs at least one part")
-    return "held" if "held" in found else "undecided" if "undecided" in found else "failed"
+    return found
 
 
 def widened(comparisons: int, level: float = LEVEL) -> float:

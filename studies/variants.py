@@ -1,28 +1,24 @@
-"""An arm of a study: a model trained with some settings and a seed, what it generates, and what is measured of it.
-
-    python -m studies.variants ctf --source digits --seed 0 --out build/studies
+"""The variants of an ablation: models that differ in a setting, trained with a seed, and what is measured of each.
 
 Two sets of videos are generated from held-out ones: 16 frames from the first frame (the paper's first-frame prediction
-on UCF-101), and 104 frames from four. Of the first come the features of fvd[digits3d] and of fid[grey+edges], a Frechet
-distance a frame (weight-free, and named so that nobody takes it for FID); of the second the change between adjacent
-frames, and on digits the oracles. A class-conditional arm is also measured at every guidance scale, from nothing but
-the class. Everything is kept in the arm's folder, so a study that is stopped continues, and two studies that need the
-same arm share it. What is measured is in ``studies.measures``.
+on UCF-101), and 104 frames from four. The first gives the features of fvd[digits3d] and of fid[grey+edges], a Frechet
+distance a frame (weight-free, and named so that nobody takes it for FID); the second the change between adjacent
+frames, and on digits the ground-truth metrics. A class-conditional variant is also measured at every guidance scale,
+from nothing but the class. Every run has a folder under --out, so a study that was stopped continues, and two studies
+that need the same run share it. What is measured is in ``studies.measures``.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from magi.cli.options import Device, check_device
 from magi.data.video_writer import contact_sheet, write_png
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
-from studies.commands import command, options_of
 from studies.measures import (
     GUIDANCE_SCALES,
     LONG_CLIPS,
@@ -31,20 +27,20 @@ from studies.measures import (
     PREDICTED_FRAMES,
     Measures,
     clip_features,
-    continued,
     features_id,
     guided_measures,
-    keep,
     labels_of,
+    load_or_compute,
     long_curves,
-    read_measures,
+    predicted,
+    real_measures,
 )
-from studies.sources import HELD_OUT_VIDEOS, INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, source
+from studies.sources import INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, source
 
 SAMPLING: dict[str, Any] = {"iterations": 4, "steps": 25, "temperature": 0.9}
-"""The same for all arms."""
+"""The same for all variants."""
 MEASURES_FILE = "measures.safetensors"
-GUIDED_ARM = "ctf-class"
+GUIDED = "ctf-class"
 FULL_CLIPS = 48_000
 
 CTF = ("--model.teacher-forcing", "complete")
@@ -54,7 +50,7 @@ DYNAMIC_INTERVAL = ("--data.interval-max", str(INTERVAL_MAX))
 NO_NOISE = ("--model.noise-max", "0", "--sampling.noise-level", "1")
 NOISE = ("--model.noise-max", "0.7", "--sampling.noise-level", "1")
 
-ARMS: dict[str, tuple[str, ...]] = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "ctf": (*CTF, *DYNAMIC_INTERVAL, *NOISE),
     "ctf-without-interval": (*CTF, *FIXED_INTERVAL, *NOISE),
     "ctf-without-noise": (*CTF, *DYNAMIC_INTERVAL, *NO_NOISE),
@@ -62,18 +58,14 @@ ARMS: dict[str, tuple[str, ...]] = {
     # Masked teacher forcing has no observation frames, so there is nothing to put noise on.
     "mtf": (*MTF, *DYNAMIC_INTERVAL, *NO_NOISE),
     "mtf-without-interval": (*MTF, *FIXED_INTERVAL, *NO_NOISE),
-    "ctf-class": (*CTF, *DYNAMIC_INTERVAL, *NOISE, "--model.classes", "10", "--training.class-dropout", "0.1"),
+    GUIDED: (*CTF, *DYNAMIC_INTERVAL, *NOISE, "--model.classes", "10", "--training.class-dropout", "0.1"),
 }
 """Settings by name; ``ctf`` is the paper's whole recipe."""
-
-ArmName = Literal[
-    "ctf", "ctf-without-interval", "ctf-without-noise", "ctf-without-both", "mtf", "mtf-without-interval", "ctf-class"
-]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every arm of a study is trained with, the same for all."""
+    """What every variant of a study is trained with, the same for all."""
 
     steps: int = 3000
     """optimizer steps"""
@@ -89,119 +81,148 @@ class Budget:
 
     @property
     def name(self) -> str:
-        """Names the folder of the arms."""
+        """Names the folder of the runs."""
         return f"{self.size}-{self.steps}x{self.batch}"
 
 
 @dataclass(frozen=True)
-class Arm:
+class StudyOptions:
+    """Options of all studies that train."""
+
+    source: SourceName = "digits"
+    """which videos: digits (built in) or pendulum (recorded with Gymnasium)"""
+    out: Path = Path("build/studies")
+    """folder of all runs, shared by the studies"""
+    results: Path = Path("results/studies")
+    """folder of the result's JSON and picture"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+    seeds: int = 3
+    """trainings of every variant"""
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def scale(self) -> str:
+        """Names the result: the videos and the budget, so that one of another budget is another file."""
+        return f"{self.source}-{self.budget.name}"
+
+
+@dataclass(frozen=True)
+class Run:
     """One model to train and measure."""
 
-    name: str
+    variant: str
     source: SourceName
     seed: int
     budget: Budget
 
     def folder(self, out: Path) -> Path:
-        """Where all of it is kept."""
-        return out / self.source / self.budget.name / f"{self.name}-{self.seed}"
+        """Where all of it is."""
+        return out / self.source / self.budget.name / f"{self.variant}-{self.seed}"
 
 
-def training_words(arm: Arm) -> tuple[object, ...]:
-    """What ``magi train`` is told about an arm, but for places and device."""
-    budget = arm.budget
+@dataclass(frozen=True)
+class VariantMeasures:
+    """Measures of every variant by name, a list over seeds, and those of real clips."""
+
+    source: Source
+    by_name: Mapping[str, list[Measures]]
+    real: Measures
+
+
+def load_or_train(options: StudyOptions, names: Sequence[str]) -> VariantMeasures:
+    """Measures of the variants ``names``, after training the runs that are missing; errors of one line."""
+    check_options(options)
+    check_writable(options.results)
+    place = source(options.source, options.out)
+    runs = [Run(name, options.source, seed, options.budget) for seed in range(options.seeds) for name in names]
+    missing = [run for run in runs if not (run.folder(options.out) / MEASURES_FILE).is_file()]
+    steps, clips = options.budget.steps, options.budget.steps * options.budget.batch
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} done; {steps} steps, {clips} clips each", flush=True)
+    if missing:
+        prepare(place, options.device)
+    by_name: dict[str, list[Measures]] = {name: [] for name in names}
+    for run in runs:
+        if run in missing:
+            train(run, place, run.folder(options.out), options.device)
+        by_name[run.variant].append(measure(run, place, run.folder(options.out), options.device))
+    return VariantMeasures(place, by_name, real_measures(place, place.folder, options.device))
+
+
+def check_options(options: StudyOptions) -> None:
+    """``ValueError`` for options that cannot be."""
+    budget = options.budget
+    for name, value in (("seeds", options.seeds), ("budget.steps", budget.steps), ("budget.batch", budget.batch)):
+        if value < 1:
+            raise ValueError(f"--{name} {value}: expected at least 1")
+    check_device(options.device)
+
+
+def check_writable(folder: Path) -> None:
+    """``ValueError`` where nothing can be written into ``folder``: before hours of training, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--results {folder}: cannot be written to ({error.strerror}); name another folder") from None
+
+
+def training_options(run: Run) -> tuple[object, ...]:
+    """Options of ``magi train`` for a run, but for places and device."""
+    budget = run.budget
     training = {
         "steps": budget.steps,
         "batch": budget.batch,
         "warmup-steps": min(200, budget.steps // 10),
         "cooldown-steps": budget.steps // 4,
-        "seed": arm.seed,
+        "seed": run.seed,
         "ema-decay": 0.998,
         "sample-every": 0,
         "log-every": 50,
         "checkpoint-every": 500,
     }
-    words: list[object] = ["--size", budget.size, "--model.classes", 0, "--data.workers", 1]
-    words += [word for name, value in training.items() for word in (f"--training.{name}", value)]
-    words += [word for name, value in SAMPLING.items() for word in (f"--sampling.{name}", value)]
-    return (*words, *ARMS[arm.name])
+    options: list[object] = ["--size", budget.size, "--model.classes", 0, "--data.workers", 1]
+    options += [part for name, value in training.items() for part in (f"--training.{name}", value)]
+    options += [part for name, value in SAMPLING.items() for part in (f"--sampling.{name}", value)]
+    return (*options, *VARIANTS[run.variant])
 
 
-def train_arm(arm: Arm, source: Source, folder: Path, device: str) -> None:
-    """Train the arm's model, or continue."""
+def train(run: Run, source: Source, folder: Path, device: str) -> None:
+    """Train the run's model, or continue."""
     places = ("--run", folder / "run", "--data.root", source.latents, "--vae.weights", source.vae, "--device", device)
-    magi("train", "digits", *places, *training_words(arm))
+    magi("train", "digits", *places, *training_options(run))
 
 
-def load_measures(arm: Arm, folder: Path) -> Measures | None:
-    """Measures of an arm that is finished, else None; ``ValueError`` where those there are of other settings."""
-    path = folder / MEASURES_FILE
-    return read_measures(path, settings_of(arm)) if path.is_file() else None
+def measure(run: Run, source: Source, folder: Path, device: str) -> Measures:
+    """Generate from the run's model and measure; saved, so that a second call reads.
+
+    ``ValueError`` where there are measures of other settings.
+    """
+    return load_or_compute(folder / MEASURES_FILE, settings_of(run), lambda: _measure(run, source, folder, device))
 
 
-def measure_arm(arm: Arm, source: Source, folder: Path, device: str) -> Measures:
-    """Generate from the arm's model and measure; kept, so a second call reads."""
-    if (known := load_measures(arm, folder)) is not None:
-        return known
+def _measure(run: Run, source: Source, folder: Path, device: str) -> dict[str, Any]:
     pipe = MagiPipeline.from_pretrained(folder / "run", resolve_device(device))
     first_BTHWC = held_out_clips(source, PREDICTED_FRAMES)
-    labels = labels_of(source, len(first_BTHWC)) if arm.name == GUIDED_ARM else None
-    tensors = clip_features(continued(pipe, first_BTHWC[:, :1], PREDICTED_FRAMES, labels), device)
+    labels = labels_of(source, len(first_BTHWC)) if run.variant == GUIDED else None
+    tensors = clip_features(predicted(pipe, first_BTHWC[:, :1], PREDICTED_FRAMES, labels), device)
     for scale in GUIDANCE_SCALES if labels is not None else ():
         tensors |= guided_measures(pipe, labels or [], scale, device)
-    long_BTHWC = continued(pipe, held_out_clips(source, LONG_CONTEXT, count=LONG_CLIPS), LONG_FRAMES, longer="window")
+    long_BTHWC = predicted(pipe, held_out_clips(source, LONG_CONTEXT, count=LONG_CLIPS), LONG_FRAMES, longer="window")
     tensors |= long_curves(source, long_BTHWC)
-    if arm.name == "ctf":
-        stretched_BTHWC = continued(pipe, long_BTHWC[:, :LONG_CONTEXT], LONG_FRAMES, longer="interpolate")
+    if run.variant == "ctf":
+        stretched_BTHWC = predicted(pipe, long_BTHWC[:, :LONG_CONTEXT], LONG_FRAMES, longer="interpolate")
         curves = long_curves(source, stretched_BTHWC)
         tensors |= {f"interpolated_{name}": values_BT for name, values_BT in curves.items()}
     rows = [video.numpy() for video in long_BTHWC[:6]]
     write_png(folder / "samples.png", contact_sheet(rows, context_frames=LONG_CONTEXT))
-    return keep(folder / MEASURES_FILE, tensors, settings_of(arm))
+    return tensors
 
 
-def settings_of(arm: Arm) -> str:
-    """Names all that an arm's measures depend on, so that those of other settings are refused."""
-    values: dict[str, Any] = asdict(arm) | {"training": training_words(arm), "long": [LONG_FRAMES, LONG_CLIPS]}
-    values |= {"features": features_id(), "guidance": GUIDANCE_SCALES if arm.name == GUIDED_ARM else ()}
-    return f"{arm.name} {hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def frames_to_make(arm: Arm) -> int:
-    """Frames that measuring an arm generates, guided ones counted twice."""
-    clips = HELD_OUT_VIDEOS // 2
-    short, long = clips * (PREDICTED_FRAMES - 1), LONG_CLIPS * (LONG_FRAMES - LONG_CONTEXT)
-    guided = 2 * clips * PREDICTED_FRAMES * len(GUIDANCE_SCALES) if arm.name == GUIDED_ARM else 0
-    return short + long * (2 if arm.name == "ctf" else 1) + guided
-
-
-@dataclass(frozen=True)
-class ArmOptions:
-    """Train and measure one arm."""
-
-    arm: Annotated[ArmName, tyro.conf.Positional]
-    """which settings"""
-    source: SourceName = "digits"
-    """which videos"""
-    seed: int = 0
-    """of weights, order, masks and noise"""
-    out: Path = Path("build/studies")
-    """folder of all arms"""
-    device: Device = "auto"
-    """auto takes a GPU where there is one"""
-    budget: Budget = field(default_factory=Budget)
-
-
-def main() -> None:
-    """Train and measure the arm that the command line names."""
-    options = options_of(ArmOptions, "studies.variants")
-    check_device(options.device)
-    arm = Arm(options.arm, options.source, options.seed, options.budget)
-    place = source(options.source, options.out)
-    prepare(place, options.device)
-    train_arm(arm, place, arm.folder(options.out), options.device)
-    measure_arm(arm, place, arm.folder(options.out), options.device)
-
-
-if __name__ == "__main__":
-    command(main)
+def settings_of(run: Run) -> str:
+    """Names all that a run's measures depend on, so that those of other settings are refused."""
+    values: dict[str, Any] = asdict(run) | {"training": training_options(run), "long": [LONG_FRAMES, LONG_CLIPS]}
+    values |= {"features": features_id(), "guidance": GUIDANCE_SCALES if run.variant == GUIDED else ()}
+    return f"{run.variant} {hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -75,12 +75,16 @@ example:    magi data digits build/digits --clips 1000 --size 64 --seed 0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` default to those of the process."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    return exit_code_of(lambda: _dispatch([word for word in words if word != "--debug"]), debug="--debug" in words)
+
+
+def exit_code_of(work: Callable[[], object], debug: bool = False) -> int:
+    """Run ``work``: 0, or the exit code of what went wrong, which is one line on stderr."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _dispatch(words)
+            work()
+            return 0
     except SystemExit as error:  # the option parser has printed its message already
         return error.code if isinstance(error.code, int) else USAGE_EXIT_CODE
     except BrokenPipeError:  # the reader of our output has gone, as in 'magi ... | head'
@@ -95,15 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str]) -> None:
     verb, rest = _find_verb(words)
     if verb is None:
         print(_help(rest))
-        return 0
+        return
     module = importlib.import_module(f"magi.cli.{verb.module}")
     function: Callable[[list[str]], None] = getattr(module, verb.function)
     function(rest)
-    return 0
 
 
 def _find_verb(words: list[str]) -> tuple[Verb | None, list[str]]:

@@ -1,4 +1,4 @@
-"""Arms that nobody trained: measures on disk as arms leave them, with differences that are known."""
+"""Runs that nobody trained: measures on disk as runs leave them, with known differences."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from magi.vae.adapters import load_vae
-from studies.measures import GUIDANCE_SCALES, LONG_FRAMES, keep, real_settings
+from studies.measures import GUIDANCE_SCALES, LONG_FRAMES, load_or_compute, real_settings
 from studies.sources import source
-from studies.variants import MEASURES_FILE, Arm, Budget, settings_of
+from studies.variants import MEASURES_FILE, Budget, Run, settings_of
 
 CLIPS, FRAMES, LONG = 96, 4, 8
 BUDGET = Budget(steps=4, batch=2)
@@ -43,16 +43,20 @@ def curves(level: float, class_kept: float = 1.0) -> dict[str, Tensor]:
     }
 
 
+def write_measures(path: Path, settings: str, tensors: dict[str, Tensor]) -> None:
+    path.unlink(missing_ok=True)
+    load_or_compute(path, settings, lambda: tensors)
+
+
 def write_real(out: Path, **changes: Tensor) -> None:
     place = source("digits", out)
-    keep(
-        place.folder / "real.safetensors", real_tensors() | changes, real_settings(place, load_vae(place.vae_config).id)
-    )
+    settings = real_settings(place, load_vae(place.vae_config).id)
+    write_measures(place.folder / "real.safetensors", settings, real_tensors() | changes)
 
 
-def write_arm(out: Path, name: str, seed: int, shift: float = 0.0, level: float = 1.0, **given: Any) -> Path:
-    """An arm whose features lie ``shift`` off the real ones and whose late changes are ``level`` times real ones."""
-    arm = Arm(name, "digits", seed, given.pop("budget", BUDGET))
+def write_run(out: Path, name: str, seed: int, shift: float = 0.0, level: float = 1.0, **given: Any) -> Path:
+    """A run whose features lie ``shift`` off the real ones and whose late changes are ``level`` times real ones."""
+    run = Run(name, "digits", seed, given.pop("budget", BUDGET))
     real = real_tensors()
     noise = 0.02 * (seed + 1)
     tensors = {"digits3d": real["digits3d"] + shift + noise, "grey_edges": real["grey_edges"] + 0.1 + 0.01 * noise}
@@ -62,6 +66,6 @@ def write_arm(out: Path, name: str, seed: int, shift: float = 0.0, level: float 
         for scale in GUIDANCE_SCALES:  # best at 2
             tensors[f"digits3d_guidance_{scale:g}"] = real["digits3d"] + 0.5 + abs(scale - 2)
             tensors[f"class_guidance_{scale:g}"] = torch.ones(CLIPS, FRAMES)
-    path = arm.folder(out) / MEASURES_FILE
-    keep(path, tensors | given, settings_of(arm))
+    path = run.folder(out) / MEASURES_FILE
+    write_measures(path, settings_of(run), tensors | given)
     return path

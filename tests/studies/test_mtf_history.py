@@ -15,9 +15,9 @@ from magi.sampling.history import History
 from magi.vae.pixel import PixelVae
 from studies import mtf_history
 from studies.measures import FID, FVD
-from studies.mtf_history import CTF, MASKED, MTF, MaskedHistory, MtfPastOptions, continued_from
+from studies.mtf_history import CTF, MASKED, MTF, MaskedHistory, MtfHistoryOptions, continued_from
 from studies.results import read_report
-from tests.fakes.study_fakes import BUDGET, real_tensors, write_arm, write_real
+from tests.fakes.study_fakes import BUDGET, real_tensors, write_real, write_run
 
 TRAINING = TrainingConfig()
 SAMPLING = SamplingConfig(iterations=2, steps=4)
@@ -90,13 +90,13 @@ def test_clips_begin_with_their_context_and_depend_on_their_past() -> None:
     assert torch.equal(masked, again) and not torch.equal(complete, masked)
 
 
-@pytest.mark.parametrize(("masked_shift", "verdict"), [(0.5, "held"), (2.0, "failed")])
+@pytest.mark.parametrize(("masked_shift", "verdict"), [(0.5, "supported"), (2.0, "contradicted")])
 def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked_shift: float, verdict: str) -> None:
     """Features of known distance stand in for both pasts; what was made is kept."""
     monkeypatch.setattr("studies.statistics.TAIL_DRAWS", 0.1)
     write_real(tmp_path)
-    write_arm(tmp_path, CTF, 0, shift=0.2)
-    write_arm(tmp_path, MTF, 0, shift=9.0)  # by the pipeline; the study compares pasts that went through one loop
+    write_run(tmp_path, CTF, 0, shift=0.2)
+    write_run(tmp_path, MTF, 0, shift=9.0)  # by the pipeline; the study compares pasts that went through one loop
     real, made = real_tensors(), []
 
     def features(masked: bool, device: str) -> dict[str, Tensor]:
@@ -108,13 +108,16 @@ def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked_shift
     monkeypatch.setattr(mtf_history, "held_out_clips", lambda *_: torch.zeros(1, 1))
     monkeypatch.setattr(mtf_history, "continued_from", lambda pipe, context, frames, masked: masked)
     monkeypatch.setattr(mtf_history, "clip_features", features)
-    options = MtfPastOptions(out=tmp_path, results=tmp_path / "results", budget=BUDGET, device="cpu")
+    options = MtfHistoryOptions(out=tmp_path, results=tmp_path / "results", budget=BUDGET, device="cpu")
     for _ in range(2):
         path = mtf_history.study(options)
     assert path is not None and made == [False, True]
     report = read_report(path)
     assert report["verdict"] == verdict
-    assert set(report["numbers"]["arms"]) == {CTF, MTF, MASKED} and set(report["settings"]["arms"]) == {CTF, MTF}
-    assert report["numbers"]["arms"][MTF][FVD] == pytest.approx([64.0], rel=1e-3)
+    assert set(report["numbers"]["variants"]) == {CTF, MTF, MASKED} and set(report["settings"]["variants"]) == {
+        CTF,
+        MTF,
+    }
+    assert report["numbers"]["variants"][MTF][FVD] == pytest.approx([64.0], rel=1e-3)
     assert report["statements"][0]["quantity"] == f"{FID} of {MASKED} less that of {MTF}, over it"
     assert report["statements"][1]["effect"]["value"] == pytest.approx(masked_shift**2 - 1, rel=1e-3)

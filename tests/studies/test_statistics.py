@@ -21,6 +21,7 @@ from studies.statistics import (
 
 LOWER = Statement("lower", "effect", None, 0.0)
 EQUAL = Statement("about equal", "effect", -0.1, 0.1)
+OR_BETTER = Statement("about equal or better", "effect", -0.1, 0.1, lower_is_better=True)
 
 
 def effect(low: float, high: float) -> Effect:
@@ -71,22 +72,36 @@ def test_effect_is_over_seeds_where_there_are_several_else_over_clips() -> None:
 @pytest.mark.parametrize(
     ("statement", "low", "high", "verdict"),
     [
-        (LOWER, -0.3, -0.1, "held"),
-        (LOWER, -0.3, 0.1, "undecided"),
-        (LOWER, 0.0, 0.2, "failed"),
-        (LOWER, 0.1, 0.2, "failed"),
-        (LOWER, -0.2, 0.0, "undecided"),
-        (EQUAL, -0.05, 0.05, "held"),
-        (EQUAL, -0.05, 0.15, "undecided"),
-        (EQUAL, -0.5, 0.5, "undecided"),
-        (EQUAL, 0.11, 0.15, "failed"),
-        (EQUAL, -0.2, -0.1, "failed"),
+        (LOWER, -0.3, -0.1, "supported"),
+        (LOWER, -0.3, 0.1, "inconclusive"),
+        (LOWER, 0.0, 0.2, "contradicted"),
+        (LOWER, 0.1, 0.2, "contradicted"),
+        (LOWER, -0.2, 0.0, "inconclusive"),
+        (EQUAL, -0.05, 0.05, "supported"),
+        (EQUAL, -0.05, 0.15, "inconclusive"),
+        (EQUAL, -0.5, 0.5, "inconclusive"),
+        (EQUAL, 0.11, 0.15, "contradicted"),
+        (EQUAL, -0.2, -0.1, "contradicted"),
+        (OR_BETTER, -0.05, 0.05, "supported"),
+        (OR_BETTER, -0.2, -0.1, "supported"),
+        (OR_BETTER, -0.2, 0.05, "supported"),
+        (OR_BETTER, -0.2, 0.15, "inconclusive"),
+        (OR_BETTER, 0.1, 0.2, "contradicted"),
     ],
 )
 def test_verdict_follows_from_where_the_interval_lies(
     statement: Statement, low: float, high: float, verdict: str
 ) -> None:
     assert judge(statement, effect(low, high)).verdict == verdict
+
+
+def test_about_equal_is_not_contradicted_by_better_and_says_so() -> None:
+    assert [judge(OR_BETTER, effect(low, low + 0.06)).missed for low in (-0.03, -0.13, -0.2)] == [
+        "",
+        "equal or better",
+        "better than equal",
+    ]
+    assert judge(EQUAL, effect(-0.2, -0.14)).missed == ""
 
 
 def test_what_is_not_a_number_is_no_verdict() -> None:
@@ -96,12 +111,12 @@ def test_what_is_not_a_number_is_no_verdict() -> None:
 
 
 def test_verdicts_of_several_parts() -> None:
-    assert all_of(["held", "held"]) == "held"
-    assert all_of(["held", "undecided"]) == "undecided"
-    assert all_of(["undecided", "failed", "held"]) == "failed"
-    assert any_of(["failed", "undecided", "held"]) == "held"
-    assert any_of(["failed", "undecided"]) == "undecided"
-    assert any_of(["failed", "failed"]) == "failed"
+    assert all_of(["supported", "supported"]) == "supported"
+    assert all_of(["supported", "inconclusive"]) == "inconclusive"
+    assert all_of(["inconclusive", "contradicted", "supported"]) == "contradicted"
+    assert any_of(["contradicted", "inconclusive", "supported"]) == "supported"
+    assert any_of(["contradicted", "inconclusive"]) == "inconclusive"
+    assert any_of(["contradicted", "contradicted"]) == "contradicted"
     for of in (all_of, any_of):
         with pytest.raises(ValueError, match="at least one part"):
             of([])

@@ -1,4 +1,4 @@
-"""One real arm at toy size: videos, latents, training, generation, measures; and what is measured of known videos."""
+"""One real run at toy size: videos, latents, training, generation, measures; and what is measured of known videos."""
 
 from pathlib import Path
 
@@ -14,13 +14,12 @@ from studies.measures import (
     fid,
     frame_features,
     fvd,
-    keep,
     labels_of,
-    read_measures,
+    load_or_compute,
     real_measures,
 )
-from studies.sources import Source, held_out_clips, is_prepared, prepare
-from studies.variants import Arm, Budget, load_measures, measure_arm, train_arm
+from studies.sources import Source, held_out_clips, prepare
+from studies.variants import Budget, Run, measure, train
 from tests.fakes.study_fakes import normal
 
 
@@ -44,13 +43,18 @@ def test_features_are_a_row_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(clip_features(video, "cpu")["digits3d"], found["digits3d"], rtol=1e-4, atol=1e-4)
 
 
-def test_measures_are_kept_whole_with_their_settings(tmp_path: Path) -> None:
-    kept = keep(tmp_path / "a" / "m.safetensors", {"grey_edges": normal(0, 2, 2, 4), "x": normal(1, 2)}, "one")
-    assert "x" in kept and "y" not in kept
-    found = read_measures(tmp_path / "a" / "m.safetensors", "one")
+def test_measures_are_saved_with_their_settings(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "a" / "m.safetensors", {"grey_edges": normal(0, 2, 2, 4), "x": normal(1, 2)}
+    computed = load_or_compute(path, "one", lambda: tensors)
+    assert "x" in computed and "y" not in computed
+
+    def again() -> dict[str, torch.Tensor]:
+        raise AssertionError("what is on disk is not computed again")
+
+    found = load_or_compute(path, "one", again)
     assert torch.equal(found["x"], normal(1, 2)) and found["grey_edges"].dtype == torch.float16
     with pytest.raises(ValueError, match=r"other settings \(one\)"):
-        read_measures(tmp_path / "a" / "m.safetensors", "two")
+        load_or_compute(path, "two", again)
 
 
 def test_the_distance_of_frames_sees_blur_and_displacement() -> None:
@@ -72,28 +76,26 @@ def test_the_distance_of_frames_sees_blur_and_displacement() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ctf", "ctf-class"])
-def test_a_toy_arm_is_trained_measured_and_read_again(
+def test_a_toy_run_is_trained_measured_and_read_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (variants, measures):
         monkeypatch.setattr(module, "LONG_FRAMES", 20)
         monkeypatch.setattr(module, "LONG_CLIPS", 2)
         monkeypatch.setattr(module, "GUIDANCE_SCALES", (1.0, 3.0))
-    place, arm = Source("digits", tmp_path / "digits", 10, 8, 10), Arm(name, "digits", 0, Budget(steps=2, batch=2))
-    assert not is_prepared(place)
+    place, run = Source("digits", tmp_path / "digits", 10, 8, 10), Run(name, "digits", 0, Budget(steps=2, batch=2))
     prepare(place, "cpu")
-    assert is_prepared(place) and labels_of(place, 4) == [0, 1, 2, 3]
-    folder = arm.folder(tmp_path)
-    train_arm(arm, place, folder, "cpu")
+    assert labels_of(place, 4) == [0, 1, 2, 3]
+    folder = run.folder(tmp_path)
+    train(run, place, folder, "cpu")
     assert read_metrics(folder / "run")[-1]["step"] == 2
-    made = measure_arm(arm, place, folder, "cpu")
+    made = measure(run, place, folder, "cpu")
     assert made["digits3d"].shape == (4, 64) and made["class_kept"].shape == (2, 20)
     assert ("interpolated_adjacent_l2" in made) == (name == "ctf")
     assert ("digits3d_guidance_3" in made) == (name == "ctf-class")
-    again = load_measures(arm, folder)
-    assert again is not None and all(torch.equal(again[key], value) for key, value in made.tensors.items())
     monkeypatch.setattr(variants.MagiPipeline, "from_pretrained", None)  # a second call generates nothing
-    measure_arm(arm, place, folder, "cpu")
+    again = measure(run, place, folder, "cpu")
+    assert all(torch.equal(again[key], value) for key, value in made.tensors.items())
     real = real_measures(place, place.folder, "cpu")
     assert real["adjacent_l2"].shape == (2, 19) and real["adjacent_l2_8"].shape == (2, 19)
     clips, others = held_out_clips(place, 16), held_out_clips(place, 16, "reference")
