@@ -48,12 +48,12 @@ SERIES = {"real": REAL_COLOUR, "through autoencoder": "#999999", "window": COLOU
 TRAINED_FRAMES = 16
 LAST_FRAMES = 16
 RATIOS = {"adjacent_l2": (0.5, 2.0), "sharpness": (0.7, 1.3)}
-LEAST_CLASS_KEPT = 0.6
+LEAST_CLASS_ACCURACY = 0.6
 PANELS = {
     "adjacent_l2": "change from the frame before",
     "sharpness": "sharpness",
-    "class_kept": "class kept (share of clips)",
-    "path_error_px": "distance from exact path (px)",
+    "class_accuracy": "class accuracy (share of clips)",
+    "position_error_px": "distance from exact path (px)",
 }
 
 
@@ -140,12 +140,12 @@ def judged(found: Predicted) -> list[Judged]:
             )
             statistics = [_ratio(one[prefix + name], found.real[name]) for one in found.generated]
             parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + name]))))
-        if prefix + "class_kept" in found.generated[0]:
+        if prefix + "class_accuracy" in found.generated[0]:
             statement = Statement(
-                f"{mode}: class kept after frame {TRAINED_FRAMES}", "share of frames", LEAST_CLASS_KEPT, None
+                f"{mode}: class accuracy after frame {TRAINED_FRAMES}", "share of frames", LEAST_CLASS_ACCURACY, None
             )
-            statistics = [_accuracy(one[prefix + "class_kept"]) for one in found.generated]
-            parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + "class_kept"]))))
+            statistics = [_accuracy(one[prefix + "class_accuracy"]) for one in found.generated]
+            parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + "class_accuracy"]))))
     return parts
 
 

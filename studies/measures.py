@@ -3,8 +3,8 @@
 - ``digits3d`` (B, D): features of clips of 16 frames, for fvd[digits3d];
 - ``grey_edges`` (B, T, 96): of every frame the grey level of 8x8 cells and the edges of 4x4, at two scales, for
   fid[grey+edges], a Frechet distance a frame that needs no weights: what is where, and how sharp;
-- ``adjacent_l2``, ``brightness``, ``sharpness`` (B, T): curves of long videos; on digits also the oracles of
-  ``magi evaluate digits``: ``class_kept``, ``path_error_px``, ``energy_ratio``.
+- ``adjacent_l2``, ``brightness``, ``sharpness`` (B, T): curves of long videos; on digits also the
+  ground-truth metrics ``class_accuracy``, ``position_error_px``, ``intensity_ratio``.
 
 Neither distance is on the scale of the FVD and FID of papers, so they always carry their names. Knows no training.
 """
@@ -48,7 +48,7 @@ LONG_CLIPS = 64
 BATCH = 64
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 9.0)
 EDGE_WEIGHT = 1.0
-"""Of edges beside grey levels: blur of one pixel, which leaves the grey of a cell as it is, then shows clearly."""
+"""Of edges against grey levels: blur of one pixel, which leaves the grey of a cell as it is, then shows clearly."""
 BLUR_PIXELS = 1.0
 
 
@@ -149,7 +149,7 @@ def guided_measures(pipe: MagiPipeline, labels: list[int], scale: float, device:
 
 def long_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
     """All that is measured of long videos, frame by frame."""
-    return frame_curves(video_BTHWC) | (oracle_curves(source, video_BTHWC) if source.name == "digits" else {})
+    return frame_curves(video_BTHWC) | (ground_truth_curves(source, video_BTHWC) if source.name == "digits" else {})
 
 
 def frame_curves(video_BTHWC: Tensor) -> dict[str, Tensor]:
@@ -158,12 +158,11 @@ def frame_curves(video_BTHWC: Tensor) -> dict[str, Tensor]:
     return {name: curve(video_BTHWC) for name, curve in curves.items()}
 
 
-def oracle_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
-    """The oracles of ``magi evaluate digits`` (B, T): class kept, path error in pixels, ink against real."""
+def ground_truth_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
+    """Ground-truth metrics of the digits (B, T): class accuracy, position error in pixels, intensity against real."""
     clips = read_real_clips(source.held_out, len(video_BTHWC), video_BTHWC.shape[1])
     curves = measure_ground_truth(video_BTHWC.numpy(), clips, load_classifier()[0])
-    names = {"class_accuracy": "class_kept", "position_error_px": "path_error_px", "intensity_ratio": "energy_ratio"}
-    return {names[name]: torch.from_numpy(np.ascontiguousarray(values_BT)) for name, values_BT in curves.items()}
+    return {name: torch.from_numpy(np.ascontiguousarray(values_BT)) for name, values_BT in curves.items()}
 
 
 def labels_of(source: Source, count: int) -> list[int]:

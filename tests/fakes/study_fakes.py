@@ -30,16 +30,16 @@ def real_tensors() -> dict[str, Tensor]:
     return tensors | {f"adjacent_l2_{i}": curves(1.0 + i / 4)["adjacent_l2"][:, : 200 // i] for i in (2, 4, 8)}
 
 
-def curves(level: float, class_kept: float = 1.0) -> dict[str, Tensor]:
+def curves(level: float, class_accuracy: float = 1.0) -> dict[str, Tensor]:
     """Long curves: changes of ``level`` x 0.1 with a little of each clip's own."""
     own_B1 = 1 + 0.02 * normal(3, LONG, 1)
     return {
         "adjacent_l2": 0.1 * level * own_B1.expand(LONG, LONG_FRAMES - 1),
         "brightness": 0.3 * own_B1.expand(LONG, LONG_FRAMES),
         "sharpness": 0.2 * own_B1.expand(LONG, LONG_FRAMES),
-        "class_kept": torch.full((LONG, LONG_FRAMES), class_kept),
-        "path_error_px": torch.full((LONG, LONG_FRAMES), 5.0),
-        "energy_ratio": torch.ones(LONG, LONG_FRAMES),
+        "class_accuracy": torch.full((LONG, LONG_FRAMES), class_accuracy),
+        "position_error_px": torch.full((LONG, LONG_FRAMES), 5.0),
+        "intensity_ratio": torch.ones(LONG, LONG_FRAMES),
     }
 
 

@@ -134,14 +134,14 @@ def test_drift_near_the_real_curve(tmp_path: Path) -> None:
 
 
 def test_length_judges_both_ways(tmp_path: Path) -> None:
-    lost = {f"interpolated_{key}": value for key, value in curves(0.2, class_kept=0.1).items()}
+    lost = {f"interpolated_{key}": value for key, value in curves(0.2, class_accuracy=0.1).items()}
     write_run(tmp_path, "ctf", 0, **lost)
     report = read(length.study(options(LengthOptions, tmp_path, seeds=1)))
     assert (
         report["numbers"]["verdicts"] == {"window": "supported", "interpolate": "contradicted"}
         and report["verdict"] == "contradicted"
     )
-    assert report["numbers"]["generated"]["class_kept"][0]["61-104"] == 1.0
+    assert report["numbers"]["generated"]["class_accuracy"][0]["61-104"] == 1.0
     assert verdicts(report)["interpolate: sharpness of the last 16 frames near real"] == "supported"
 
 

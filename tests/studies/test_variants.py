@@ -90,7 +90,7 @@ def test_a_toy_run_is_trained_measured_and_read_again(
     train(run, place, folder, "cpu")
     assert read_metrics(folder / "run")[-1]["step"] == 2
     made = measure(run, place, folder, "cpu")
-    assert made["digits3d"].shape == (4, 64) and made["class_kept"].shape == (2, 20)
+    assert made["digits3d"].shape == (4, 64) and made["class_accuracy"].shape == (2, 20)
     assert ("interpolated_adjacent_l2" in made) == (name == "ctf")
     assert ("digits3d_guidance_3" in made) == (name == "ctf-class")
     monkeypatch.setattr(variants.MagiPipeline, "from_pretrained", None)  # a second call generates nothing
