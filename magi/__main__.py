@@ -5,12 +5,12 @@ import sys
 from typing import NoReturn
 
 
-def leave(code: int) -> NoReturn:
-    """End this process with ``code``, whatever threads are still there.
+def exit_process(code: int) -> NoReturn:
+    """End this process with ``code``, whatever threads are still running.
 
-    NOTE: gloo's threads may outlive the process group, and a process that shuts down in the ordinary way with one of
-    them alive is now and then aborted after it has done all its work. All files are closed by then, so one of several
-    processes leaves at once.
+    NOTE: gloo's threads may outlive the process group, and a process that shuts down in the ordinary way while one
+    of them is alive is sometimes aborted after it has done all its work. All files are closed by then, so a process
+    of a group exits at once.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
@@ -23,4 +23,4 @@ def leave(code: int) -> NoReturn:
 if __name__ == "__main__":
     from magi.cli.main import main
 
-    leave(main())
+    exit_process(main())

@@ -1,8 +1,8 @@
 """Reads weights back from disk, safely: safetensors and JSON alone, sizes and SHA-256 checked, pickles refused.
 
 A checkpoint folder (``magi.training.checkpoint`` writes it) holds safetensors files, ``state.json`` and a
-``manifest.json`` that names the size and hash of each. A damaged one is passed over for the newest good one, and that
-is said aloud. This module knows no training and no sampling: both read through it.
+``manifest.json`` with the size and hash of each. A damaged one is skipped with a warning and the newest intact one
+taken. Knows no training and no sampling: both read through it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from magi.errors import CheckpointError
 from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 EMA_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
@@ -41,7 +41,7 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """The published checkpoints of a run, newest first; unfinished ones have another name and are not among them."""
+    """The finished checkpoints of a run, newest first; unfinished ones have another name and are left out."""
     folders = [entry for entry in (run / CHECKPOINTS_FOLDER).glob("step-*") if entry.is_dir() and step_of(entry) >= 0]
     return sorted(folders, key=step_of, reverse=True)
 
@@ -82,7 +82,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     holds_header = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
     if not holds_header and (start[:1] == b"\x80" or start[:2] == b"PK"):
         raise CheckpointError(
-            f"{path}: a pickle or zip archive, not safetensors; refused, because loading it runs code"
+            f"{path}: a pickle or zip archive, not safetensors; refused, because loading it can run code"
         )
     if len(start) < 9 or start[8:9] != b"{":
         raise CheckpointError(f"{path}: not a safetensors file, or truncated; use another checkpoint")
@@ -96,8 +96,8 @@ def verify_manifest(folder: Path, files_wanted: Iterable[str] = CHECKPOINT_FILES
     """Check sizes and SHA-256 of a checkpoint's files; ``CheckpointError`` names the first bad one."""
     manifest = read_json(folder / MANIFEST_FILE)
     version = manifest.get("format")
-    if version != FORMAT:
-        raise CheckpointError(f"{folder}: checkpoint format {version!r}, this version reads {FORMAT}; update magi")
+    if version != MANIFEST_FORMAT:
+        raise CheckpointError(f"{folder}: format {version!r}, this version reads {MANIFEST_FORMAT}; update magi")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise CheckpointError(f"{folder / MANIFEST_FILE}: damaged, no list of files; use another checkpoint")
@@ -118,10 +118,10 @@ def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: damaged, its SHA-256 is not the manifest's")
 
 
-def newest_good(run: Path, files_wanted: Sequence[str] = CHECKPOINT_FILES) -> Path | None:
+def newest_intact(run: Path, files_wanted: Sequence[str] = CHECKPOINT_FILES) -> Path | None:
     """The newest checkpoint of a run that is intact; None if the run has none.
 
-    A damaged one is passed over with a warning that names it and the one used instead; ``CheckpointError`` if all are
+    A damaged one is skipped with a warning that names it and the one used instead; ``CheckpointError`` if all are
     damaged. The order is by step number; the file ``latest`` is for people and other programs.
     """
     damage: list[str] = []
@@ -146,7 +146,7 @@ def load_ema(run: Path) -> dict[str, Tensor]:
 
     ``CheckpointError`` if there is none or all are damaged.
     """
-    folder = newest_good(run, files_wanted=(EMA_FILE,))
+    folder = newest_intact(run, files_wanted=(EMA_FILE,))
     if folder is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train first, or give the folder of an export")
     return read_tensors(folder / EMA_FILE)
@@ -180,7 +180,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
     differing = differing_tensors(model, tensors)
     if differing:
         raise CheckpointError(
-            f"{source}: weights of another architecture: {shortened(differing)}; use the config it was made with"
+            f"{source}: weights of another architecture: {shortened(differing)}; use the config of its training"
         )
     broken = [
         name

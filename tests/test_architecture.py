@@ -36,7 +36,7 @@ RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Triton comes with PyTorch for GPUs; the modules of kernels need it, and only those that find it import them.
 MODEL_MAY_IMPORT = {"torch", "triton", "einops", "magi.config", "magi.model", *sys.stdlib_module_names}
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "torchvision", "scipy"}
-READERS_OF_PICKLES = {"untrusted/foreign_file.py", "untrusted/reader.py"}  # in child processes, weights_only
+READERS_OF_PICKLES = {"untrusted/child.py"}  # in a child process, weights_only
 FORBIDDEN_NAMES = ("utils.py", "util.py", "common.py", "helpers.py", "misc.py")
 FILE_LINES, FUNCTION_LINES = 400, 60
 MODULES_IN_A_FOLDER = 16
@@ -46,14 +46,9 @@ OFFENDERS: dict[str, set[str]] = {
         "model: more than 16 modules",
         "training: more than 16 modules",
     },
-    "nothing_unsafe_or_device_bound": {
-        "evaluation/networks/i3d_torchscript.py: torch.jit.load runs the code of the file",
-        "untrusted/foreign_file.py: torch.jit.load runs the code of the file",
-    },
     "public_class_names_are_unique": {
-        "Block: data/index/parts.py, evaluation/networks/inception.py, model/transformer.py",
+        "Block: data/index/parts.py, model/transformer.py",
         "Encoder: latents/encode.py, vae/omnitokenizer/network.py",
-        "Head: evaluation/networks/lpips.py, sampling/denoise.py",
         "Parts: data/index/parts.py, sampling/kept.py",
         "Transformer: model/transformer.py, vae/omnitokenizer/transformer.py",
     },
@@ -212,7 +207,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (folders_are_small, "data/many/", ""),
     (public_class_names_are_unique, "data/twice.py", "class Clip: ..."),
     (imports_inside_a_room_have_no_circle, "data/first.py", "from magi.data import second"),
-    (nothing_unsafe_or_device_bound, "untrusted/reader.py", "import torch\nx = torch.jit.load('model.pt')"),
+    (nothing_unsafe_or_device_bound, "untrusted/child.py", "import torch\nx = torch.jit.load('model.pt')"),
     (rooms_import_only_to_their_left, "data/clips.py", "import magi.vae.adapters"),
     (
         rooms_import_only_to_their_left,
@@ -229,7 +224,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (nothing_unsafe_or_device_bound, "data/index/index.py", "import pickle"),
     (nothing_unsafe_or_device_bound, "data/decoding/frames.py", "from torchvision.io import read_video"),
     (nothing_unsafe_or_device_bound, "sampling/pipeline.py", "import torch\nx = torch.load('model.pt')"),
-    (nothing_unsafe_or_device_bound, "untrusted/reader.py", "import torch\nx = torch.load('model.pt')"),
+    (nothing_unsafe_or_device_bound, "untrusted/child.py", "import torch\nx = torch.load('model.pt')"),
     (
         nothing_unsafe_or_device_bound,
         "vae/omnitokenizer/adapter.py",

@@ -19,7 +19,7 @@ from magi.weights import (
     CHECKPOINT_FILES,
     load_ema,
     load_weights,
-    newest_good,
+    newest_intact,
     read_tensors,
     step_folder,
     verify_manifest,
@@ -64,7 +64,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
 
 
 @pytest.mark.parametrize(("what", "damage"), DAMAGES, ids=[what for what, _ in DAMAGES])
-def test_damage_is_noticed_and_the_newest_good_one_taken(
+def test_damage_is_noticed_and_the_newest_intact_one_taken(
     what: str, damage: Callable[[Path], object], tmp_path: Path
 ) -> None:
     save(tmp_path, 1)
@@ -72,7 +72,7 @@ def test_damage_is_noticed_and_the_newest_good_one_taken(
     bad = save(tmp_path, 3)
     damage(bad / what.split(":")[0])
     with pytest.warns(UserWarning, match=r"step-000000003.*falling back to step-000000002"):
-        assert newest_good(tmp_path) == good
+        assert newest_intact(tmp_path) == good
 
 
 def test_swapped_checkpoints_are_noticed(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_swapped_checkpoints_are_noticed(tmp_path: Path) -> None:
 
 
 def test_all_damaged_is_an_error_and_none_is_not(tmp_path: Path) -> None:
-    assert newest_good(tmp_path) is None
+    assert newest_intact(tmp_path) is None
     flip(save(tmp_path, 1) / "model.safetensors", -1)
     with pytest.raises(CheckpointError, match="no good checkpoint is left"):
-        newest_good(tmp_path)
+        newest_intact(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         load_ema(tmp_path / "other")
 
@@ -95,7 +95,7 @@ def test_newer_format_says_so(tmp_path: Path) -> None:
     path = save(tmp_path, 1) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99, this version reads 1; update magi"):
-        newest_good(tmp_path)
+        newest_intact(tmp_path)
 
 
 def test_half_written_checkpoint_and_stale_latest_do_not_count(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_half_written_checkpoint_and_stale_latest_do_not_count(tmp_path: Path) -
     (tmp_path / CHECKPOINTS_FOLDER / f".tmp-{step_folder(3)}").mkdir()
     (tmp_path / CHECKPOINTS_FOLDER / "step-old").mkdir()
     (tmp_path / CHECKPOINTS_FOLDER / "latest").write_text("step-000000001\n")
-    assert newest_good(tmp_path) == newest
+    assert newest_intact(tmp_path) == newest
     assert load_ema(tmp_path)["weight"][0, 0] == 2
 
 

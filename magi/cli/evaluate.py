@@ -328,7 +328,7 @@ def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) ->
     from magi.evaluation.moving_digits.classifier import load_classifier
     from magi.evaluation.moving_digits.digits3d import Digits3d
     from magi.evaluation.networks.i3d import BN_EPS
-    from magi.evaluation.networks.load import artificial_i3d, load_i3d, load_inception, load_lpips
+    from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips, synthetic_i3d
     from magi.evaluation.networks.published_files import has_weights
     from magi.evaluation.protocol.features import Metrics
     from magi.training.parallelize import resolve_device
@@ -339,7 +339,7 @@ def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) ->
     if protocol.network == "digits3d":
         network: FeatureNetwork = Digits3d.load().to(on)
     elif synthetic:
-        network = artificial_i3d(0, protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
+        network = synthetic_i3d(protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
     else:
         network = load_i3d(protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
     images = load_inception().to(on) if has_weights("inception") and not synthetic else None

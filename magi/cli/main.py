@@ -44,7 +44,6 @@ VERBS = (
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
     Verb("evaluate digits", "evaluate", "evaluate_digits", "predicted built-in videos against their ground truth"),
     Verb("evaluate import-weights", "weights", "import_weights", "check and keep a published weight file"),
-    Verb("evaluate selftest", "weights", "selftest", "hold the feature networks against published numbers"),
     Verb("evaluate digits3d", "evaluate", "evaluate_digits3d", "Frechet video distance of predicted built-in videos"),
     Verb("evaluate protocols", "evaluate", "list_protocols", "the named protocols, or all fields of one"),
     Verb("evaluate compare", "evaluate", "compare", "rank results whose protocol cards are equal"),

@@ -22,11 +22,11 @@ from magi.errors import CheckpointError
 from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
 from magi.weights import (
     EMA_FILE,
-    FORMAT,
+    MANIFEST_FORMAT,
     OPTIMIZER_FILE,
     STATE_FILE,
     checkpoint_folders,
-    newest_good,
+    newest_intact,
     read_json,
     read_tensors,
     sha256,
@@ -108,7 +108,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         _flush(path)
         entries[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = folder / MANIFEST_FILE
-    manifest.write_text(json.dumps({"format": FORMAT, "files": entries}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({"format": MANIFEST_FORMAT, "files": entries}, indent=1), encoding="utf-8")
     _flush(manifest)
     _flush(folder)
 
@@ -162,7 +162,7 @@ def set_damaged_aside(run: Path, good: int) -> None:
 
 def find_checkpoint(run: Path) -> int:
     """Step of the newest intact checkpoint, hashes checked; 0 if there is none; ``CheckpointError`` if all are bad."""
-    folder = newest_good(run)
+    folder = newest_intact(run)
     return 0 if folder is None else step_of(folder)
 
 

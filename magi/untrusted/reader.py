@@ -1,124 +1,102 @@
-"""The child process that reads a released OmniTokenizer checkpoint: a pickle in, safetensors and JSON out.
+"""Tensors out of an untrusted weight file, without running anything of it.
 
-The file is read by torch's restricted unpickler (``weights_only``), under limits of memory and written bytes. Classes
-that a training framework left in it are replaced by empty stand-ins, so nothing outside torch is imported or called;
-any other class is refused by name before reading starts. This module knows no architecture.
+Safetensors are read here. A pickle or a TorchScript archive is read by a child process (``magi.untrusted.child``) that
+may crash, hang or eat memory without harm; what it hands back is safetensors and JSON. POSIX only. Knows no network.
 """
 
-import contextlib
 import json
 import os
-import resource
+import subprocess
 import sys
-from argparse import Namespace
-from collections import OrderedDict
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TENSORS_FILE = "tensors.safetensors"
-_FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
-_HARMLESS = {"numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "pathlib.PosixPath"}
-_WRITTEN_BYTES = 4 << 30
-_SHOWN = 200
+from torch import Tensor
 
+from magi.errors import CheckpointError
+from magi.untrusted.child import Answer
+from magi.weights import read_tensors
 
-class StandIn:
-    """Takes the place of a class that is not needed: any arguments, no state."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __new__(cls, *_: object) -> "StandIn":
-        """Accept what the class it stands for would."""
-        return super().__new__(cls)
-
-    def __setstate__(self, _: object) -> None: ...
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_CODE = "from magi.untrusted.child import child_main; child_main()"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the child says: why it refused, or what is in the file beside the tensors."""
+class ReadLimits:
+    """What the child process may use."""
 
-    refused: str
+    seconds: float = 600.0
+    memory_bytes: int = 24 << 30
+    """Of address space, of which the libraries themselves take several GB."""
+    written_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class UntrustedCheckpoint:
+    """What was in a file: its tensors by name on the CPU, plain hyper-parameters, and how many tensors were left out.
+
+    ``left_out`` counts the tensors without one of the wanted prefixes, by the first part of their names.
+    """
+
+    tensors: dict[str, Tensor]
     hyper_parameters: dict[str, Any]
     left_out: dict[str, int]
 
 
-def main() -> None:
-    """The child's side: one request as JSON in the arguments, one ``Answer`` as JSON on the standard output."""
-    request = json.loads(sys.argv[1])
-    answers = os.dup(1)
-    os.dup2(2, 1)  # nothing else may end up in the answer
-    for kind, value in (
-        (resource.RLIMIT_AS, request["memory_bytes"]),
-        (resource.RLIMIT_FSIZE, _WRITTEN_BYTES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses some; the others still hold
-            resource.setrlimit(kind, (value, value))
-    answer = read(Path(request["checkpoint"]), Path(request["folder"]), tuple(request["prefixes"]))
-    with os.fdopen(answers, "w", encoding="utf-8") as stream:
-        json.dump(answer.__dict__, stream)
+def read_untrusted(path: Path, prefixes: Sequence[str] = (), limits: ReadLimits | None = None) -> UntrustedCheckpoint:
+    """Read safetensors, a torch checkpoint (a dictionary of tensors, also under ``state_dict``) or a TorchScript file.
+
+    With ``prefixes``, only the tensors whose names start with one of them. ``CheckpointError`` for a file that is
+    missing, damaged, asks for code, holds no tensors, or does not stay within ``limits``.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if _is_safetensors(path):
+        tensors = {n: t for n, t in read_tensors(path).items() if not prefixes or n.startswith(tuple(prefixes))}
+        return UntrustedCheckpoint(tensors, {}, {})
+    with tempfile.TemporaryDirectory(prefix="magi-untrusted-") as folder:
+        tensors_file = Path(folder) / "tensors.safetensors"
+        answer = _ask_child(path, tensors_file, prefixes, limits or ReadLimits())
+        if answer.refused:
+            raise CheckpointError(f"{path}: {answer.refused}")
+        return UntrustedCheckpoint(read_tensors(tensors_file), answer.hyper_parameters, answer.left_out)
 
 
-def read(checkpoint: Path, folder: Path, prefixes: tuple[str, ...]) -> Answer:
-    """Write the tensors whose names start with one of ``prefixes`` into ``folder``; the answer says why not, if not."""
-    import torch  # after the limits are set
-    from safetensors.torch import save_file
-
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(checkpoint))
-    except Exception as error:  # the file is anything at all: whatever is wrong with it is the answer
-        return _refused(f"not a torch checkpoint, or truncated ({_shown(error)})")
-    stand_ins: dict[str, Any] = {name: _stand_in(name) for name in foreign}
-    refused = sorted(name for name, value in stand_ins.items() if value is None)
-    if refused:
-        return _refused(f"it asks for {', '.join(refused)[:_SHOWN]}, which no released checkpoint needs; not read")
-    try:
-        with torch.serialization.safe_globals([(value, name) for name, value in stand_ins.items()]):
-            values = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (MemoryError, RuntimeError) as error:
-        return _refused(f"damaged, or larger in memory than allowed ({_shown(error)})")
-    except Exception as error:
-        return _refused(f"damaged, not readable ({_shown(error)})")
-    state = values.get("state_dict") if isinstance(values, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        return _refused("no state_dict of tensors in it; expected a training checkpoint of OmniTokenizer")
-    if not all(isinstance(name, str) and name.isascii() and name.isprintable() for name in state):
-        return _refused("tensors in it have names that are not plain text; not a released checkpoint")
-    kept = {name: value.contiguous() for name, value in state.items() if name.startswith(prefixes)}
-    left_out: dict[str, int] = {}
-    for name in (name for name in state if name not in kept):
-        prefix = name.partition(".")[0]
-        left_out[prefix] = left_out.get(prefix, 0) + 1
-    save_file({name: value.clone() for name, value in kept.items()}, folder / TENSORS_FILE)
-    return Answer("", _plain(values.get("hyper_parameters")), left_out)
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
-def _stand_in(name: str) -> Any:
-    """What a foreign name in the pickle becomes; None if the file must be refused for it."""
-    if name == "argparse.Namespace":
-        return Namespace  # plain attributes; it holds the hyper-parameters
-    if name == "pytorch_lightning.utilities.parsing.AttributeDict":
-        return OrderedDict
-    return StandIn if name.startswith(_FRAMEWORKS) or name in _HARMLESS else None
-
-
-def _plain(hyper_parameters: object) -> dict[str, Any]:
-    """The arguments that are plain numbers, strings or None."""
-    arguments = hyper_parameters.get("args", hyper_parameters) if isinstance(hyper_parameters, dict) else None
-    values = vars(arguments) if isinstance(arguments, Namespace) else arguments
-    if not isinstance(values, dict):
-        return {}
-    plain = {
-        str(key): value for key, value in values.items() if value is None or type(value) in (bool, int, float, str)
+def _ask_child(path: Path, tensors_file: Path, prefixes: Sequence[str], limits: ReadLimits) -> Answer:
+    """Run the child on one file; ``CheckpointError`` where it dies or takes too long."""
+    request = {
+        "checkpoint": os.path.abspath(path),
+        "tensors_file": str(tensors_file),
+        "prefixes": list(prefixes),
+        "memory_bytes": limits.memory_bytes,
+        "written_bytes": limits.written_bytes,
     }
-    return {key: value for key, value in plain.items() if len(str(value)) <= _SHOWN}
-
-
-def _refused(reason: str) -> Answer:
-    return Answer(reason, {}, {})
-
-
-def _shown(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
+    search = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search)), "OMP_NUM_THREADS": "1"}
+    try:
+        # -c and -P keep the caller's script and working directory out of the child's imports.
+        child = subprocess.run(
+            [sys.executable, "-P", "-c", _CODE, json.dumps(request)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=limits.seconds,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"{path}: not read after {limits.seconds:g} seconds; the file is refused") from None
+    if child.returncode or not child.stdout:
+        raise CheckpointError(
+            f"{path}: the process that read it died (exit code {child.returncode}), within a memory limit of "
+            f"{limits.memory_bytes / 1e9:.3g} GB; the file is refused"
+        )
+    return Answer(**json.loads(child.stdout))

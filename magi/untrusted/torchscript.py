@@ -1,8 +1,8 @@
 """Reads the tensors of a TorchScript archive by name, and runs nothing of it.
 
-Some weights are published only as compiled modules. Loading one executes what is written in it, so the archive is taken
-apart instead: its table of contents, a pickle, is disassembled and followed as data, and whatever is neither a module
-nor a tensor is passed over. It knows no architecture.
+Some weights are published only as compiled modules. Loading one with torch executes code in it, so the archive is
+parsed instead: its table of contents, a pickle, is disassembled and followed as data, and whatever is neither a module
+nor a tensor is skipped. Knows no network.
 """
 
 import math
@@ -36,7 +36,7 @@ class _Module:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """Where a tensor lies: type and key of its storage, then offset, sizes and strides."""
+    """Where a tensor is stored: type and key of its storage, then offset, sizes and strides."""
 
     storage: tuple[Any, ...]
     offset: int
@@ -52,31 +52,30 @@ class _Name:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of a compiled module."""
-    if not zipfile.is_zipfile(path):
+    """Whether a file is an archive of a compiled module; its contents are not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
     """Parameters and buffers of a compiled module by name, on the CPU, as they are stored.
 
-    ``CheckpointError`` of one line for a file that is missing, damaged or holds something else.
+    ``CheckpointError`` of one line, without the file's name, for an archive that is damaged or holds something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:
             root = next(name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl"))
             found: dict[str, _Tensor] = {}
             _collect(_followed(archive.read(f"{root}data.pkl")), "", found)
-            return {name: _tensor(archive, f"{root}data/", place) for name, place in found.items()}
+            return {name: _tensor(archive, f"{root}data/", entry) for name, entry in found.items()}
     except StopIteration:
-        raise CheckpointError(f"{path}: an archive, but not of a compiled module; give the published file") from None
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, EOFError) as error:
+        raise CheckpointError("an archive, but not of a compiled module; give the published file") from None
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise CheckpointError(f"{path}: not a compiled module, or damaged ({reason}); download it again") from None
+        raise CheckpointError(f"not a compiled module, or damaged ({reason}); download it again") from None
 
 
 def _collect(value: Any, name: str, found: dict[str, _Tensor]) -> None:
@@ -88,21 +87,21 @@ def _collect(value: Any, name: str, found: dict[str, _Tensor]) -> None:
             _collect(inner, f"{name}.{key}" if name else str(key), found)
 
 
-def _tensor(archive: zipfile.ZipFile, folder: str, place: _Tensor) -> torch.Tensor:
-    kind, key = place.storage[1].text.rpartition(".")[2], place.storage[2]
+def _tensor(archive: zipfile.ZipFile, folder: str, entry: _Tensor) -> torch.Tensor:
+    kind, key = entry.storage[1].text.rpartition(".")[2], entry.storage[2]
     if kind not in _TYPES:
         raise ValueError(f"storage of type {kind}")
-    entry = archive.getinfo(f"{folder}{key}")
-    if entry.compress_type != zipfile.ZIP_STORED:  # as they are published; a small file cannot become a huge one
-        raise ValueError(f"{entry.filename} is compressed")
-    values = torch.frombuffer(bytearray(archive.read(entry)), dtype=_TYPES[kind])
-    if math.prod(place.sizes) > len(values):
-        raise ValueError(f"a tensor of {place.sizes} in a storage of {len(values)} values")
-    return values.as_strided(place.sizes, place.strides, place.offset).clone()
+    stored = archive.getinfo(f"{folder}{key}")
+    if stored.compress_type != zipfile.ZIP_STORED:  # as published files are; a small file cannot become a huge one
+        raise ValueError(f"{stored.filename} is compressed")
+    values = torch.frombuffer(bytearray(archive.read(stored)), dtype=_TYPES[kind])
+    if math.prod(entry.sizes) > len(values):
+        raise ValueError(f"a tensor of {entry.sizes} in a storage of {len(values)} values")
+    return values.as_strided(entry.sizes, entry.strides, entry.offset).clone()
 
 
 def _followed(table: bytes) -> Any:
-    """What the pickle ``table`` describes, as modules, tensors and plain values; ``ValueError`` for an unknown step."""
+    """What the pickle ``table`` describes: modules, tensors and plain values; ``ValueError`` for an unknown opcode."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, given, _ in pickletools.genops(table):
@@ -129,7 +128,7 @@ def _followed(table: bytes) -> Any:
 
 
 def _step(name: str, stack: list[Any]) -> None:
-    """One step that takes values from the stack and leaves one."""
+    """One opcode that takes values from the stack and leaves one."""
     if name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
         stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
     elif name == "TUPLE":
@@ -160,12 +159,12 @@ def _step(name: str, stack: list[Any]) -> None:
         else:
             stack.append({} if function == _Name("collections.OrderedDict") else function)
     else:
-        raise ValueError(f"unknown step {name}")
+        raise ValueError(f"unknown opcode {name}")
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
     """Take everything above the last mark off the stack, and the mark."""
-    place = len(stack) - 1 - next(number for number, value in enumerate(reversed(stack)) if value is _MARK)
-    values = stack[place + 1 :]
-    del stack[place:]
+    mark = len(stack) - 1 - next(number for number, value in enumerate(reversed(stack)) if value is _MARK)
+    values = stack[mark + 1 :]
+    del stack[mark:]
     return values

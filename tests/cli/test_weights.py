@@ -1,4 +1,4 @@
-"""Claims: the verbs import and test weights, and every mistake is one line and an exit code."""
+"""Claims: the verb imports weights, and every mistake is one line and an exit code."""
 
 import hashlib
 import json
@@ -11,10 +11,8 @@ from safetensors.torch import save_file
 
 from magi.cli import weights
 from magi.cli.main import main
-from magi.errors import CheckpointError, NumericsError
-from magi.evaluation.networks import selftest
+from magi.errors import CheckpointError
 from magi.evaluation.networks.published_files import PUBLISHED, WEIGHT_KINDS, PublishedFile
-from magi.evaluation.networks.selftest import Check
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +42,7 @@ def test_a_published_file_is_imported(
 ) -> None:
     digest = hashlib.sha256(heads.read_bytes()).hexdigest()
     file = PublishedFile(heads.name, "here", heads.stat().st_size, digest)
-    monkeypatch.setitem(PUBLISHED, "lpips-alex", (file,))
+    monkeypatch.setitem(PUBLISHED, "lpips-alex", file)
     assert run("import-weights", "lpips-alex", heads) == 0
     out = capsys.readouterr().out
     assert "published file" in out and digest in out and "5 tensors" in out
@@ -70,7 +68,6 @@ def test_an_unknown_file_is_refused_unless_allowed(
         (("import-weights", "c3d", "x"), 2, "c3d"),
         (("import-weights", "i3d"), 2, "FILE"),
         (("import-weights", "i3d", "nowhere.pt"), CheckpointError.exit_code, "nowhere.pt: no such file"),
-        (("selftest", "--lpips-image", "x"), 2, "--lpips-images"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -79,34 +76,3 @@ def test_mistakes_are_one_line(
     assert run(*words) == code
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("magi: error:") and told in err
-
-
-@pytest.mark.parametrize(("outcome", "code"), [("passed", 0), ("failed", NumericsError.exit_code)])
-def test_selftest_says_what_was_not_run_and_fails_where_a_check_does(
-    outcome: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check = Check("first", outcome, "1", "2")  # type: ignore[arg-type]
-    monkeypatch.setattr(selftest, "artificial_checks", lambda device: iter([check]))
-    report = tmp_path / "deep" / "report.json"
-    assert run("selftest", "--device", "cpu", "--json", report) == code
-    said = capsys.readouterr()
-    assert "NOT RUN      i3d: gamma is 1  [weights missing: 'magi evaluate import-weights i3d FILE']" in said.out
-    assert " 10 not run" in said.out
-    assert ("1 checks failed, the first is 'first'" in said.err) == (outcome == "failed")
-    saved = json.loads(report.read_text())
-    assert saved["checks"][0]["outcome"] == outcome and saved["device"] == "cpu"
-
-
-def test_strict_counts_what_was_not_run_as_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(selftest, "artificial_checks", lambda device: iter([Check("first", "passed")]))
-    assert run("selftest", "--device", "cpu", "--strict") == NumericsError.exit_code
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "checks were not run (--strict), the first is 'i3d: gamma is 1'" in err
-
-
-@pytest.mark.slow
-def test_selftest_runs_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("selftest", "--device", "cpu") == 0
-    assert "4 passed, 0 failed" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Expected numbers of the feature networks on artificial weights, from independent implementations, and how to compare.
+"""Expected numbers of the feature networks on synthetic weights, from independent implementations, and how to compare.
 
 ``tests/data/feature_networks.json`` names its sources. Statistics are of the float32 output, taken in float64.
 """
@@ -8,18 +8,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from magi.evaluation.networks.synthetic_weights import fill_artificial, numbers
+from magi.evaluation.networks.inception import Inception
+from magi.evaluation.networks.load import InceptionFeatures, LpipsDistance
+from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
+from magi.evaluation.networks.synthetic_weights import fill_synthetic, hashes, numbers
 
 CASES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "feature_networks.json").read_text())
 
 
-def filled(network: nn.Module, seed: int = 0) -> Any:
-    """``network`` with artificial weights."""
-    fill_artificial(network, seed)
+def filled(network: nn.Module) -> Any:
+    """``network`` with synthetic weights."""
+    fill_synthetic(network)
     return network.eval()
+
+
+def synthetic_inception() -> InceptionFeatures:
+    """FID's Inception with synthetic weights; its name says so."""
+    return InceptionFeatures(filled(Inception()), "synthetic", "synthetic")
+
+
+def synthetic_lpips(trunk: LpipsTrunk) -> LpipsDistance:
+    """LPIPS with synthetic weights; its name says so."""
+    return LpipsDistance(filled(Lpips(trunk)), "synthetic", "synthetic")
+
+
+def synthetic_video(name: str, frames: int, height: int, width: int) -> Tensor:
+    """video_THWC uint8 of colour ramps that drift with time, under noise; a longer one begins with the shorter."""
+    t, y, x, c = np.ogrid[:frames, :height, :width, :3]
+    ramps = (x * (5 + c) + y * (3 + 2 * c) + t * (11 - 3 * c)) % 256
+    noise = (hashes(name, ramps.size) >> np.uint32(24)).reshape(ramps.shape)
+    return torch.from_numpy(((ramps + noise) >> 1).astype(np.uint8))
 
 
 def assert_like(output: Tensor, expected: Mapping[str, Any], tolerance: float = 1e-4) -> None:

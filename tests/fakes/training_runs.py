@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magi.__main__ import leave
+from magi.__main__ import exit_process
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
 from magi.data.clips import epoch_order
 from magi.errors import StoppedCleanly
@@ -165,4 +165,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with init_distributed("cpu") as together:
         all_runs(Path(sys.argv[1]), together)
-    leave(0)
+    exit_process(0)

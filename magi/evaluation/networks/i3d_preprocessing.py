@@ -9,13 +9,11 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from magi.evaluation.metrics.resize import ResizeKernel, resize_bilinear
+from magi.evaluation.metrics.resize import resize_bilinear
 
-I3dPreprocessing = Literal["tats", "videogpt", "google", "magvit_train", "magvit_train_crop", "magvit_offline"]
+I3dPreprocessing = Literal["tats", "videogpt", "google", "magvit_train"]
 I3D_PREPROCESSINGS: tuple[I3dPreprocessing, ...] = get_args(I3dPreprocessing)
 SIDE = 224
-_CROP_ROWS = 256  # of magvit_train_crop
-_OFFLINE_SIDE = 64  # magvit_offline shrinks to this first
 _WHITE = 255.0
 
 
@@ -42,11 +40,6 @@ def _scaled(frames_NCHW: Tensor, variant: I3dPreprocessing) -> Tensor:
         return 2 * resize_bilinear(frames_NCHW, SIDE, SIDE, "tf1") / _WHITE - 1
     if variant == "magvit_train":
         return 2 * resize_bilinear(frames_NCHW / _WHITE, SIDE, SIDE, "tf1") - 1
-    if variant == "magvit_train_crop":
-        return 2 * _rows_crop(frames_NCHW / _WHITE) - 1
-    if variant == "magvit_offline":
-        small_NCHW = resize_bilinear(frames_NCHW, _OFFLINE_SIDE, _OFFLINE_SIDE, "tf1")
-        return 2 * resize_bilinear(small_NCHW, SIDE, SIDE, "tf1") / _WHITE - 1
     raise ValueError(f"i3d preprocessing {variant!r}; known: {', '.join(I3D_PREPROCESSINGS)}")
 
 
@@ -57,20 +50,6 @@ def _short_side_crop(frames_NCHW: Tensor) -> Tensor:
     # NOTE: rounding up 100 * (224 / 100) in float64 gives 225, not 224; a square is treated as tall. Kept, because
     # the published numbers of this variant have it.
     rows, columns = (SIDE, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), SIDE)
-    return _centre(resize_bilinear(frames_NCHW, rows, columns, "half_pixel"))
-
-
-def _rows_crop(frames_NCHW: Tensor) -> Tensor:
-    """256 rows, as many columns as the aspect ratio gives (rounded down), centre crop."""
-    height, width = frames_NCHW.shape[2:]
-    columns = _CROP_ROWS * width // height
-    if columns < SIDE:
-        raise ValueError(f"frames of {height}x{width} are too narrow for magvit_train_crop; use magvit_train")
-    kernel: ResizeKernel = "tf1"
-    return _centre(resize_bilinear(frames_NCHW, _CROP_ROWS, columns, kernel))
-
-
-def _centre(frames_NCHW: Tensor) -> Tensor:
-    height, width = frames_NCHW.shape[2:]
-    top, left = (height - SIDE) // 2, (width - SIDE) // 2
-    return frames_NCHW[:, :, top : top + SIDE, left : left + SIDE]
+    top, left = (rows - SIDE) // 2, (columns - SIDE) // 2
+    resized_NCHW = resize_bilinear(frames_NCHW, rows, columns, "half_pixel")
+    return resized_NCHW[:, :, top : top + SIDE, left : left + SIDE]

@@ -6,7 +6,7 @@ real pixels only, the last block pools by maximum, batch norm epsilon is 1e-3. K
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from magi.evaluation.networks.batch_norm import StoredBatchNorm
 FEATURES = 2048
 CLASSES = 1008
 SIDE = 299
-InceptionPreprocessing = Literal["pytorch_fid", "torch_fidelity"]
-INCEPTION_PREPROCESSINGS: tuple[InceptionPreprocessing, ...] = get_args(InceptionPreprocessing)
 _EPS = 1e-3
 Size2 = tuple[int, int]
 
@@ -32,20 +30,16 @@ class InceptionOutput:
     logits_BC: Tensor
 
 
-def inception_input(images_BHWC: Tensor, variant: InceptionPreprocessing = "torch_fidelity") -> Tensor:
+def inception_input(images_BHWC: Tensor) -> Tensor:
     """Return images_BCHW float32 of 299 x 299, about [-1, 1], from uint8 RGB; a frame that is not square is squashed.
 
-    ``torch_fidelity`` is the TensorFlow original's arithmetic, ``pytorch_fid`` torch's own resize. ``ValueError`` for
-    an unknown variant and for images of another kind.
+    The arithmetic is that of the TensorFlow original (torch-fidelity's, too). ``ValueError`` for images of another
+    kind.
     """
     if images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3 or images_BHWC.dtype != torch.uint8:
         raise ValueError(f"inception input must be uint8 BHWC RGB, got {images_BHWC.dtype} {tuple(images_BHWC.shape)}")
     images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
-    if variant == "pytorch_fid":
-        return 2 * resize_bilinear(images_BCHW / 255, SIDE, SIDE, "half_pixel") - 1
-    if variant == "torch_fidelity":
-        return (resize_bilinear(images_BCHW, SIDE, SIDE, "tf1") - 128) / 128
-    raise ValueError(f"inception preprocessing {variant!r}; known: {', '.join(INCEPTION_PREPROCESSINGS)}")
+    return (resize_bilinear(images_BCHW, SIDE, SIDE, "tf1") - 128) / 128
 
 
 class ConvUnit(nn.Module):
@@ -76,7 +70,7 @@ def _pool_real_pixels(x_BCHW: Tensor) -> Tensor:
     return functional.avg_pool2d(x_BCHW, 3, stride=1, padding=1, count_include_pad=False)
 
 
-class Block(nn.Module):
+class InceptionBlock(nn.Module):
     """Branches that are chains of named units, side by side; the pooled branch comes last."""
 
     def __init__(self, units: Mapping[str, ConvUnit]) -> None:
@@ -91,7 +85,7 @@ class Block(nn.Module):
         return x_BCHW
 
 
-class BlockA(Block):
+class InceptionBlockA(InceptionBlock):
     """1x1; 5x5; double 3x3; average pool. 224 + ``pooled`` channels."""
 
     def __init__(self, inputs: int, pooled: int) -> None:
@@ -120,7 +114,7 @@ class BlockA(Block):
         )
 
 
-class BlockB(Block):
+class InceptionBlockB(InceptionBlock):
     """Halves the size: 3x3; double 3x3; max pool."""
 
     def __init__(self, inputs: int) -> None:
@@ -139,7 +133,7 @@ class BlockB(Block):
         return torch.cat([self.chain(x, "branch3x3"), double, functional.max_pool2d(x, 3, stride=2)], dim=1)
 
 
-class BlockC(Block):
+class InceptionBlockC(InceptionBlock):
     """1x1; 7x7 in two steps; 7x7 twice in four; average pool. 768 channels."""
 
     def __init__(self, middle: int) -> None:
@@ -171,7 +165,7 @@ class BlockC(Block):
         )
 
 
-class BlockD(Block):
+class InceptionBlockD(InceptionBlock):
     """Halves the size: 3x3; 7x7 then 3x3; max pool."""
 
     def __init__(self) -> None:
@@ -193,7 +187,7 @@ class BlockD(Block):
         return torch.cat([self.chain(x, "branch3x3_1", "branch3x3_2"), wide, pooled], dim=1)
 
 
-class BlockE(Block):
+class InceptionBlockE(InceptionBlock):
     """1x1; 3x3 split into a row and a column; the same after a 3x3; a pool. 2048 channels."""
 
     def __init__(self, inputs: int, pool: Literal["average", "max"]) -> None:
@@ -246,17 +240,17 @@ class Inception(nn.Module):
             ("Conv2d_3b_1x1", ConvUnit(64, 80, 1)),
             ("Conv2d_4a_3x3", ConvUnit(80, 192, 3)),
             ("MaxPool_2", nn.MaxPool2d(3, stride=2)),
-            ("Mixed_5b", BlockA(192, 32)),
-            ("Mixed_5c", BlockA(256, 64)),
-            ("Mixed_5d", BlockA(288, 64)),
-            ("Mixed_6a", BlockB(288)),
-            ("Mixed_6b", BlockC(128)),
-            ("Mixed_6c", BlockC(160)),
-            ("Mixed_6d", BlockC(160)),
-            ("Mixed_6e", BlockC(192)),
-            ("Mixed_7a", BlockD()),
-            ("Mixed_7b", BlockE(1280, "average")),
-            ("Mixed_7c", BlockE(2048, "max")),
+            ("Mixed_5b", InceptionBlockA(192, 32)),
+            ("Mixed_5c", InceptionBlockA(256, 64)),
+            ("Mixed_5d", InceptionBlockA(288, 64)),
+            ("Mixed_6a", InceptionBlockB(288)),
+            ("Mixed_6b", InceptionBlockC(128)),
+            ("Mixed_6c", InceptionBlockC(160)),
+            ("Mixed_6d", InceptionBlockC(160)),
+            ("Mixed_6e", InceptionBlockC(192)),
+            ("Mixed_7a", InceptionBlockD()),
+            ("Mixed_7b", InceptionBlockE(1280, "average")),
+            ("Mixed_7c", InceptionBlockE(2048, "max")),
         ):
             self.add_module(name, layer)
             self.trunk_names.append(name)

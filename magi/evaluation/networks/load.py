@@ -1,7 +1,7 @@
 """I3D, FID's Inception and LPIPS with weights: pixels in, numbers out, under a name that says what was computed.
 
 A network with the published file and the default preprocessing has its plain name (``i3d-kinetics400-logits``); every
-deviation is part of the name: another preprocessing or epsilon, a file of unknown hash, artificial weights. All run in
+deviation is part of the name: another preprocessing or epsilon, a file of unknown hash, synthetic weights. All run in
 full float32, in small batches whose size does not change the result beyond rounding. Knows no statistics.
 """
 
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from magi.evaluation.networks.features import check_clips
 from magi.evaluation.networks.i3d import CLASSES, MINIMUM_FRAMES, PUBLISHED_EPS, I3d
 from magi.evaluation.networks.i3d_preprocessing import I3dPreprocessing, i3d_input
-from magi.evaluation.networks.inception import FEATURES, Inception, InceptionPreprocessing, inception_input
+from magi.evaluation.networks.inception import FEATURES, Inception, inception_input
 from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
-from magi.evaluation.networks.precision import full_precision, is_full_precision
-from magi.evaluation.networks.published_files import StoredWeights, WeightKind, stored_weights
-from magi.evaluation.networks.synthetic_weights import fill_artificial
+from magi.evaluation.networks.precision import full_precision
+from magi.evaluation.networks.published_files import StoredWeights, WeightKind, has_weights, stored_weights
+from magi.evaluation.networks.synthetic_weights import fill_synthetic
 from magi.weights import load_weights
 
 I3D_NAME, INCEPTION_NAME = "i3d-kinetics400-logits", "inception-2015-12-05-pool3"
 DEFAULT_I3D_PREPROCESSING: I3dPreprocessing = "tats"
-DEFAULT_INCEPTION_PREPROCESSING: InceptionPreprocessing = "torch_fidelity"
 Network = TypeVar("Network", bound=nn.Module)
 _CLIPS_AT_A_TIME, _IMAGES_AT_A_TIME = 4, 32
 
@@ -56,7 +55,6 @@ class I3dFeatures:
         check_clips(video_BTHWC, self)
         device = next(self.network.parameters()).device
         with full_precision():
-            assert is_full_precision()
             logits = [
                 self.network(i3d_input(clips_BTHWC.to(device), self.preprocessing)).logits_BC
                 for clips_BTHWC in video_BTHWC.split(_CLIPS_AT_A_TIME)
@@ -70,19 +68,11 @@ class InceptionFeatures:
     dimension = FEATURES
     minimum_frames = 1
 
-    def __init__(
-        self,
-        network: Inception,
-        weights: str,
-        preprocessing: InceptionPreprocessing = DEFAULT_INCEPTION_PREPROCESSING,
-        mark: str = "",
-    ) -> None:
+    def __init__(self, network: Inception, weights: str, mark: str = "") -> None:
         """Wrap ``network``; ``weights`` is their hash, ``mark`` a word for the name where they are not published."""
         self.network = network.eval()
-        self.preprocessing: InceptionPreprocessing = preprocessing
         self.hash = weights
-        variant = "" if preprocessing == DEFAULT_INCEPTION_PREPROCESSING else preprocessing
-        self.name = _named(INCEPTION_NAME, mark, variant)
+        self.name = _named(INCEPTION_NAME, mark)
 
     def to(self, device: torch.device | str) -> "InceptionFeatures":
         """Move the network; images follow it."""
@@ -104,9 +94,8 @@ class InceptionFeatures:
         check_clips(video_BTHWC, self)
         device = next(self.network.parameters()).device
         with full_precision():
-            assert is_full_precision()
             features = [
-                self.network(inception_input(images_BHWC.to(device), self.preprocessing)).features_BC
+                self.network(inception_input(images_BHWC.to(device))).features_BC
                 for images_BHWC in video_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME)
             ]
             return torch.cat(features).unflatten(0, video_BTHWC.shape[:2]).to(video_BTHWC.device)
@@ -142,7 +131,6 @@ class LpipsDistance:
             strict=True,
         )
         with full_precision():
-            assert is_full_precision()
             found = [self.network(_signed(a.to(device)), _signed(b.to(device))).distance_B for a, b in pairs]
             return torch.cat(found).unflatten(0, first_BTHWC.shape[:2]).to(first_BTHWC.device)
 
@@ -151,24 +139,22 @@ def load_i3d(
     preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING,
     bn_eps: float = PUBLISHED_EPS,
     cache: Path | None = None,
-    kind: WeightKind = "i3d",
 ) -> I3dFeatures:
-    """I3D with imported weights (``kind`` may be i3d-torchscript: its tensors in our network).
+    """I3D with imported weights: those of kind i3d, or else the tensors of the TorchScript file, which the name says.
 
-    ``CheckpointError`` where they were not imported or are damaged.
+    ``CheckpointError`` where neither was imported or they are damaged.
     """
-    stored = stored_weights(kind, cache)
+    from_torchscript = has_weights("i3d-torchscript", cache) and not has_weights("i3d", cache)
+    stored = stored_weights("i3d-torchscript" if from_torchscript else "i3d", cache)
+    marks = ["torchscript-tensors"] * from_torchscript + [_mark(stored)]
     network = _loaded(lambda: I3d(bn_eps), stored)
-    mark = _mark(stored) if kind == "i3d" else "-".join(filter(None, ("torchscript-tensors", _mark(stored))))
-    return I3dFeatures(network, stored.sha256, preprocessing, mark)
+    return I3dFeatures(network, stored.sha256, preprocessing, "-".join(filter(None, marks)))
 
 
-def load_inception(
-    preprocessing: InceptionPreprocessing = DEFAULT_INCEPTION_PREPROCESSING, cache: Path | None = None
-) -> InceptionFeatures:
+def load_inception(cache: Path | None = None) -> InceptionFeatures:
     """FID's Inception with imported weights; ``CheckpointError`` where they were not imported or are damaged."""
     stored = stored_weights("inception", cache)
-    return InceptionFeatures(_loaded(Inception, stored), stored.sha256, preprocessing, _mark(stored))
+    return InceptionFeatures(_loaded(Inception, stored), stored.sha256, _mark(stored))
 
 
 def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
@@ -180,24 +166,13 @@ def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
     return LpipsDistance(network, "+".join(stored.sha256 for stored in both), _mark(*both))
 
 
-def artificial_i3d(
-    seed: int = 0, preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING, bn_eps: float = PUBLISHED_EPS
+def synthetic_i3d(
+    preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING, bn_eps: float = PUBLISHED_EPS
 ) -> I3dFeatures:
-    """I3D with artificial weights, for tests and dry runs of a protocol; its name says so."""
-    network = _filled(lambda: I3d(bn_eps), seed)
-    return I3dFeatures(network, f"artificial-{seed}", preprocessing, "artificial")
-
-
-def artificial_inception(
-    seed: int = 0, preprocessing: InceptionPreprocessing = DEFAULT_INCEPTION_PREPROCESSING
-) -> InceptionFeatures:
-    """FID's Inception with artificial weights; its name says so."""
-    return InceptionFeatures(_filled(Inception, seed), f"artificial-{seed}", preprocessing, "artificial")
-
-
-def artificial_lpips(trunk: LpipsTrunk, seed: int = 0) -> LpipsDistance:
-    """LPIPS with artificial weights; its name says so."""
-    return LpipsDistance(_filled(lambda: Lpips(trunk), seed), f"artificial-{seed}", "artificial")
+    """I3D with synthetic weights, for tests and dry runs of a protocol; its name says so."""
+    network = _empty(lambda: I3d(bn_eps))
+    fill_synthetic(network)
+    return I3dFeatures(network, "synthetic", preprocessing, "synthetic")
 
 
 def _signed(images_BHWC: Tensor) -> Tensor:
@@ -226,10 +201,4 @@ def _loaded(build: Callable[[], Network], *stored: StoredWeights) -> Network:
     network = _empty(build)
     tensors = {name: tensor for weights in stored for name, tensor in weights.tensors().items()}
     load_weights(network, tensors, stored[0].folder)
-    return network
-
-
-def _filled(build: Callable[[], Network], seed: int) -> Network:
-    network = _empty(build)
-    fill_artificial(network, seed)
     return network

@@ -49,7 +49,7 @@ class LpipsOutput:
     layers_BL: Tensor
 
 
-class Head(nn.Module):
+class LpipsHead(nn.Module):
     """The learned weights of one layer; its key has the index 1 because the published network drops out first."""
 
     def __init__(self, channels: int) -> None:
@@ -83,7 +83,7 @@ class Lpips(nn.Module):
             }
         )
         for layer, stage in enumerate(_STAGES[trunk]):
-            self.add_module(f"lin{layer}", Head(stage[-1][2]))
+            self.add_module(f"lin{layer}", LpipsHead(stage[-1][2]))
         self.requires_grad_(False)
 
     def taps(self, images_BCHW: Tensor) -> list[Tensor]:

@@ -2,13 +2,13 @@
 
 Nothing is downloaded. ``magi evaluate import-weights KIND FILE`` checks a file's size and SHA-256 against the table
 here before anything parses it (``magi.evaluation.networks.import_weights``), and keeps it as safetensors with a
-manifest, below
-``MAGI_CACHE`` or ``~/.cache/magi``. Scores carry the hash of the file that the user gave. Knows no network.
+manifest, below ``MAGI_CACHE`` or ``~/.cache/magi``. Scores carry the hash of the file that the user gave. Knows no
+network.
 """
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ from magi.weights import read_json, read_tensors, verify_manifest
 
 WeightKind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", "lpips-alex", "lpips-vgg"]
 WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
-TENSORS_FILE, PROGRAM_FILE = "tensors.safetensors", "program.pt"
+TENSORS_FILE = "tensors.safetensors"
 LARGEST_FILE = 2 << 30
 _CHUNK = 1 << 22
 
@@ -36,62 +36,48 @@ class PublishedFile:
     git_blob: str = ""  # SHA-1 of git's object of the file, where a repository holds it and nobody gives a SHA-256
 
 
-PUBLISHED: dict[WeightKind, tuple[PublishedFile, ...]] = {
-    "i3d": (
-        PublishedFile(
-            "i3d_pretrained_400.pt",
-            "the TATS repository (tats/fvd), converted from DeepMind's TF-Hub module by VideoGPT",
-            git_blob="a867b87ac3a9097d200598b1d48a1b890d8ec744",
-        ),
+PUBLISHED: dict[WeightKind, PublishedFile] = {
+    "i3d": PublishedFile(
+        "i3d_pretrained_400.pt",
+        "the TATS repository (tats/fvd), converted from DeepMind's TF-Hub module by VideoGPT",
+        git_blob="a867b87ac3a9097d200598b1d48a1b890d8ec744",
     ),
-    "i3d-torchscript": (
-        PublishedFile(
-            "i3d_torchscript.pt",
-            "StyleGAN-V's link",
-            51_235_320,
-            "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
-            "93daef59c7ae0e9e8f76225521407e60cbafa6aa",
-        ),
+    "i3d-torchscript": PublishedFile(
+        "i3d_torchscript.pt",
+        "StyleGAN-V's link",
+        51_235_320,
+        "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
+        "93daef59c7ae0e9e8f76225521407e60cbafa6aa",
     ),
-    "inception": (
-        PublishedFile(
-            "pt_inception-2015-12-05-6726825d.pth",
-            "releases of pytorch-fid, or of torch-fidelity as weights-inception-2015-12-05-6726825d.pth",
-            95_628_359,
-            "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-        ),
+    "inception": PublishedFile(
+        "pt_inception-2015-12-05-6726825d.pth",
+        "releases of pytorch-fid, or of torch-fidelity as weights-inception-2015-12-05-6726825d.pth",
+        95_628_359,
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     ),
-    "alexnet": (
-        PublishedFile(
-            "alexnet-owt-7be5be79.pth",
-            "torchvision's AlexNet, ImageNet-1k version 1",
-            244_408_911,
-            "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
-        ),
+    "alexnet": PublishedFile(
+        "alexnet-owt-7be5be79.pth",
+        "torchvision's AlexNet, ImageNet-1k version 1",
+        244_408_911,
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
     ),
-    "vgg16": (
-        PublishedFile(
-            "vgg16-397923af.pth",
-            "torchvision's VGG16, ImageNet-1k version 1",
-            553_433_881,
-            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-        ),
+    "vgg16": PublishedFile(
+        "vgg16-397923af.pth",
+        "torchvision's VGG16, ImageNet-1k version 1",
+        553_433_881,
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     ),
-    "lpips-alex": (
-        PublishedFile(
-            "alex.pth",
-            "the PerceptualSimilarity repository (lpips/weights/v0.1)",
-            6_009,
-            "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
-        ),
+    "lpips-alex": PublishedFile(
+        "alex.pth",
+        "the PerceptualSimilarity repository (lpips/weights/v0.1)",
+        6_009,
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
     ),
-    "lpips-vgg": (
-        PublishedFile(
-            "vgg.pth",
-            "the PerceptualSimilarity repository (lpips/weights/v0.1)",
-            7_289,
-            "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-        ),
+    "lpips-vgg": PublishedFile(
+        "vgg.pth",
+        "the PerceptualSimilarity repository (lpips/weights/v0.1)",
+        7_289,
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
     ),
 }
 
@@ -121,9 +107,7 @@ class StoredWeights:
         return self.source.sha256
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, float32 on the CPU; ``CheckpointError`` where none were read from the file or one is damaged."""
-        if not (self.folder / TENSORS_FILE).is_file():
-            raise CheckpointError(f"{self.folder}: holds no tensors, only the program; import another file")
+        """All tensors, float32 on the CPU; ``CheckpointError`` where the file is damaged."""
         return read_tensors(self.folder / TENSORS_FILE)
 
 
@@ -133,16 +117,8 @@ def weights_cache() -> Path:
     return (Path(given) if given else Path.home() / ".cache" / "magi") / "weights"
 
 
-def check_kind(kind: str) -> WeightKind:
-    """``kind`` itself; ``ValueError`` for a kind that is not known."""
-    for known in WEIGHT_KINDS:
-        if kind == known:
-            return known
-    raise ValueError(f"kind of weights '{kind}'; known: {', '.join(WEIGHT_KINDS)}")
-
-
 def identify(path: Path, kind: WeightKind, allow_unknown: bool = False) -> FileIdentity:
-    """Size and hashes of a file, held against the published ones; nothing of it is parsed.
+    """Size and hashes of a file, compared with the published ones; nothing of it is parsed.
 
     ``CheckpointError`` for a file that is not a published one of ``kind``, unless ``allow_unknown``; always for one
     that is published as another kind, is empty, or is above 2 GiB.
@@ -155,8 +131,7 @@ def identify(path: Path, kind: WeightKind, allow_unknown: bool = False) -> FileI
     sha256, git_blob = _hashes(path, size)
     matches = {
         other
-        for other, files in PUBLISHED.items()
-        for file in files
+        for other, file in PUBLISHED.items()
         if file.bytes in (None, size) and (file.sha256 == sha256 if file.sha256 else file.git_blob == git_blob)
     }
     if matches and kind not in matches:
@@ -174,16 +149,15 @@ def stored_weights(kind: WeightKind, cache: Path | None = None) -> StoredWeights
     """The imported weights of ``kind``, sizes and hashes checked again; ``CheckpointError`` says what is missing."""
     folder = (cache or weights_cache()) / kind
     if not (folder / MANIFEST_FILE).is_file():
-        file = PUBLISHED[kind][0]
+        file = PUBLISHED[kind]
         raise CheckpointError(
             f"{kind}: weights not imported; get {file.file} ({file.origin}), then run "
             f"'magi evaluate import-weights {kind} FILE'"
         )
     manifest = read_json(folder / MANIFEST_FILE)
-    names = [name for name in (TENSORS_FILE, PROGRAM_FILE) if name in manifest.get("files", {})]
-    if manifest.get("kind") != kind or not names:
+    if manifest.get("kind") != kind or TENSORS_FILE not in manifest.get("files", {}):
         raise CheckpointError(f"{folder / MANIFEST_FILE}: not a manifest of {kind} weights; import them again")
-    verify_manifest(folder, names)
+    verify_manifest(folder, [TENSORS_FILE])
     try:
         source = FileIdentity(**manifest["source"])
     except (KeyError, TypeError):
@@ -194,11 +168,6 @@ def stored_weights(kind: WeightKind, cache: Path | None = None) -> StoredWeights
 def has_weights(kind: WeightKind, cache: Path | None = None) -> bool:
     """Whether weights of ``kind`` were imported; their state is checked when they are used."""
     return ((cache or weights_cache()) / kind / MANIFEST_FILE).is_file()
-
-
-def source_record(source: FileIdentity) -> dict[str, str | int | bool]:
-    """The identity of a file as plain JSON values, for manifests and protocol cards."""
-    return asdict(source)
 
 
 def _hashes(path: Path, size: int) -> tuple[str, str]:
@@ -212,7 +181,7 @@ def _hashes(path: Path, size: int) -> tuple[str, str]:
 
 def _difference(kind: WeightKind, size: int, sha256: str) -> str:
     """How the file differs from the published one of its kind: by size if it does, else by hash."""
-    published = PUBLISHED[kind][0]
+    published = PUBLISHED[kind]
     if published.bytes is not None and published.bytes != size:
         return f"{size} bytes where {published.file} has {published.bytes}"
     expected = f"SHA-256 {published.sha256[:12]}..." if published.sha256 else f"git blob {published.git_blob[:12]}..."

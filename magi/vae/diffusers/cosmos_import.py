@@ -1,8 +1,7 @@
 """Turns the released Cosmos tokenizer 4x8x8 into a folder of ``config.json`` and safetensors.
 
-NVIDIA publishes CV4x8x8 as a compiled module alone (``autoencoder.jit``). The archive is taken apart without running
-it (magi/untrusted/torchscript.py), and its names, those of the layers of github.com/NVIDIA/Cosmos-Tokenizer, become
-those of
+NVIDIA publishes CV4x8x8 as a compiled module alone (``autoencoder.jit``). The archive is parsed, never run
+(magi/untrusted/reader.py), and its names, those of the layers of github.com/NVIDIA/Cosmos-Tokenizer, become those of
 diffusers' class. Every weight of the network must be there; the release's spare layers, which its forward never
 reaches, are left out.
 """
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magi.untrusted.torchscript import read_torchscript
+from magi.untrusted.reader import read_untrusted
 from magi.vae.diffusers.cosmos import CosmosVae
 from magi.vae.diffusers.weights import CONFIG_FILE, build_network, save_network
 from magi.weights import load_weights
@@ -59,11 +58,11 @@ def import_cosmos(path: Path, out: Path, values: Mapping[str, Any] | None = None
     """
     if (out / CONFIG_FILE).exists() or out.is_file():
         raise ValueError(f"{out}: exists already; give another folder for the imported autoencoder")
-    released = read_torchscript(path)
+    released = read_untrusted(path).tensors
     network = build_network(CosmosVae.class_name, RELEASED if values is None else values)
     levels = len(network.config.decode_block_out_channels) - 1
     wanted = network.state_dict()
-    state = {todays_name(name, levels): tensor for name, tensor in released.items() if not name.endswith(_BUFFERS)}
+    state = {diffusers_name(name, levels): tensor for name, tensor in released.items() if not name.endswith(_BUFFERS)}
     spare = [name for name in state if name not in wanted and _SPARE.fullmatch(name)]
     load_weights(network, {name: tensor for name, tensor in state.items() if name not in spare}, path)
     vae = CosmosVae(network)
@@ -71,7 +70,7 @@ def import_cosmos(path: Path, out: Path, values: Mapping[str, Any] | None = None
     return ImportedCosmos(out, vae.weights_id, sum(tensor.numel() for tensor in wanted.values()), len(spare))
 
 
-def todays_name(name: str, levels: int) -> str:
+def diffusers_name(name: str, levels: int) -> str:
     """The name in diffusers' class of a weight of the release; decoder levels count the other way round."""
     for pattern, replacement in _LAYERS:
         name = re.sub(pattern, replacement, name)

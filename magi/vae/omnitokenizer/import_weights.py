@@ -1,15 +1,10 @@
 """Turns a released OmniTokenizer checkpoint into a folder of ``config.json`` and ``model.safetensors``.
 
-The pickle is read in a child process (magi/untrusted/reader.py), with a limit of time and memory; here its tensors are
-held against the architecture that its own hyper-parameters name. Anything missing, unknown, of another shape or not
+The pickle is read in a child process (magi/untrusted/reader.py), with limits of time and memory; here its tensors are
+compared with the architecture that its own hyper-parameters name. Anything missing, unknown, of another shape or not
 finite is refused, since the network would run without complaint on part of the weights.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +15,7 @@ from pydantic import ValidationError
 
 from magi.config import explain
 from magi.errors import CheckpointError
-from magi.untrusted.reader import TENSORS_FILE, Answer
+from magi.untrusted.reader import ReadLimits, UntrustedCheckpoint, read_untrusted
 from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.attention import window_offsets
 from magi.vae.omnitokenizer.network import OmniNetwork
@@ -33,9 +28,8 @@ from magi.vae.omnitokenizer.released_names import (
 )
 from magi.vae.omnitokenizer.shape import OmniShape
 from magi.vae.own_folder import CONFIG_FILE
-from magi.weights import load_weights, read_tensors, sha256, shortened
+from magi.weights import load_weights, sha256, shortened
 
-_PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _SIZES = {
     "patch_size": "patch",
     "temporal_patch_size": "temporal_patch",
@@ -65,17 +59,8 @@ _FIXED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ImportLimits:
-    """What the child process may use."""
-
-    seconds: float = 600.0
-    memory_bytes: int = 24 << 30
-    """Of address space, of which the libraries themselves take several GB."""
-
-
-@dataclass(frozen=True)
 class ImportedOmni:
-    """What ``import_released`` wrote, for a report."""
+    """What ``import_released`` wrote."""
 
     folder: Path
     id: str
@@ -86,7 +71,7 @@ class ImportedOmni:
 
 
 def import_released(
-    checkpoint: Path, out: Path, expected_sha256: str = "", limits: ImportLimits | None = None
+    checkpoint: Path, out: Path, expected_sha256: str = "", limits: ReadLimits | None = None
 ) -> ImportedOmni:
     """Read a released checkpoint (``*_vae.ckpt``) and write ``out/config.json`` and ``out/model.safetensors``.
 
@@ -100,51 +85,19 @@ def import_released(
     source = sha256(checkpoint)
     if expected_sha256 and source != expected_sha256.lower():
         raise CheckpointError(f"{checkpoint}: SHA-256 is {source}, expected {expected_sha256}; download it again")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        answer = _ask_child(checkpoint, Path(folder), limits or ImportLimits())
-        tensors = read_tensors(Path(folder) / TENSORS_FILE)
-    shape = _shape(checkpoint, answer.hyper_parameters, tensors).model_copy(update={"source_sha256": source})
-    network = _network(checkpoint, shape, tensors)
+    released = read_untrusted(checkpoint, RELEASED_PREFIXES, limits)
+    shape = _shape(checkpoint, released).model_copy(update={"source_sha256": source})
+    network = _network(checkpoint, shape, released.tensors)
     vae = OmniVae(shape, network)
     vae.save(out)
     parameters = list(network.parameters())
     count = sum(parameter.numel() for parameter in parameters)
-    return ImportedOmni(out, vae.id, source, len(parameters), count, _notes(answer, tensors))
+    return ImportedOmni(out, vae.id, source, len(parameters), count, _notes(released))
 
 
-def _ask_child(checkpoint: Path, folder: Path, limits: ImportLimits) -> Answer:
-    request: dict[str, object] = {"checkpoint": os.path.abspath(checkpoint), "folder": os.path.abspath(folder)}
-    request |= {"prefixes": RELEASED_PREFIXES, "memory_bytes": limits.memory_bytes}
-    paths = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    command = "from magi.untrusted.reader import main; main()"
-    try:
-        # -c and -P keep the caller's script and working directory out of the child's imports.
-        child = subprocess.run(
-            [sys.executable, "-P", "-c", command, json.dumps(request)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=limits.seconds,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{checkpoint}: not read after {limits.seconds:g} seconds; the file is refused") from None
-    if child.returncode or not child.stdout:
-        raise CheckpointError(
-            f"{checkpoint}: the process that read it died (exit code {child.returncode}), within a memory limit of "
-            f"{limits.memory_bytes / 1e9:.3g} GB; the file is refused"
-        )
-    answer = Answer(**json.loads(child.stdout))
-    if answer.refused:
-        raise CheckpointError(f"{checkpoint}: {answer.refused}")
-    return answer
-
-
-def _shape(checkpoint: Path, hyper_parameters: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> OmniShape:
+def _shape(checkpoint: Path, released: UntrustedCheckpoint) -> OmniShape:
     """The sizes that the file names, the released ones where it names none."""
+    hyper_parameters, tensors = released.hyper_parameters, released.tensors
     for key, wanted in _FIXED.items():
         if key in hyper_parameters and hyper_parameters[key] != wanted:
             raise CheckpointError(
@@ -183,16 +136,16 @@ def _network(checkpoint: Path, shape: OmniShape, tensors: Mapping[str, torch.Ten
     return network
 
 
-def _notes(answer: Answer, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """What a user should know of the file, a line each."""
+def _notes(released: UntrustedCheckpoint) -> tuple[str, ...]:
+    """What a user should know about the file, a line each."""
     notes = ["the latents have no statistics yet: measure them with `magi vae check` before training"]
-    unnamed = [theirs for theirs in _SIZES if theirs not in answer.hyper_parameters]
+    unnamed = [theirs for theirs in _SIZES if theirs not in released.hyper_parameters]
     if unnamed:
         notes.append(f"the file does not name {shortened(unnamed)}: taken from the released configuration")
-    shifted = [name for name, value in tensors.items() if name.endswith(".beta") and bool(value.any())]
+    shifted = [name for name, value in released.tensors.items() if name.endswith(".beta") and bool(value.any())]
     if shifted:
         notes.append(f"shifts of norms that should be zero are not, and were taken as they are: {shortened(shifted)}")
-    if answer.left_out:
-        parts = [f"{prefix} ({count})" for prefix, count in sorted(answer.left_out.items())]
+    if released.left_out:
+        parts = [f"{prefix} ({count})" for prefix, count in sorted(released.left_out.items())]
         notes.append(f"left out, not part of the autoencoder: {shortened(parts)}")
     return tuple(notes)

@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 
 from magi.evaluation.metrics.resize import RESIZE_KERNELS, ResizeKernel, resize_bilinear
-from magi.evaluation.networks.synthetic_weights import artificial_video
-from tests.fakes.network_cases import CASES, assert_like
+from tests.fakes.network_cases import CASES, assert_like, synthetic_video
 
 
 def images(name: str, height: int, width: int) -> torch.Tensor:
-    return artificial_video(name, 1, height, width).permute(0, 3, 1, 2).float()
+    return synthetic_video(name, 1, height, width).permute(0, 3, 1, 2).float()
 
 
 @pytest.mark.parametrize("case", CASES["resize"], ids=lambda case: f"{case['in_hw']}-{case['out_hw']}-{case['kernel']}")

@@ -1,4 +1,4 @@
-"""Claims: I3D equals independent implementations on artificial weights; shapes, padding and input are exact."""
+"""Claims: I3D equals independent implementations on synthetic weights; shapes, padding and input are exact."""
 
 from typing import Any
 
@@ -9,17 +9,16 @@ from torch import Tensor
 from magi.evaluation.networks.features import FeatureNetwork
 from magi.evaluation.networks.i3d import I3d, SameMaxPool, Unit, pad_same, same_padding
 from magi.evaluation.networks.i3d_preprocessing import I3D_PREPROCESSINGS, I3dPreprocessing, i3d_input
-from magi.evaluation.networks.load import I3dFeatures, artificial_i3d
+from magi.evaluation.networks.load import I3dFeatures, synthetic_i3d
 from magi.evaluation.networks.precision import full_precision
-from magi.evaluation.networks.synthetic_weights import artificial_video
-from tests.fakes.network_cases import CASES, assert_like, filled
+from tests.fakes.network_cases import CASES, assert_like, filled, synthetic_video
 
 EXPECTED = CASES["i3d"]
 QUICK = ((9, "tf1", 1e-3), (9, "half_pixel", 1e-5))  # and the traced one, 17 frames
 
 
 def clips(case: dict[str, Any]) -> Tensor:
-    return artificial_video(case["input"], case["T"], case["size"], case["size"])[None]
+    return synthetic_video(case["input"], case["T"], case["size"], case["size"])[None]
 
 
 def marks(case: dict[str, Any]) -> Any:
@@ -43,7 +42,7 @@ def traced(network: I3d) -> dict[str, Tensor]:
 
     hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in [*network.trunk_names, "logits"]]
     with full_precision():
-        found["input"] = i3d_input(artificial_video("video64", 17, 64, 64)[None])
+        found["input"] = i3d_input(synthetic_video("video64", 17, 64, 64)[None])
         output = network(found["input"])
     for hook in hooks:
         hook.remove()
@@ -57,7 +56,7 @@ def traced(network: I3d) -> dict[str, Tensor]:
 def test_logits_are_those_of_independent_implementations(case: dict[str, Any], network: I3d) -> None:
     """A second clip in the batch changes nothing; BGR, another range, resize, padding or epsilon all would."""
     chosen = network if case["bn_eps"] == network.bn_eps else filled(I3d(case["bn_eps"]))
-    features = I3dFeatures(chosen, "artificial", "magvit_train" if case["resize"] == "tf1" else "tats")
+    features = I3dFeatures(chosen, "synthetic", "magvit_train" if case["resize"] == "tf1" else "tats")
     quick = case["T"] == 9 and case["resize"] == "tf1"
     video_BTHWC = torch.cat([clips(case), clips(case).flip(1)]) if quick else clips(case)
     logits_BC = features.features(video_BTHWC)
@@ -208,39 +207,28 @@ def test_frames_keep_their_order_and_clips_their_place(variant: I3dPreprocessing
 
 
 def test_rectangles_are_squashed_or_cropped_as_the_variant_says() -> None:
-    video = artificial_video("video_rect", 1, 48, 80)[None]
+    video = synthetic_video("video_rect", 1, 48, 80)[None]
     assert_like(i3d_input(video, "tats"), CASES["squash_rect"]["out"])
     assert_like(i3d_input(video, "videogpt"), CASES["videogpt_short_side_crop"]["out"])
 
 
 def test_videogpt_squares_of_100_become_225_rows() -> None:
-    video = artificial_video("video_rect", 1, 100, 100)[None]
+    video = synthetic_video("video_rect", 1, 100, 100)[None]
     picture = video[0].permute(0, 3, 1, 2).float() / 255
     rows = torch.nn.functional.interpolate(picture, size=(225, 224), mode="bilinear", align_corners=False)
     torch.testing.assert_close(i3d_input(video, "videogpt")[0].transpose(0, 1), (rows[:, :, :224] - 0.5) * 2)
 
 
 def test_videogpt_equals_tats_on_other_squares() -> None:
-    video = artificial_video("video64", 2, 64, 64)[None]
+    video = synthetic_video("video64", 2, 64, 64)[None]
     torch.testing.assert_close(i3d_input(video, "videogpt"), i3d_input(video, "tats"), rtol=0, atol=1e-6)
-
-
-def test_magvit_variants_go_through_64_pixels_or_a_crop() -> None:
-    video = artificial_video("video_rect", 1, 128, 128)[None]
-    halved = video[:, :, ::2, ::2].contiguous()  # tf1 halving is decimation
-    torch.testing.assert_close(i3d_input(video, "magvit_offline"), i3d_input(halved, "google"))
-    wide = torch.zeros(1, 1, 256, 384, 3, dtype=torch.uint8)
-    wide[:, :, 16:240, 80:304] = 255  # exactly the centre, at the size that needs no resize
-    torch.testing.assert_close(i3d_input(wide, "magvit_train_crop"), torch.ones(1, 3, 1, 224, 224))
-    with pytest.raises(ValueError, match="too narrow"):
-        i3d_input(torch.zeros(1, 1, 256, 128, 3, dtype=torch.uint8), "magvit_train_crop")
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 9, 8, 8, 3), torch.zeros(9, 8, 8, 3, dtype=torch.uint8)])
 def test_what_is_no_uint8_video_is_refused(bad: Tensor) -> None:
     with pytest.raises(ValueError, match="uint8 BTHWC"):
         i3d_input(bad)
-    with pytest.raises(ValueError, match="magvit_offline"):
+    with pytest.raises(ValueError, match="magvit_train"):
         i3d_input(torch.zeros(1, 9, 8, 8, 3, dtype=torch.uint8), "clean")  # type: ignore[arg-type]
 
 
@@ -257,8 +245,8 @@ def test_names_say_what_deviates(shapes_only: I3d) -> None:
     assert I3dFeatures(plain, "abc", mark="unknown-weights").name == "i3d-kinetics400-logits[unknown-weights]"
 
 
-def test_artificial_weights_are_in_the_name_and_short_clips_refused() -> None:
-    network = artificial_i3d(seed=5)
-    assert network.name == "i3d-kinetics400-logits[artificial]" and network.hash == "artificial-5"
+def test_synthetic_weights_are_in_the_name_and_short_clips_refused() -> None:
+    network = synthetic_i3d()
+    assert network.name == "i3d-kinetics400-logits[synthetic]" and network.hash == "synthetic"
     with pytest.raises(ValueError, match="clips of 8 frames, the network needs at least 9"):
         network.features(torch.zeros(1, 8, 16, 16, 3, dtype=torch.uint8))

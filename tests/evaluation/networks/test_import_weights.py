@@ -1,7 +1,7 @@
 """Claims: an import checks before it reads, keeps every tensor of the network and no other, and replaces as a whole."""
 
 import hashlib
-import warnings
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from magi.errors import CheckpointError
 from magi.evaluation.networks import import_weights as module
-from magi.evaluation.networks.import_weights import expected_shapes, import_weights
+from magi.evaluation.networks.import_weights import expected_shapes, import_weights, our_name
 from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips
 from magi.evaluation.networks.published_files import PUBLISHED, PublishedFile, WeightKind, stored_weights
-from magi.evaluation.networks.synthetic_weights import artificial_tensor
+from magi.evaluation.networks.synthetic_weights import synthetic_tensor
+from magi.untrusted.reader import UntrustedCheckpoint
 from tests.fakes.network_cases import CASES
+from tests.fakes.untrusted_files import compiled, read_in_process
 
 FILES: dict[WeightKind, str] = {
     "i3d": "i3d_pretrained_400.pt",
@@ -28,11 +30,11 @@ FILES: dict[WeightKind, str] = {
 }
 
 
-def published(kind: WeightKind, seed: int = 0) -> dict[str, Tensor]:
+def published(kind: WeightKind) -> dict[str, Tensor]:
     """A look-alike of the published file: all its tensors of the right shapes; a classifier is cut to one value."""
     shapes = {name: tuple(map(int, shape.split("x"))) for name, shape in CASES["keys"][FILES[kind]].items()}
     return {
-        name: torch.zeros(1) if name.startswith("classifier.") else artificial_tensor(name, shape, seed)
+        name: torch.zeros(1) if name.startswith("classifier.") else synthetic_tensor(name, shape)
         for name, shape in shapes.items()
     }
 
@@ -46,7 +48,7 @@ def written(path: Path, tensors: dict[str, Tensor], kind: WeightKind, monkeypatc
 def known(path: Path, kind: WeightKind, monkeypatch: pytest.MonkeyPatch) -> Path:
     content = path.read_bytes()
     file = PublishedFile(path.name, "here", len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(PUBLISHED, kind, (file,))
+    monkeypatch.setitem(PUBLISHED, kind, file)
     return path
 
 
@@ -66,7 +68,7 @@ def test_a_torch_file_with_counters_arrives_whole(tmp_path: Path, monkeypatch: p
     torch.save(tensors | counters, tmp_path / "i3d.pt")
     path = known(tmp_path / "i3d.pt", "i3d", monkeypatch)
     imported = import_weights("i3d", path, cache=tmp_path / "cache")
-    assert imported.tensors == 287 and imported.source.known and not imported.program
+    assert imported.tensors == 287 and imported.source.known
     network = load_i3d(cache=tmp_path / "cache")
     assert network.name == "i3d-kinetics400-logits"
     assert network.hash == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -104,8 +106,8 @@ def test_an_unknown_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def parsed(path: Path) -> Any:
         raise AssertionError("a file of unknown hash was parsed")
 
-    monkeypatch.setattr(module, "read_foreign", parsed)
-    monkeypatch.setattr(module, "file_format", parsed)
+    monkeypatch.setattr(module, "read_untrusted", parsed)
+    monkeypatch.setattr(module, "is_torchscript", parsed)
     with pytest.raises(CheckpointError, match="not a published lpips-alex file"):
         import_weights("lpips-alex", tmp_path / "heads.safetensors", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
@@ -150,35 +152,56 @@ def test_a_missing_tensor_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_an_import_replaces_the_one_before_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
-    for seed in (1, 2):
-        path = written(tmp_path / f"{seed}.safetensors", published("lpips-alex", seed), "lpips-alex", monkeypatch)
+    for number in (1, 2):
+        tensors = {name: number * tensor for name, tensor in heads().items()}
+        path = written(tmp_path / f"{number}.safetensors", tensors, "lpips-alex", monkeypatch)
         import_weights("lpips-alex", path, cache=cache)
     stored = stored_weights("lpips-alex", cache)
     assert stored.source.file == "2.safetensors"
-    found, wanted = stored.tensors(), published("lpips-alex", 2)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(tensor, 2 * heads()[name]) for name, tensor in stored.tensors().items())
     assert [entry.name for entry in cache.iterdir()] == ["lpips-alex"]  # nothing unfinished is left
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "heads.safetensors", heads(), "lpips-alex", monkeypatch)
-    reading = module.read_foreign
+    reading = module.read_untrusted
 
-    def exchange(given: Path) -> dict[str, Tensor]:
-        save_file(published("lpips-alex", seed=9), given)
+    def exchange(given: Path) -> UntrustedCheckpoint:
+        save_file({name: 2 * tensor for name, tensor in heads().items()}, given)
         return reading(given)
 
-    monkeypatch.setattr(module, "read_foreign", exchange)
+    monkeypatch.setattr(module, "read_untrusted", exchange)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         import_weights("lpips-alex", path, cache=tmp_path / "cache")
 
 
-def test_a_program_is_only_taken_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = written(tmp_path / "heads.safetensors", heads(), "i3d-torchscript", monkeypatch)
-    with pytest.raises(CheckpointError, match="not a TorchScript program; import it as i3d"):
-        import_weights("i3d-torchscript", path, cache=tmp_path / "cache")
-    program = torch.jit.script(torch.nn.Linear(1, 1))
-    program.save(str(tmp_path / "program.pt"))
-    known(tmp_path / "program.pt", "i3d", monkeypatch)
-    with warnings.catch_warnings(), pytest.raises(CheckpointError, match="import it as i3d-torchscript"):
-        import_weights("i3d", tmp_path / "program.pt", cache=tmp_path / "cache")
+def torchscript_name(name: str) -> str:
+    """The name of a tensor of ours in the TorchScript file."""
+    branches = {"b0": "0", "b1a": "1.0", "b1b": "1.1", "b2a": "2.0", "b2b": "2.1", "b3b": "3.1"}
+    name = re.sub(r"\.(b\d[ab]?)\.", lambda match: f".branch_{branches[match[1]]}.", name)
+    name = name.replace(".bn.", ".batch3d.").replace("logits.", "conv3d_0c_1x1.")
+    return name[0].lower() + name[1:]
+
+
+def test_names_in_the_torchscript_file_become_ours() -> None:
+    for name in expected_shapes("i3d"):
+        assert our_name(torchscript_name(name)) == our_name(name) == name
+    assert torchscript_name("Mixed_3b.b1a.bn.running_mean") == "mixed_3b.branch_1.0.batch3d.running_mean"
+    assert our_name("mixed_9z.branch_0.conv3d.weight") == "mixed_9z.branch_0.conv3d.weight"  # to be refused
+
+
+def test_a_torchscript_file_gives_its_tensors_to_our_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an import of kind i3d it is what I3D is loaded from, and the name of every score says so."""
+    read_in_process(monkeypatch)
+    tensors = {torchscript_name(name): tensor for name, tensor in published("i3d").items()}
+    counters = {"conv3d_1a_7x7.batch3d.num_batches_tracked": torch.tensor(0)}
+    path = known(compiled(tensors | counters, tmp_path / "program.pt"), "i3d-torchscript", monkeypatch)
+    assert import_weights("i3d-torchscript", path, cache=tmp_path / "cache").tensors == 287
+    network = load_i3d(cache=tmp_path / "cache")
+    assert network.name == "i3d-kinetics400-logits[torchscript-tensors]"
+    assert network.hash == hashlib.sha256(path.read_bytes()).hexdigest()
+    weight = network.network.state_dict()["Mixed_5c.b2b.conv3d.weight"]
+    assert torch.equal(weight, published("i3d")["Mixed_5c.b2b.conv3d.weight"])
+    known(path, "i3d", monkeypatch)
+    with pytest.raises(CheckpointError, match="import it as i3d-torchscript"):
+        import_weights("i3d", path, cache=tmp_path / "cache")

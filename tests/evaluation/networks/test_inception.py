@@ -1,4 +1,4 @@
-"""Claims: FID's Inception equals independent implementations on artificial weights, with the original's pooling."""
+"""Claims: FID's Inception equals independent implementations on synthetic weights, with the original's pooling."""
 
 from typing import Any
 
@@ -7,19 +7,13 @@ import torch
 from torch import Tensor
 
 from magi.evaluation.networks.features import FeatureNetwork
-from magi.evaluation.networks.inception import (
-    INCEPTION_PREPROCESSINGS,
-    Inception,
-    InceptionPreprocessing,
-    _pool_real_pixels,
-    inception_input,
-)
+from magi.evaluation.networks.inception import Inception, _pool_real_pixels, inception_input
 from magi.evaluation.networks.load import InceptionFeatures
 from magi.evaluation.networks.precision import full_precision
-from magi.evaluation.networks.synthetic_weights import artificial_video
-from tests.fakes.network_cases import CASES, assert_like, filled
+from tests.fakes.network_cases import CASES, assert_like, filled, synthetic_video
 
 EXPECTED = CASES["inception"]
+OURS = [case for case in EXPECTED["cases"] if case["variant"] == "torch_fidelity"]
 TAPS = {"64": "MaxPool_1", "192": "MaxPool_2", "768": "Mixed_6e"}
 
 
@@ -28,7 +22,7 @@ def network() -> Inception:
     return filled(Inception())
 
 
-def outputs(network: Inception, images_BHWC: Tensor, variant: InceptionPreprocessing) -> dict[str, Tensor]:
+def outputs(network: Inception, images_BHWC: Tensor) -> dict[str, Tensor]:
     """Outputs of every layer, the features and the logits."""
     found: dict[str, Tensor] = {}
 
@@ -37,22 +31,22 @@ def outputs(network: Inception, images_BHWC: Tensor, variant: InceptionPreproces
 
     hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in network.trunk_names]
     with full_precision():
-        found["input"] = inception_input(images_BHWC, variant)
+        found["input"] = inception_input(images_BHWC)
         output = network(found["input"])
     for hook in hooks:
         hook.remove()
     return found | {"features_BC": output.features_BC, "logits_BC": output.logits_BC}
 
 
-@pytest.mark.parametrize("case", EXPECTED["cases"], ids=lambda case: f"{case['input']}-{case['variant']}")
+@pytest.mark.parametrize("case", OURS, ids=lambda case: case["input"])
 def test_features_are_those_of_independent_implementations(case: dict[str, Any], network: Inception) -> None:
-    images_BHWC = artificial_video(case["input"], 1, case["size"], case["size"])
-    found = outputs(network, images_BHWC, case["variant"])
+    images_BHWC = synthetic_video(case["input"], 1, case["size"], case["size"])
+    found = outputs(network, images_BHWC)
     assert_like(found["features_BC"], case["out"])
     for name, expected in case["block_means"].items():
         assert_like(found[TAPS[name]].mean((2, 3)), expected)
     traced = EXPECTED["taps_image64_torch_fidelity"]
-    if (case["input"], case["variant"]) == ("image64", "torch_fidelity"):
+    if case["input"] == "image64":
         for name, expected in traced.items():
             assert_like(found[name], expected)
         full = torch.tensor(EXPECTED["full_vector"]["values"])[None]
@@ -69,12 +63,11 @@ def test_average_pools_count_the_real_pixels_only() -> None:
     assert _pool_real_pixels(corner)[0, 0].tolist() == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize(("variant", "white"), [("pytorch_fid", 1.0), ("torch_fidelity", 127 / 128)])
-def test_input_is_rgb_in_the_range_of_the_variant(variant: InceptionPreprocessing, white: float) -> None:
+def test_input_is_rgb_in_the_original_range() -> None:
     blue = torch.zeros(1, 20, 30, 3, dtype=torch.uint8)
     blue[..., 2] = 255
-    input_BCHW = inception_input(blue, variant)
-    for channel, value in enumerate((-1.0, -1.0, white)):
+    input_BCHW = inception_input(blue)
+    for channel, value in enumerate((-1.0, -1.0, 127 / 128)):
         torch.testing.assert_close(input_BCHW[:, channel], torch.full((1, 299, 299), value))
 
 
@@ -83,17 +76,15 @@ def test_what_it_does_not_take_is_one_line(network: Inception) -> None:
         network(torch.zeros(1, 3, 224, 224))
     with pytest.raises(ValueError, match="uint8 BHWC"):
         inception_input(torch.zeros(1, 8, 8, 3))
-    with pytest.raises(ValueError, match=", ".join(INCEPTION_PREPROCESSINGS)):
-        inception_input(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "clean")  # type: ignore[arg-type]
 
 
 def test_frames_are_independent_and_named(network: Inception) -> None:
-    features = InceptionFeatures(network, "abc", "pytorch_fid")
+    features = InceptionFeatures(network, "abc", "unknown-weights")
     promised: FeatureNetwork = features
     assert (promised.dimension, promised.minimum_frames) == (2048, 1)
-    assert promised.name == "inception-2015-12-05-pool3[pytorch_fid]" and promised.hash == "abc"
+    assert promised.name == "inception-2015-12-05-pool3[unknown-weights]" and promised.hash == "abc"
     assert InceptionFeatures(network, "abc").name == "inception-2015-12-05-pool3"
-    video_BTHWC = torch.stack([artificial_video("image64", 1, 64, 64), artificial_video("resize", 1, 64, 64)])
+    video_BTHWC = torch.stack([synthetic_video("image64", 1, 64, 64), synthetic_video("resize", 1, 64, 64)])
     together_BC, alone_BC = features.features(video_BTHWC), features.features(video_BTHWC[1:])
     torch.testing.assert_close(together_BC[1:], alone_BC, rtol=0, atol=1e-5)
     as_frames_BTC = features.frame_features(video_BTHWC.transpose(0, 1))

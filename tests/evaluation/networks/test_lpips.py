@@ -1,4 +1,4 @@
-"""Claims: LPIPS equals independent implementations on artificial weights, is symmetric, and 0 for equal images."""
+"""Claims: LPIPS equals independent implementations on synthetic weights, is symmetric, and 0 for equal images."""
 
 from typing import Any
 
@@ -9,8 +9,7 @@ from torch import Tensor
 from magi.evaluation.networks.load import LpipsDistance
 from magi.evaluation.networks.lpips import LPIPS_TRUNKS, Lpips, LpipsTrunk, unit_length
 from magi.evaluation.networks.precision import full_precision
-from magi.evaluation.networks.synthetic_weights import artificial_video
-from tests.fakes.network_cases import CASES, assert_like, filled
+from tests.fakes.network_cases import CASES, assert_like, filled, synthetic_video
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +21,9 @@ def pair(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Two videos of one frame, uint8."""
     height, width = case["hw"]
     if case["pair"] == "pair1":
-        first, second = (artificial_video(name, 1, height, width) for name in ("lpips_a", "lpips_b"))
+        first, second = (synthetic_video(name, 1, height, width) for name in ("lpips_a", "lpips_b"))
     else:
-        first, other = (artificial_video(name, 1, height, width) for name in ("lpips_c", "lpips_d"))
+        first, other = (synthetic_video(name, 1, height, width) for name in ("lpips_c", "lpips_d"))
         second = ((7 * first.int() + other.int()) // 8).to(torch.uint8)
     return first[None], second[None]
 
@@ -62,7 +61,7 @@ def test_the_epsilon_of_the_norm_is_outside_the_root() -> None:
 
 def test_frames_of_videos_are_compared_one_by_one(networks: dict[str, Lpips]) -> None:
     measure = LpipsDistance(networks["alex"], "abc")
-    first, second = artificial_video("a", 6, 40, 50).reshape(2, 3, 40, 50, 3), artificial_video("b", 6, 40, 50)
+    first, second = synthetic_video("a", 6, 40, 50).reshape(2, 3, 40, 50, 3), synthetic_video("b", 6, 40, 50)
     second = second.reshape(2, 3, 40, 50, 3)
     distances_BT = measure.distances(first, second)
     assert distances_BT.shape == (2, 3) and measure.name == "lpips_alex"

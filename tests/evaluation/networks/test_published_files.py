@@ -11,13 +11,11 @@ from safetensors.torch import save_file
 from magi.errors import CheckpointError
 from magi.evaluation.networks.import_weights import write_manifest
 from magi.evaluation.networks.published_files import (
-    PROGRAM_FILE,
     PUBLISHED,
     TENSORS_FILE,
     WEIGHT_KINDS,
     FileIdentity,
     PublishedFile,
-    check_kind,
     has_weights,
     identify,
     stored_weights,
@@ -37,17 +35,16 @@ def file(tmp_path: Path) -> Path:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, kind: str, **fields: object) -> None:
-    monkeypatch.setitem(PUBLISHED, kind, (PublishedFile("published.pth", "somewhere", **fields),))  # type: ignore
+    monkeypatch.setitem(PUBLISHED, kind, PublishedFile("published.pth", "somewhere", **fields))  # type: ignore
 
 
 def test_every_kind_has_a_published_identity() -> None:
     assert set(PUBLISHED) == set(WEIGHT_KINDS)
-    for files in PUBLISHED.values():
-        for file in files:
-            assert file.sha256 or file.git_blob
-            assert all(set(digest) <= set("0123456789abcdef") for digest in (file.sha256, file.git_blob))
-            assert len(file.sha256) in (0, 64) and len(file.git_blob) in (0, 40)
-            assert file.bytes is not None or not file.sha256
+    for file in PUBLISHED.values():
+        assert file.sha256 or file.git_blob
+        assert all(set(digest) <= set("0123456789abcdef") for digest in (file.sha256, file.git_blob))
+        assert len(file.sha256) in (0, 64) and len(file.git_blob) in (0, 40)
+        assert file.bytes is not None or not file.sha256
 
 
 def test_a_known_file_is_known_by_size_and_sha256(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +102,6 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert weights_cache() == Path.home() / ".cache" / "magi" / "weights"
 
 
-def test_unknown_kinds() -> None:
-    assert check_kind("i3d") == "i3d"
-    with pytest.raises(ValueError, match="'c3d'; known: i3d, i3d-torchscript"):
-        check_kind("c3d")
-
-
 # What was imported
 
 
@@ -160,12 +151,3 @@ def test_a_foreign_manifest_is_refused(change: dict[str, object], words: str, ca
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=words):
         stored_weights("vgg16", cache)
-
-
-def test_a_program_without_tensors_says_so(cache: Path) -> None:
-    folder = cache / "i3d-torchscript"
-    folder.mkdir()
-    (folder / PROGRAM_FILE).write_bytes(BYTES)
-    write_manifest(folder, "i3d-torchscript", FileIdentity("given.pt", 22, SHA256, GIT_BLOB, known=True))
-    with pytest.raises(CheckpointError, match="only the program"):
-        stored_weights("i3d-torchscript", cache).tensors()

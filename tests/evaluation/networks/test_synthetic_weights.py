@@ -7,8 +7,8 @@ import torch
 from magi.evaluation.networks.i3d import I3d
 from magi.evaluation.networks.inception import Inception
 from magi.evaluation.networks.lpips import Lpips
-from magi.evaluation.networks.synthetic_weights import artificial_tensor, artificial_video, fill_artificial, numbers
-from tests.fakes.network_cases import CASES
+from magi.evaluation.networks.synthetic_weights import fill_synthetic, numbers, synthetic_tensor
+from tests.fakes.network_cases import CASES, synthetic_video
 
 RULE = CASES["rule_check"]
 SHAPES = {
@@ -31,31 +31,25 @@ def test_numbers_follow_the_rule_in_plain_integers() -> None:
 
 @pytest.mark.parametrize(("key", "first"), RULE["weights_first4"].items(), ids=lambda value: str(value)[:40])
 def test_weights_follow_the_rule_of_their_key(key: str, first: list[float]) -> None:
-    found = artificial_tensor(key, SHAPES[key]).flatten()[:4]
+    found = synthetic_tensor(key, SHAPES[key]).flatten()[:4]
     torch.testing.assert_close(found, torch.tensor(first), rtol=1e-7, atol=1e-9)
 
 
 def test_learned_weights_of_lpips_follow_theirs() -> None:
-    found = artificial_tensor("lin0.model.1.weight", (1, 64, 1, 1)).flatten()[:4]
+    found = synthetic_tensor("lin0.model.1.weight", (1, 64, 1, 1)).flatten()[:4]
     torch.testing.assert_close(found, torch.tensor(RULE["lin0_alex_first4"]), rtol=1e-7, atol=1e-9)
-
-
-def test_seeds_draw_other_weights_and_each_seed_its_own() -> None:
-    first, again, other = (artificial_tensor("fc.weight", (4, 8), seed) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert not torch.equal(first, artificial_tensor("fc.weight", (4, 8)))
 
 
 @pytest.mark.parametrize("name", RULE["images"])
 def test_images_follow_the_rule(name: str) -> None:
     expected = RULE["images"][name]
     if name == "lpips pair2 second image":
-        pair = [artificial_video(word, 1, 79, 61).int() for word in ("lpips_c", "lpips_d")]
+        pair = [synthetic_video(word, 1, 79, 61).int() for word in ("lpips_c", "lpips_d")]
         video_THWC = ((7 * pair[0] + pair[1]) // 8).to(torch.uint8)
     else:
         word, frames, size = name.split()
         height, width = map(int, size.split("x"))
-        video_THWC = artificial_video(word, int(frames[2:]), height, width)
+        video_THWC = synthetic_video(word, int(frames[2:]), height, width)
     assert video_THWC.dtype == torch.uint8
     assert video_THWC.flatten()[:12].tolist() == expected["first12"]
     assert video_THWC.flatten()[-3:].tolist() == expected.get("last3", video_THWC.flatten()[-3:].tolist())
@@ -63,7 +57,7 @@ def test_images_follow_the_rule(name: str) -> None:
 
 
 def test_a_longer_clip_begins_with_the_shorter() -> None:
-    assert torch.equal(artificial_video("video64", 9, 64, 64), artificial_video("video64", 17, 64, 64)[:9])
+    assert torch.equal(synthetic_video("video64", 9, 64, 64), synthetic_video("video64", 17, 64, 64)[:9])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +68,7 @@ def test_totals_over_all_weights_of_a_network(name: str) -> None:
     with torch.device("meta"):
         network = build()
     network.to_empty(device="cpu")
-    fill_artificial(network)
+    fill_synthetic(network)
     weights = [tensor.double() for tensor in network.state_dict().values()]
     expected = RULE["weights_total"][name]
     assert float(sum(tensor.sum() for tensor in weights)) == pytest.approx(expected["sum"], rel=1e-6)

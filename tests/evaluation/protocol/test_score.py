@@ -15,7 +15,7 @@ from magi.data.index.index import VideoIndex, VideoRecord
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import distance_of
 from magi.evaluation.networks.i3d_preprocessing import i3d_input
-from magi.evaluation.networks.load import artificial_i3d, artificial_inception, artificial_lpips
+from magi.evaluation.networks.load import synthetic_i3d
 from magi.evaluation.protocol.card import NetworkDescription, score_name
 from magi.evaluation.protocol.clip_table import ClipRow
 from magi.evaluation.protocol.evaluation import Evaluation
@@ -26,6 +26,7 @@ from magi.evaluation.protocol.result import EvaluationResult, FrechetScores, rea
 from magi.evaluation.protocol.samples import generate_samples
 from magi.evaluation.protocol.score import score
 from tests.fakes.look_alikes import PaintedClips, Painter, Projection, look_alike_index, painted
+from tests.fakes.network_cases import synthetic_inception, synthetic_lpips
 from tests.fakes.score_fakes import COUNT, Cheat, evaluation, features_of, scored
 
 
@@ -71,16 +72,16 @@ def test_every_preset_runs_end_to_end(name: str, index: VideoIndex, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_preset_with_the_networks_themselves(index: VideoIndex, tmp_path: Path) -> None:
-    distances, images = (artificial_lpips("alex"),), artificial_inception()
-    beside = Metrics(artificial_i3d(), images, distances, context_frames=5)
+    distances, images = (synthetic_lpips("alex"),), synthetic_inception()
+    beside = Metrics(synthetic_i3d(), images, distances, context_frames=5)
     asked = evaluation(index, tmp_path, count=2, frames=9, beside=beside, singular=True)
     found = scored(asked)
     real, model = scores_of(found).real, scores_of(found).models["painter"]
-    assert found.score_name.startswith("fvd[i3d-kinetics400-logits[artificial]; count=2")
+    assert found.score_name.startswith("fvd[i3d-kinetics400-logits[synthetic]; count=2")
     assert real.floor_expected is None  # of fewer clips than dimensions theory expects nothing
     assert found.other_networks.keys() == {d.name for d in (*distances, images)}
     assert len(model.frame_fid) == 9 == len(real.frame_fid_floor)
-    assert len(model.frames["lpips_alex[artificial]"].per_frame) == 4
+    assert len(model.frames["lpips_alex[synthetic]"].per_frame) == 4
 
 
 def test_floor_is_low_and_corrupted_clips_are_not(result: tuple[EvaluationResult, Path]) -> None:
