@@ -209,11 +209,10 @@ class SamplingConfig(Section):
     noise_level: int = Field(
         1, ge=1, description="noise level of the observed frames: 1 adds none, a higher one adds noise of that level"
     )
-    head_precision: Literal["model", "bf16"] = Field(
-        "model", description="of the diffusion head's products; bf16 is faster on a CPU that computes in it"
-    )
-    pass_precision: Literal["model", "bf16"] = Field(
-        "model", description="of the products of the transformer's passes over a frame; as head_precision"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="auto: on a GPU bf16 and the kernels, on a CPU bf16 for the products that are faster so; "
+        "bf16 and fp32 ask for one of them",
     )
     context_frames: int = Field(
         0,
@@ -223,6 +222,28 @@ class SamplingConfig(Section):
     )
     longer: Literal["window", "interpolate"] = Field("interpolate", description="how videos grow longer than trained")
     window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_keys(cls, values: Any) -> Any:
+        """Files written before there was ``precision`` have one for the passes and one for the head."""
+        older = [key for key in ("pass_precision", "head_precision") if isinstance(values, dict) and key in values]
+        if not older:
+            return values
+        asked = {values.get("pass_precision", "model"), values.get("head_precision", "model")}
+        if len(asked) > 1 or "precision" in values:
+            raise ValueError(f"{' and '.join(older)}: replace with precision, which is auto, bf16 or fp32")
+        (format,) = asked
+        return {key: value for key, value in values.items() if key not in older} | {
+            "precision": "auto" if format == "model" else format
+        }
+
+    def changed(self, **fields: Any) -> "SamplingConfig":
+        """These settings with other values of some fields; ValueError for an unknown field or a value out of range."""
+        try:
+            return SamplingConfig.model_validate(self.model_dump() | fields)
+        except ValidationError as error:
+            raise ValueError(explain(error, "sampling", SamplingConfig)) from None
 
 
 class LatentShape(Section):

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,12 @@ from magi.config import SamplingConfig
 from magi.errors import NumericsError
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
-from magi.sampling.fast_path import FastPath
-from magi.sampling.generate import evaluating, generate_frame, plan_frame
+from magi.sampling.denoise import Denoiser
+from magi.sampling.frame import generate_frame, plan_frame
+from magi.sampling.generate import evaluating
 from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
-from magi.sampling.request import make_conditions, sampling_settings
+from magi.sampling.request import make_conditions
 from magi.training.parallelize import resolve_device
 from studies.commands import command_line, run_command
 from studies.results import COLOURS, Outcome, figure_of, write_outcome
@@ -89,13 +89,13 @@ def latents(model: Magi, config: SamplingConfig, conditions: Conditions, frames:
     """Latents_BTNC of ``frames`` frames from nothing; video k is drawn with seed k."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(conditions.interval_B))]
     # The plain path for both: graphs and kernels would be won by one of them alone.
-    plan, path, made = plan_frame(model, config), FastPath(), []
+    plan, made = plan_frame(model, config), []
     with evaluating(model):
-        if way == "with":
-            past = path.past(model, conditions, generators, frames, config)
-        else:
-            past = UncachedHistory(model, conditions, generators, frames, config)
-        denoiser = path.denoiser(model, config)
+        history = History if way == "with" else UncachedHistory
+        past, denoiser = (
+            history(model, conditions, generators, frames, config),
+            Denoiser(model.head, config.temperature),
+        )
         for frame in range(frames):
             made.append(generate_frame(model, past, generators, plan, denoiser).clone())
             if frame + 1 < frames:
@@ -196,8 +196,7 @@ def study(options: CacheOptions) -> Path:
     check_device(options.device)
     check_writable(options.results)
     pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
-    given: dict[str, Any] = {"longer": "interpolate", "steps": options.steps or None}
-    config = sampling_settings(pipe.config.sampling, **given)
+    config = pipe.config.sampling.changed(longer="interpolate", steps=options.steps or pipe.config.sampling.steps)
     difference, found = measure(options, pipe, config)
     parts, slopes = judged(found), exponents(found)
     medians = {way: {frames: statistics.median(values) for frames, values in by.items()} for way, by in found.items()}

@@ -89,6 +89,8 @@ def predicted(
 ) -> Tensor:
     """Video_BTHWC uint8 of ``frames`` frames that begin with the context, if any; clip k is generated with seed k."""
     clips = len(labels or ()) if context_BTHWC is None else len(context_BTHWC)
+    asked = {"guidance": guidance, "longer": longer}
+    sampling = {name: value for name, value in asked.items() if value is not None}
     videos = []
     for first in range(0, clips, BATCH):
         part = slice(first, min(first + BATCH, clips))
@@ -97,8 +99,7 @@ def predicted(
             context=None if context_BTHWC is None else context_BTHWC[part],
             labels=None if labels is None else labels[part],
             seeds=range(part.start, part.stop),
-            guidance=guidance,
-            longer=longer,
+            sampling=sampling,
         )
         videos.append(result.video_BTHWC.cpu())
     return torch.cat(videos)

@@ -19,8 +19,9 @@ from torch import Tensor
 from magi.config import TrainingConfig
 from magi.model.conditioning import Conditions
 from magi.model.masking import draw_mask, draw_mask_ratio
-from magi.sampling.fast_path import FastPath
-from magi.sampling.generate import evaluating, generate_frame, plan_frame
+from magi.sampling.denoise import Denoiser
+from magi.sampling.frame import generate_frame, plan_frame
+from magi.sampling.generate import evaluating
 from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
@@ -81,7 +82,7 @@ def _latents(pipe: MagiPipeline, context_BTHWC: Tensor, seeds: Sequence[int], fr
     told = (model, Conditions(ones_B, ones_B, None), [torch.Generator().manual_seed(seed) for seed in seeds])
     with evaluating(model):
         past = MaskedHistory(pipe.config.training, *told, frames, config) if masked else History(*told, frames, config)
-        plan, denoiser = plan_frame(model, config), FastPath().denoiser(model, config)
+        plan, denoiser = plan_frame(model, config), Denoiser(model.head, config.temperature)
         past.observe(model.patchify(pipe.vae.encode(context_BTHWC.to(device))))
         for frame in range(context_BTHWC.shape[1], frames):
             made.append(generate_frame(model, past, past.generators, plan, denoiser)[:, None])

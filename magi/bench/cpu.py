@@ -19,8 +19,9 @@ from magi.model.magi import Magi
 from magi.model.slot_attention import dense_slot_attention, slot_attention
 from magi.model.teacher_forcing import SlotPattern
 from magi.sampling.denoise import Denoiser
+from magi.sampling.execution import choose_execution
 from magi.sampling.generate import generate
-from magi.sampling.kept import Kept
+from magi.sampling.prepared import SamplerCache
 
 
 @torch.inference_mode()
@@ -69,14 +70,12 @@ def head_case(setting: Setting) -> PreparedCase:
 
 FRAMES = 3
 """One of context, then two."""
-EXACT = SamplingConfig(iterations=8, steps=5, guidance=3.0)
-ROUNDED = EXACT.model_copy(update={"pass_precision": "bf16"})
-ALL_ROUNDED = ROUNDED.model_copy(update={"head_precision": "bf16"})
-"""A head of the tiny width is slower so: its products are too small."""
+FAST = SamplingConfig(iterations=8, steps=5, guidance=3.0)
+EXACT = FAST.changed(precision="fp32")
 
 
-def _ours(model: Magi, config: SamplingConfig, context_BTNC: Tensor, kept: Kept | None) -> Work:
-    """Latents of the new frames by the sampler's own entry; the second call of a pipeline has what its first kept."""
+def _ours(model: Magi, config: SamplingConfig, context_BTNC: Tensor, samplers: SamplerCache | None) -> Work:
+    """Latents of the new frames by the sampler's own entry; a second call uses the sampler of the first again."""
     ones_B = torch.ones(1, dtype=torch.long)
     conditions = Conditions(ones_B, ones_B, 0 * ones_B)
     context_BTCHW = model.unpatchify(context_BTNC)
@@ -90,7 +89,7 @@ def _ours(model: Magi, config: SamplingConfig, context_BTNC: Tensor, kept: Kept 
             generators=generators,
             config=config,
             context_BTCHW=context_BTCHW,
-            kept=kept,
+            samplers=samplers,
         )
         return list(frames)
 
@@ -112,14 +111,14 @@ def _eager(model: Magi, context_BTNC: Tensor) -> Work:
 
 
 @torch.inference_mode()
-def end_to_end(setting: Setting, name: str, rounded: SamplingConfig, calls: int) -> PreparedCase:
-    """Two frames of the size ``name``, 8 iterations of 5 steps under guidance, ``rounded`` where a CPU has bf16."""
+def end_to_end(setting: Setting, name: str, calls: int) -> PreparedCase:
+    """Two frames of the size ``name``, 8 iterations of 5 steps under guidance, at the precision that a user gets."""
     model = small_model("smoke" if setting.smoke else name, setting.device)
-    fast = rounded if torch.cpu._is_avx512_bf16_supported() else EXACT
+    execution = choose_execution(model, FAST.precision)
     context_BTNC, narrow = random_frame(model, 1), in_format(model, torch.bfloat16)
     sides = {
-        OURS: _ours(model, fast, context_BTNC, Kept()),
-        "ours in fp32": _ours(model, EXACT, context_BTNC, Kept()),
+        OURS: _ours(model, FAST, context_BTNC, SamplerCache()),
+        "ours in fp32": _ours(model, EXACT, context_BTNC, SamplerCache()),
         "ours in fp32, first call": _ours(model, EXACT, context_BTNC, None),
         "eager": _eager(model, context_BTNC),
         "eager in bf16": _eager(narrow, context_BTNC.bfloat16()),
@@ -127,7 +126,7 @@ def end_to_end(setting: Setting, name: str, rounded: SamplingConfig, calls: int)
 
     @torch.inference_mode()
     def check() -> tuple[Parity, ...]:
-        return (*frame_parities(model, 1, EXACT), pass_parity(model, 1, fast))
+        return (*frame_parities(model, 1, EXACT), pass_parity(model, 1, FAST))
 
     return PreparedCase(
         tuple(Candidate(side, run, calls=calls) for side, run in sides.items()),
@@ -136,11 +135,11 @@ def end_to_end(setting: Setting, name: str, rounded: SamplingConfig, calls: int)
             "fp32 x eager": seconds["eager"] / seconds["ours in fp32"],
             "fp32, first call x eager": seconds["eager"] / seconds["ours in fp32, first call"],
         },
-        shapes=shapes_of(filled_sampler(model, fast, 1), fast)
+        shapes=shapes_of(filled_sampler(model, FAST, 1), FAST)
         | {
             "frames in the history": list(range(1, FRAMES)),
             "frames": FRAMES - 1,
-            "products": {"passes": fast.pass_precision, "head": fast.head_precision},
+            "products": {"passes": str(execution.pass_products), "head": str(execution.head_products)},
         },
     )
 

@@ -25,7 +25,7 @@ from magi.config import SamplingConfig
 from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
-from magi.sampling.fast_path import FastPath
+from magi.sampling.execution import choose_execution
 
 SCALE = 3.0
 FP32_LIMIT = 5e-5
@@ -130,7 +130,8 @@ def head_case(setting: Setting) -> PreparedCase:
     """A denoising step of 8 tokens under guidance."""
     model = paper_model(setting, blocks=1)  # all of its head
     loop = head_loop(model, 16, 5 if setting.smoke else 100)
-    denoiser, plain = FastPath.of(model).denoiser(model, loop.config), loop.plain
+    execution, plain = choose_execution(model, loop.config.precision), loop.plain
+    denoiser = Denoiser(model.head, loop.config.temperature, execution.head_products, execution.graphs)
     candidates = [
         Candidate(OURS, loop.work(denoiser), warmups=3, calls=5),
         Candidate("eager", torch.inference_mode()(lambda: loop.baseline(plain))),
@@ -172,7 +173,8 @@ def pass_parity(model: Magi, videos: int, config: SamplingConfig, known: int = 1
         for sampler in (wide, plain)
     )
     got = relative_error(ours.past.predict(tokens_BNC, masked_BN, picked_Bm), exact)
-    allowed = EXACT_LIMIT[model.mask_token.device.type] if config.pass_precision == "model" else BF16_LIMIT
+    products = ours.sampler.execution.pass_products
+    allowed = BF16_LIMIT if products == torch.bfloat16 else EXACT_LIMIT[model.mask_token.device.type]
     if model.mask_token.dtype == torch.bfloat16:
         allowed = max(BF16_LIMIT, BF16_SLACK * relative_error(rounded, exact))
     return Parity("conditions of the picked tokens", got, allowed)

@@ -24,7 +24,7 @@ from magi.model.conditioning import Conditions
 from magi.model.diffusion import NoiseSchedule, cosine_schedule, respace
 from magi.model.magi import Magi
 from magi.sampling.cuda_graphs import Replayed
-from magi.sampling.generate import guidance_scale
+from magi.sampling.frame import guidance_scale
 
 Draw = Callable[[int, int, int], Tensor]
 """Noise of an iteration for a parity check: (steps, tokens a video, channels) -> (steps, M, C)."""

@@ -53,9 +53,13 @@ def small_model(name: str, device: torch.device, dtype: torch.dtype = torch.floa
     return bench_model(config, LatentShape(frames=16, channels=4, height=8, width=8), device, dtype)
 
 
+def labelled_conditions(model: Magi, batch: int) -> Conditions:
+    """Conditions of ``batch`` videos, each with a label."""
+    numbers = torch.arange(batch, device=model.mask_token.device)
+    return Conditions(torch.ones_like(numbers), torch.ones_like(numbers), numbers % model.config.classes)
+
+
 def guided_conditions(model: Magi, batch: int) -> Conditions:
     """Conditions of ``batch`` videos, followed by the same without their label, as guidance takes them."""
-    device = model.mask_token.device
-    numbers = torch.arange(batch, device=device)
-    conditions = Conditions(torch.ones_like(numbers), torch.ones_like(numbers), numbers % model.config.classes)
+    conditions = labelled_conditions(model, batch)
     return conditions.concatenate(conditions.without_label(model.config.classes))

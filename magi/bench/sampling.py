@@ -7,7 +7,7 @@ and predicts as many tokens on average as the frame does; what was timed is reco
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
 from magi.bench.mar_baseline import GrownCache, MarStyleSampler
-from magi.bench.models import guided_conditions, in_format, paper_model, small_model
+from magi.bench.models import guided_conditions, in_format, labelled_conditions, paper_model, small_model
 from magi.bench.runner import Work, free_memory, run_each_once
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.sampling.cuda_graphs import Replayed
-from magi.sampling.denoise import Denoiser, draw_noise
-from magi.sampling.fast_path import FastPath
-from magi.sampling.generate import FramePlan, generate_frame, plan_frame
+from magi.sampling.denoise import draw_noise
+from magi.sampling.execution import Execution, choose_execution
+from magi.sampling.frame import FramePlan
 from magi.sampling.history import History
+from magi.sampling.prepared import PreparedSampler
 
 SD_FRAMES, COSMOS_FRAMES = 1, 4
 """Video frames of a latent frame with a 2-D autoencoder and with one that compresses time four times."""
@@ -99,29 +100,35 @@ def iteration_subset(plan: FramePlan, every: int) -> IterationSubset:
 
 @dataclass(frozen=True)
 class FilledSampler:
-    """The sampler of a pipeline over ``batch`` videos, with random finished frames in its history."""
+    """The prepared sampler of a pipeline over ``batch`` videos, with random finished frames in its history."""
 
     model: Magi
     batch: int
-    plan: FramePlan
-    past: History
-    denoiser: Denoiser
-    generators: list[torch.Generator]
+    sampler: PreparedSampler
+
+    @property
+    def plan(self) -> FramePlan:
+        """Of a whole frame."""
+        return self.sampler.plan
+
+    @property
+    def past(self) -> History:
+        """The finished frames."""
+        return self.sampler.history
 
     @property
     def graphs(self) -> tuple[Replayed, ...]:
         """What is replayed as CUDA graphs; nothing on a CPU."""
-        parts = (self.past.graphs, self.past.observation_graphs, self.denoiser.graph)
+        parts = (self.past.graphs, self.past.observation_graphs, self.sampler.denoiser.graph)
         return tuple(part for part in parts if part is not None)
 
     def frame(self, order_BN: Tensor | None = None) -> Tensor:
         """tokens_BNC of the frame after those in the history."""
-        return generate_frame(self.model, self.past, self.generators, self.plan, self.denoiser, order_BN)
+        return self.sampler.frame(order_BN)
 
     def some_iterations(self, subset: IterationSubset, order_BN: Tensor) -> Tensor:
         """The same with only these iterations of a frame in this order; others stay masked, which costs the same."""
-        order_BN = subset.order(order_BN)
-        return generate_frame(self.model, self.past, self.generators, subset.plan, self.denoiser, order_BN)
+        return self.sampler.frame(subset.order(order_BN), subset.plan)
 
 
 class GraphCount:
@@ -148,20 +155,27 @@ class GraphCount:
 
 
 def filled_sampler(
-    model: Magi, config: SamplingConfig, batch: int, known: int = 15, path: FastPath | None = None, frames: int = 16
+    model: Magi,
+    config: SamplingConfig,
+    batch: int,
+    known: int = 15,
+    execution: Execution | None = None,
+    frames: int = 16,
 ) -> FilledSampler:
-    """A sampler with ``known`` random frames in its history."""
-    path = path or FastPath.of(model)
+    """A sampler as a pipeline prepares it, with ``known`` random frames in its history."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
-    past = path.past(model, guided_conditions(model, batch), generators, frames, config)
+    conditions = labelled_conditions(model, batch)
+    sampler = PreparedSampler(model, config, conditions, generators, frames, execution)
+    sampler.begin(config, conditions, generators)
+    past = sampler.history
     generator = torch.Generator(past.cache.stored.device).manual_seed(2)
     if known:
         for layer in past.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
             layer.normal_(generator=generator)
         past.cache.rewind(known)
         past.frame_pass.place(past.time_T[known])
-        past.recent_BTNC = random_frame(model, batch)
-    return FilledSampler(model, batch, plan_frame(model, config), past, path.denoiser(model, config), generators)
+        past.recent_BTNC = random_frame(sampler.model, batch)
+    return FilledSampler(sampler.model, batch, sampler)
 
 
 def random_frame(model: Magi, batch: int) -> Tensor:
@@ -205,9 +219,9 @@ def sorted_order(plan: FramePlan, batch: int, tokens: int) -> Tensor:
 
 def frame_parities(model: Magi, batch: int, config: SamplingConfig) -> tuple[Parity, ...]:
     """A frame of few iterations with given order and noise: against the baseline in float32, graphs against none."""
-    few = config.model_copy(update={"iterations": min(4, config.iterations), "steps": min(10, config.steps)})
+    few = config.changed(iterations=min(4, config.iterations), steps=min(10, config.steps))
     exact = in_format(model, torch.float32)
-    ours = filled_sampler(exact, few, batch)
+    ours = filled_sampler(exact, few.changed(precision="fp32"), batch)
     order_BN = sorted_order(ours.plan, batch, model.tokens_per_frame)
     plain = mar_style(ours, few)
     generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
@@ -215,19 +229,19 @@ def frame_parities(model: Magi, batch: int, config: SamplingConfig) -> tuple[Par
     error, allowed = relative_error(ours.frame(order_BN), expected), EXACT_LIMIT[model.mask_token.device.type]
     found = [Parity("float32 frame", error, allowed)]
     del ours, plain, exact
-    path = FastPath.of(model)
-    if path.graphs:
+    execution = choose_execution(model, few.precision)
+    if execution.graphs:
         replayed = filled_sampler(model, few, batch).frame(order_BN)
-        eager = _without_graphs(model, few, batch, path).frame(order_BN)
+        eager = _without_graphs(model, few, batch, execution).frame(order_BN)
         found.append(Parity("graphs against eager", float((replayed - eager).abs().max()), 0.0))
     return tuple(found)
 
 
-def _without_graphs(model: Magi, config: SamplingConfig, batch: int, path: FastPath) -> FilledSampler:
+def _without_graphs(model: Magi, config: SamplingConfig, batch: int, execution: Execution) -> FilledSampler:
     """The same code as the graphs hold, rows padded as theirs, one operation at a time."""
-    ours = filled_sampler(model, config, batch, path=FastPath(graphs=False, kernels=path.kernels))
+    ours = filled_sampler(model, config, batch, execution=replace(execution, graphs=False))
     ours.past.padded = True
-    ours.denoiser.padded = True
+    ours.sampler.denoiser.padded = True
     return ours
 
 
@@ -321,8 +335,8 @@ LONG = SamplingConfig(iterations=8, steps=5, guidance=3.0, longer="window", wind
 class LongVideo:
     """A video without end that can begin anew after any number of random frames."""
 
-    def __init__(self, model: Magi) -> None:
-        self.ours = filled_sampler(model, LONG, 1, known=0, frames=LATE + 2 * LONG.window_keep)
+    def __init__(self, model: Magi, config: SamplingConfig = LONG) -> None:
+        self.ours = filled_sampler(model, config, 1, known=0, frames=LATE + 2 * LONG.window_keep)
 
     def start(self, frames: int) -> Tensor:
         """Forget everything, then observe ``frames`` random frames one by one; tokens_BTNC of those in view."""
@@ -343,7 +357,7 @@ class LongVideo:
 def late_frame_parity(model: Magi) -> Parity:
     """A late frame against the same made by a sampler that was given the frames in view and nothing before them."""
     exact = in_format(model, torch.float32)
-    late, fresh = LongVideo(exact), LongVideo(exact)
+    late, fresh = (LongVideo(exact, LONG.changed(precision="fp32")) for _ in range(2))
     fresh.ours.past.observe(late.start(LATE))
     allowed = EXACT_LIMIT[model.mask_token.device.type]
     return Parity("float32 frame", relative_error(late.ours.frame(), fresh.ours.frame()), allowed)

@@ -177,8 +177,10 @@ def _generate(
     """The videos, video_THWC each, context included, a batch at a time."""
     import numpy as np
 
-    given = 0 if context is None else len(context.video_THWC)
-    done, total = 0, options.count * max(0, options.frames - given)
+    known = 0 if context is None else len(context.video_THWC)
+    names = ("guidance", "iterations", "steps", "temperature", "longer", "noise_level")
+    given = {name: getattr(options, name) for name in names}
+    done, total = 0, options.count * max(0, options.frames - known)
     videos: list[np.ndarray] = []
     for start in range(0, options.count, options.batch):
         seeds = range(options.seed + start, options.seed + min(start + options.batch, options.count))
@@ -189,12 +191,7 @@ def _generate(
             labels=options.label,
             interval=options.interval,
             seeds=seeds,
-            guidance=options.guidance,
-            iterations=options.iterations,
-            steps=options.steps,
-            temperature=options.temperature,
-            longer=options.longer,
-            noise_level=options.noise_level,
+            sampling={name: value for name, value in given.items() if value is not None},
         ):
             frames.append(frame_BHWC.numpy())
             if not done:

@@ -15,6 +15,7 @@ from magi.model.frame_pass import FramePass
 from magi.model.kv_cache import KVCache
 from magi.model.magi import Magi
 from magi.sampling.cuda_graphs import Replayed
+from magi.sampling.execution import Execution
 
 LEAST_PICKED = 8
 
@@ -38,12 +39,12 @@ def observation_noise(model: Magi, noise_level: int) -> float:
 
 
 class History:
-    """The frames before the one being generated, of B videos told ``conditions`` (G x B: guidance doubles the batch).
+    """The frames before the one being generated, of B videos under ``conditions`` (G x B: guidance doubles the batch).
 
     In "window" mode a full window slides: the newest ``window_keep`` frames are observed anew as a fresh context from
     position 0, so everything the model sees, it has seen in training, and the cost a frame stays the same for ever.
     ``generators`` (one a video) give the noise of observations at noise levels above 1; a frame's noise is drawn once.
-    With ``graphs`` the passes over one frame are CUDA graphs, with ``kernels`` they read the cache by a kernel.
+    ``execution`` says how the passes over a frame run (the plain way if None); graphs share the memory of ``pool``.
     """
 
     def __init__(
@@ -53,32 +54,36 @@ class History:
         generators: Sequence[torch.Generator],
         frames: int,
         config: SamplingConfig,
-        graphs: bool = False,
-        kernels: bool = False,
+        execution: Execution | None = None,
         pool: Any = None,
     ) -> None:
+        execution = execution or Execution.plain(model)
         self.model, self.keep = model, config.window_keep
         self.halves = len(conditions.interval_B) // len(generators)
         self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
         # The last frame in view is only ever predicted, so the cache needs no room for it.
         self.cache: KVCache = model.new_cache(len(conditions.interval_B), len(self.time_T) - 1)
-        dtype = torch.bfloat16 if config.pass_precision == "bf16" else None
-        self.frame_pass = FramePass(model, conditions, self.halves, kernels, dtype)
-        self.graphs = Replayed(self._predict, pool) if graphs else None
-        self.padded = graphs
-        self.observation_graphs = Replayed(self._observe_one, pool) if graphs else None
+        self.frame_pass = FramePass(model, conditions, self.halves, execution.kernels, execution.pass_products)
+        self.graphs = Replayed(self._predict, pool) if execution.graphs else None
+        self.padded = execution.graphs
+        self.observation_graphs = Replayed(self._observe_one, pool) if execution.graphs else None
         self.begin(conditions, generators)
 
     def begin(self, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
         """Forget everything, and start with other videos, as many as before: buffers and graphs stay."""
-        videos, told = len(generators), len(conditions.interval_B)
-        assert (told, told // videos) == (self.cache.stored.shape[1] // self.model.positions, self.halves)
+        videos, rows = len(generators), len(conditions.interval_B)
+        assert (rows, rows // videos) == (self.cache.stored.shape[1] // self.model.positions, self.halves)
         self.conditions, self.generators = conditions, generators
         self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
         self.recent_BTNC: Tensor | None = None
         self.cache.clear()
         self.frame_pass.tell(conditions)
         self.frame_pass.place(self.time_T[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the cache."""
+        return self.cache.stored.nbytes
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames; of a first context longer than the window only the newest that fit are seen."""

@@ -4,25 +4,27 @@ Puts a model, its autoencoder and its config together: loads them, checks what i
 decodes. It knows no training and writes no videos.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from magi.config import Config
+from magi.config import Config, SamplingConfig
 from magi.errors import NumericsError
 from magi.model.magi import Magi
 from magi.presets import at_speed
 from magi.sampling.generate import generate
-from magi.sampling.kept import Kept
+from magi.sampling.prepared import SamplerCache
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
-from magi.sampling.request import Labels, batch_of, context_batch, make_conditions, sampling_settings
+from magi.sampling.request import Labels, batch_of, changed_settings, context_batch, make_conditions
 from magi.vae.contract import VideoAutoencoder
+
+PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class Result:
 class MagiPipeline:
     """Continues videos, or makes them from nothing.
 
-    ``kept`` holds memory and recorded work of the last call, from which the next one of the same shapes, settings and
-    weights starts; ``kept.forget()`` frees it. A cache above ``kept.most_bytes`` is not held; with 0 nothing is.
+    On a GPU it computes in bf16 with Triton kernels and CUDA graphs; on a CPU in float32, and in bf16 those products
+    that the processor does faster so. ``sampling.precision`` asks for one of them ("fp32", "bf16"). After a call the
+    pipeline holds the prepared sampler, from which the next call of the same settings, shapes and weights starts;
+    streams at the same time never share one. ``forget()`` frees it, and is wanted after weights were written through
+    ``.data`` or by a fused optimizer, which leave no trace.
     """
 
     def __init__(
@@ -46,17 +51,29 @@ class MagiPipeline:
         """Use ``model`` and ``vae`` as they are; ``classes`` are the names of the labels, if known."""
         self.model, self.vae, self.config = model, vae, config
         self.classes = None if classes is None else tuple(classes)
-        self.kept = Kept()
+        self._samplers = SamplerCache()
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: torch.device | str = "cpu") -> Self:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    ) -> Self:
         """Load 'demo' (the shipped model), the folder of a run or an export, or a hub id ``owner/name``.
 
-        A local folder goes before a hub id. Raises ValueError if there is no such model, CheckpointError if its weights
-        are missing, damaged, a pickle, or of another architecture.
+        A local folder goes before a hub id. ``dtype`` is ``sampling.precision`` by its name in PyTorch; "auto" leaves
+        it as the model's config says. Weights stay in float32 and are rounded when a sampler is prepared. Raises
+        ValueError if there is no such model, CheckpointError if its weights are missing, damaged, a pickle, or of
+        another architecture.
         """
+        if dtype not in ("auto", *PRECISION_OF):
+            raise ValueError(f"dtype: expected auto, float32 or bfloat16, got {dtype!r}")
         parts = load_pretrained(source)
-        return cls(parts.model, parts.vae, parts.config, parts.classes).to(device)
+        config = parts.config
+        if dtype != "auto":
+            config = config.model_copy(update={"sampling": config.sampling.changed(precision=PRECISION_OF[dtype])})
+        return cls(parts.model, parts.vae, config, parts.classes).to(device)
 
     def save_pretrained(self, folder: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
         """Write an export, which ``from_pretrained`` loads; see ``magi.sampling.pretrained.save_export``."""
@@ -64,10 +81,14 @@ class MagiPipeline:
 
     def to(self, device: torch.device | str) -> Self:
         """Move model and autoencoder; returns itself."""
-        self.kept.forget()
+        self.forget()
         self.model.to(device)
         self.vae = self.vae.to(device)
         return self
+
+    def forget(self) -> None:
+        """Free the sampler of the last call."""
+        self._samplers.clear()
 
     def at_speed(self, name: str) -> Self:
         """The same model with cheaper sampling settings (``magi.presets.SPEEDS``); all but "full" cost quality."""
@@ -82,27 +103,12 @@ class MagiPipeline:
         labels: Labels = None,
         interval: int = 1,
         seeds: Sequence[int] | None = None,
-        guidance: float | None = None,
-        iterations: int | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
-        longer: Literal["window", "interpolate"] | None = None,
-        noise_level: int | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate whole videos; arguments and errors are those of ``stream``."""
         context_BTHWC = context_batch(context, frames, self.config)
         generated = self.stream(
-            frames=frames,
-            context=context_BTHWC,
-            labels=labels,
-            interval=interval,
-            seeds=seeds,
-            guidance=guidance,
-            iterations=iterations,
-            steps=steps,
-            temperature=temperature,
-            longer=longer,
-            noise_level=noise_level,
+            frames=frames, context=context_BTHWC, labels=labels, interval=interval, seeds=seeds, sampling=sampling
         )
         video_BTHWC = torch.stack(list(generated), dim=1)
         if context_BTHWC is None:
@@ -118,31 +124,18 @@ class MagiPipeline:
         labels: Labels = None,
         interval: int = 1,
         seeds: Sequence[int] | None = None,
-        guidance: float | None = None,
-        iterations: int | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
-        longer: Literal["window", "interpolate"] | None = None,
-        noise_level: int | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> Iterator[Tensor]:
         """Yield frame_BHWC (uint8, on the CPU) of the generated frames, each as soon as it is finished.
 
         ``frames`` counts the whole video, context included. ``context`` is uint8 RGB, video_THWC for all videos or
         video_BTHWC, of the model's size. ``labels`` are class names or numbers, one for all or one a video; None is no
-        label. ``interval`` tells the frame interval. There is one video for each of ``seeds``; without them 0, 1, ...
-        for each context or label. A ``noise_level`` above 1 adds noise of that level to the observed frames. What else
-        is None is taken from the config. Raises ValueError, at once, for anything that does not fit the model, and
-        NumericsError if a frame is not finite.
+        label. ``interval`` is the frame interval that the model is conditioned on. There is one video for each of
+        ``seeds``; without them 0, 1, ... for each context or label. ``sampling`` changes fields of ``config.sampling``
+        (a mapping) or replaces all of it (a ``SamplingConfig``). Raises ValueError, at once, for anything that does not
+        fit the model, and NumericsError if a frame is not finite.
         """
-        settings = sampling_settings(
-            self.config.sampling,
-            guidance=guidance,
-            iterations=iterations,
-            steps=steps,
-            temperature=temperature,
-            longer=longer,
-            noise_level=noise_level,
-        )
+        settings = changed_settings(self.config.sampling, sampling)
         context_BTHWC = context_batch(context, frames, self.config)
         seeds = batch_of(context_BTHWC, labels, seeds)
         conditions = make_conditions(
@@ -156,7 +149,7 @@ class MagiPipeline:
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             config=settings,
             context_BTCHW=context_BTCHW,
-            kept=self.kept,
+            samplers=self._samplers,
         )
         context_frames = 0 if context_BTHWC is None else context_BTHWC.shape[1]
         return decode_frames(self.vae, _finite(latents), context_BTCHW, context_frames)

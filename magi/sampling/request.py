@@ -1,27 +1,25 @@
 """What a user asks of the pipeline, checked: context video, labels, seeds, settings. It knows no files."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from magi.config import Config, ModelConfig, SamplingConfig, explain
+from magi.config import Config, ModelConfig, SamplingConfig
 from magi.model.conditioning import Conditions
 
 Labels = int | str | Sequence[int | str | None] | None
 SEEDS = 2**32
 
 
-def sampling_settings(config: SamplingConfig, **given: float | str | None) -> SamplingConfig:
-    """``config`` with the values that are given (not None); ValueError names the field that is out of range."""
-    changed = {name: value for name, value in given.items() if value is not None}
-    try:
-        return SamplingConfig.model_validate(config.model_dump() | changed)
-    except ValidationError as error:
-        raise ValueError(explain(error, "sampling", SamplingConfig)) from None
+def changed_settings(config: SamplingConfig, asked: SamplingConfig | Mapping[str, Any] | None) -> SamplingConfig:
+    """``config`` if nothing is asked for, with the changes of a mapping, or the settings that replace it."""
+    if asked is None:
+        return config
+    return asked if isinstance(asked, SamplingConfig) else config.changed(**asked)
 
 
 def context_batch(context: Tensor | np.ndarray | None, frames: int, config: Config) -> Tensor | None:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from magi.config import TrainingConfig
+from magi.devices import computes_in_bf16
 from magi.model.magi import Magi
 
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -107,11 +108,6 @@ def parallelize(model: Magi, config: TrainingConfig, process: Distributed) -> nn
     if config.parallel == "fsdp":
         return _shard(model, blocks, config.batch, process)
     return _replicate(model, process)
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there; a CPU without instructions for it is several times slower."""
-    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 # NOTE: a replaced forward belongs to this instance; a deep copy of the module would still run this one's weights.

@@ -12,8 +12,8 @@ from magi.bench.sampling import filled_sampler, mar_style, random_frame, sorted_
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser, draw_noise
-from magi.sampling.fast_path import FastPath
-from magi.sampling.generate import generate_frame, plan_frame
+from magi.sampling.execution import Execution
+from magi.sampling.frame import generate_frame, plan_frame
 from magi.sampling.history import History
 
 CONFIG = SamplingConfig(iterations=4, steps=5, guidance=3.0, temperature=0.8)
@@ -64,7 +64,7 @@ def test_the_loop_of_the_baseline_is_ours(model: Magi) -> None:
 
 def test_both_start_from_the_same_cache(model: Magi) -> None:
     with torch.inference_mode():
-        ours = filled_sampler(model, CONFIG, 2, known=3, path=FastPath())
+        ours = filled_sampler(model, CONFIG, 2, known=3, execution=Execution.plain(model))
         plain = mar_style(ours, CONFIG)
         order_BN = sorted_order(ours.plan, 2, model.tokens_per_frame)
         theirs = seeded(2)

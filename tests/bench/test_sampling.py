@@ -1,6 +1,5 @@
 """A subset of a frame's iterations stands for the frame, and both sides take the same one."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +26,8 @@ from magi.bench.suite import choose
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts
-from magi.sampling.fast_path import FastPath
-from magi.sampling.generate import FramePlan, annealed_steps, guidance_scale
+from magi.sampling.execution import Execution
+from magi.sampling.frame import FramePlan, annealed_steps, guidance_scale
 
 TOKENS = 256
 VIDEOS = 2
@@ -88,7 +87,7 @@ class Recorded:
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_both_sides_take_the_same_iterations(model: Magi, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
-        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath())
+        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, execution=Execution.plain(model))
         plain = mar_style(ours, CONFIG)
         order_BN = sorted_order(ours.plan, VIDEOS, model.tokens_per_frame)
         subset = iteration_subset(ours.plan, every)
@@ -96,10 +95,8 @@ def test_both_sides_take_the_same_iterations(model: Magi, every: int, monkeypatc
         mine, theirs = Recorded(model.token_channels), Recorded(model.token_channels)
         recording: Any = mine.ours
         monkeypatch.setattr(plain.head, "sample", lambda *given: theirs.plain(CONFIG.steps, *given))
-        made, expected = (
-            replace(ours, denoiser=recording).some_iterations(subset, order_BN),
-            plain.frame(order_BN, part=masks),
-        )
+        monkeypatch.setattr(ours.sampler, "denoiser", recording)
+        made, expected = ours.some_iterations(subset, order_BN), plain.frame(order_BN, part=masks)
     assert len(mine.calls) == 8 // every and mine.calls == theirs.calls
     assert [rows // VIDEOS for rows, _, _ in mine.calls] == [ours.plan.counts[i] for i in subset.iterations]
     assert [scale for _, scale, _ in mine.calls] == pytest.approx([ours.plan.scales[i] for i in subset.iterations])
@@ -109,7 +106,7 @@ def test_both_sides_take_the_same_iterations(model: Magi, every: int, monkeypatc
 
 def test_masks_are_those_of_the_whole_frame(model: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
-        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath())
+        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, execution=Execution.plain(model))
         plain = mar_style(ours, CONFIG)
         order_BN = sorted_order(ours.plan, VIDEOS, model.tokens_per_frame)
         masks = plain.masks_before(order_BN, range(8))
@@ -129,7 +126,7 @@ def test_masks_are_those_of_the_whole_frame(model: Magi, monkeypatch: pytest.Mon
 def test_baselines_share_one_cache_and_agree(model: Magi) -> None:
     """The blocks compiled as one compute the same, and a frame leaves the cache as it is."""
     with torch.inference_mode():
-        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath())
+        ours = filled_sampler(model, CONFIG, VIDEOS, known=2, execution=Execution.plain(model))
         plain = mar_style(ours, CONFIG)
         compiled = plain.compiled("eager")
         assert compiled.cache is plain.cache
@@ -158,7 +155,7 @@ def test_a_compiled_baseline_that_computes_something_else_is_refused(
         return lambda layer, x, *rest: block(layer, wrong(x), *rest)
 
     with torch.inference_mode():
-        plain = mar_style(filled_sampler(model, CONFIG, VIDEOS, known=2, path=FastPath()), CONFIG)
+        plain = mar_style(filled_sampler(model, CONFIG, VIDEOS, known=2, execution=Execution.plain(model)), CONFIG)
         with monkeypatch.context() as patch:
             patch.setattr(torch, "compile", traced)
             with pytest.raises(RuntimeError, match=r"its pass differs by .* from the plain one, 0\.05 is allowed"):
@@ -203,7 +200,7 @@ def test_all_blocks_share_one_compilation(model: Magi) -> None:
 
     torch.compiler.reset()
     with torch.inference_mode():
-        ours = filled_sampler(model, CONFIG, 1, known=2, path=FastPath())
+        ours = filled_sampler(model, CONFIG, 1, known=2, execution=Execution.plain(model))
         plain = mar_style(ours, CONFIG).compiled(backend)  # type: ignore[arg-type]
         assert len(model.transformer.blocks) > 1
         for _ in range(2):

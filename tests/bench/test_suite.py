@@ -105,7 +105,7 @@ def test_no_candidate_sets_itself_up_in_the_timed_call(name: str, monkeypatch: p
 
 def test_a_planted_set_up_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A baseline that builds its sampler anew in every call."""
-    prepared = cpu.end_to_end(SMOKE, "tiny", cpu.EXACT, 1)
+    prepared = cpu.end_to_end(SMOKE, "tiny", 1)
     eager = next(candidate for candidate in prepared.candidates if candidate.name == "eager")
     model = cpu.small_model("smoke", SMOKE.device)
     context_BTNC = cpu.random_frame(model, 1)

@@ -13,9 +13,10 @@ from magi.model.conditioning import Conditions
 from magi.model.diffusion import cosine_schedule, respace, reverse_step, reverse_table
 from magi.model.magi import Magi
 from magi.sampling import denoise
-from magi.sampling import generate as generate_module
+from magi.sampling import frame as frame_module
 from magi.sampling.denoise import denoise_tokens, draw_noise
-from magi.sampling.generate import generate, guidance_scale, plan_frame
+from magi.sampling.frame import guidance_scale, plan_frame
+from magi.sampling.generate import generate
 from magi.sampling.history import History
 
 FAST = SamplingConfig(iterations=3, steps=4)
@@ -99,14 +100,14 @@ def test_every_token_is_generated_exactly_once_on_mars_schedule(
 
 def test_the_order_is_random_for_every_video_and_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[tuple[int, ...]] = []
-    plain = generate_module.random_order
+    plain = frame_module.random_order
 
     def spy(tokens: int, generator: torch.Generator) -> Tensor:
         order_N = plain(tokens, generator)
         orders.append(tuple(order_N.tolist()))
         return order_N
 
-    monkeypatch.setattr(generate_module, "random_order", spy)
+    monkeypatch.setattr(frame_module, "random_order", spy)
     sample(tiny_model(), frames=3)
     assert len(orders) == 6
     assert len(set(orders)) == 6

@@ -14,7 +14,7 @@ from magi.model.frame_pass import FramePass
 from magi.model.kv_cache import KVCache
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import ForcedSequence, complete_teacher_forcing, masked_teacher_forcing
-from magi.sampling import fast_path
+from magi.sampling import prepared
 from magi.sampling.generate import generate
 from magi.sampling.history import History, observation_noise, time_positions
 
@@ -84,6 +84,8 @@ def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(forc
 class Uncached:
     """``History`` without a cache: every prediction runs the training layout over all frames in view."""
 
+    nbytes = 0
+
     def __init__(
         self,
         model: Magi,
@@ -97,6 +99,9 @@ class Uncached:
         self.halves = len(conditions.interval_B) // len(generators)
         self.view: list[Tensor] = []
         self.fresh = True
+
+    def begin(self, conditions: Conditions, generators: list[torch.Generator]) -> None:
+        self.conditions, self.view, self.fresh = conditions, [], True
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         window = self.config.longer == "window"
@@ -147,7 +152,7 @@ def test_cached_equals_uncached_over_a_whole_rollout(
         )
 
     cached = rollout()
-    monkeypatch.setattr(fast_path, "History", Uncached)
+    monkeypatch.setattr(prepared, "History", Uncached)
     assert len(cached) == frames - context
     torch.testing.assert_close(cached, rollout(), atol=1e-5, rtol=1e-5)
 

@@ -13,9 +13,8 @@ from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, VaeConf
 from magi.errors import NumericsError
 from magi.model.frame_pass import FramePass
 from magi.model.magi import Magi
-from magi.sampling.fast_path import FastPath
-from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
+from magi.sampling.prepared import PreparedSampler
 from magi.vae.contract import VideoAutoencoder, decode_at_the_end, latent_shape
 from magi.vae.pixel import PixelVae
 
@@ -101,16 +100,15 @@ def test_a_frame_is_there_before_the_next_one_is_made(monkeypatch: pytest.Monkey
         assert len(passes) == 2 * frame
 
 
-@pytest.mark.parametrize("change", ["labels", "interval", "noise_level", "guidance", "temperature", "seeds", "context"])
+@pytest.mark.parametrize("change", ["labels", "interval", "seeds", "context", "sampling"])
 def test_everything_that_is_asked_for_matters(change: str) -> None:
     pipe = tiny_pipeline()
     asked: dict[str, Any] = {
-        "frames": 4, "context": some_video(1), "labels": "cat", "interval": 1, "noise_level": 1, "seeds": [0],
-        "guidance": 1.0, "temperature": 1.0,
+        "frames": 4, "context": some_video(1), "labels": "cat", "interval": 1, "seeds": [0],
     }  # fmt: skip
     other = {
-        "labels": "dog", "interval": 3, "noise_level": 5, "seeds": [1], "guidance": 5.0, "temperature": 0.1,
-        "context": 255 - some_video(1),
+        "labels": "dog", "interval": 3, "seeds": [1], "context": 255 - some_video(1),
+        "sampling": {"noise_level": 5},
     }[change]  # fmt: skip
     plain, changed = pipe(**asked), pipe(**asked | {change: other})
     assert not torch.equal(plain.video_BTHWC[:, 1:], changed.video_BTHWC[:, 1:])
@@ -119,8 +117,10 @@ def test_everything_that_is_asked_for_matters(change: str) -> None:
 
 def test_one_context_serves_all_seeds_and_a_video_is_the_same_alone() -> None:
     pipe, context = tiny_pipeline(), some_video(2)
-    together = pipe(frames=5, context=context, labels=["cat", "dog"], seeds=[3, 4], guidance=2.0).video_BTHWC
-    alone = pipe(frames=5, context=context.numpy(), labels=1, seeds=[4], guidance=2.0).video_BTHWC
+    together = pipe(
+        frames=5, context=context, labels=["cat", "dog"], seeds=[3, 4], sampling={"guidance": 2.0}
+    ).video_BTHWC
+    alone = pipe(frames=5, context=context.numpy(), labels=1, seeds=[4], sampling={"guidance": 2.0}).video_BTHWC
     assert (together[1].int() - alone[0].int()).abs().max() <= 1  # rounding of a pixel
     assert pipe(frames=2, labels=["cat", "dog", None]).video_BTHWC.shape[0] == 3
 
@@ -147,26 +147,27 @@ def test_an_autoencoder_that_compresses_time_decodes_the_clip_as_a_whole() -> No
 def test_longer_videos_by_both_ways() -> None:
     pipe, lengths = tiny_pipeline(), {}
     for longer in ("window", "interpolate"):
-        lengths[longer] = pipe(frames=9, longer=longer).video_BTHWC
+        lengths[longer] = pipe(frames=9, sampling={"longer": longer}).video_BTHWC
         assert lengths[longer].shape == (1, 9, 8, 16, 3)
     assert not torch.equal(lengths["window"], lengths["interpolate"])
-    assert torch.equal(pipe(frames=3, longer="window").video_BTHWC, pipe(frames=3, longer="interpolate").video_BTHWC)
+    short = [pipe(frames=3, sampling={"longer": longer}).video_BTHWC for longer in ("window", "interpolate")]
+    assert torch.equal(*short)
 
 
-def count_pasts(monkeypatch: pytest.MonkeyPatch) -> list[History]:
-    made: list[History] = []
-    plain = FastPath.past
+def prepared_samplers(monkeypatch: pytest.MonkeyPatch) -> list[PreparedSampler]:
+    made: list[PreparedSampler] = []
+    plain: Any = PreparedSampler.__init__
 
-    def spy(*arguments: Any) -> History:
-        made.append(plain(*arguments))
-        return made[-1]
+    def spy(self: PreparedSampler, *arguments: Any) -> None:
+        made.append(self)
+        plain(self, *arguments)
 
-    monkeypatch.setattr(FastPath, "past", spy)
+    monkeypatch.setattr(PreparedSampler, "__init__", spy)
     return made
 
 
 def test_calls_start_from_what_the_last_one_made_and_moving_frees_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, made = tiny_pipeline(), count_pasts(monkeypatch)
+    pipe, made = tiny_pipeline(), prepared_samplers(monkeypatch)
     arguments: dict[str, Any] = {"frames": 5, "context": some_video(2), "labels": ["cat", "dog"]}
     expected = pipe(**arguments).video_BTHWC
     assert torch.equal(pipe(**arguments).video_BTHWC, expected) and len(made) == 1
@@ -178,6 +179,10 @@ def test_calls_start_from_what_the_last_one_made_and_moving_frees_it(monkeypatch
     assert torch.equal(pipe.to("cpu")(**arguments).video_BTHWC, expected) and len(made) == 3
     pipe.at_speed("full")(**arguments)
     assert len(made) == 4, "its own"
+    with torch.no_grad():
+        pipe.model.head.output.weight.data.zero_()  # leaves no trace
+    pipe.forget()
+    assert not torch.equal(pipe(**arguments).video_BTHWC, expected) and len(made) == 5
 
 
 def test_mistakes_are_told_before_a_frame_is_made() -> None:
@@ -187,14 +192,15 @@ def test_mistakes_are_told_before_a_frame_is_made() -> None:
         ({"frames": 3, "labels": "dgo"}, "did you mean 'dog'"),
         ({"frames": 3, "labels": 2}, r"expected 0\.\.1"),
         ({"frames": 3, "interval": 4}, r"1\.\.3"),
-        ({"frames": 3, "steps": 1}, "sampling: steps"),
-        ({"frames": 3, "iterations": 9}, r"sampling.iterations: expected 1\.\.2"),
+        ({"frames": 3, "sampling": {"steps": 1}}, "sampling: steps"),
+        ({"frames": 3, "sampling": {"iterations": 9}}, r"sampling.iterations: expected 1\.\.2"),
+        ({"frames": 3, "sampling": {"iteration": 2}}, "sampling: iteration: unknown key; did you mean 'iterations'"),
         ({"frames": 3, "context": some_video(1)[:, :4]}, "expected 8x16 pixels"),
     ):
         with pytest.raises(ValueError, match=message):
             pipe.stream(**arguments)
     with pytest.raises(ValueError, match="needs a model with classes"):
-        tiny_pipeline(classes=0).stream(frames=3, guidance=2.0)
+        tiny_pipeline(classes=0).stream(frames=3, sampling={"guidance": 2.0})
 
 
 def test_a_frame_that_is_not_finite_is_an_error_not_a_black_picture() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from magi.config import Config, DataConfig, ModelConfig, SamplingConfig
-from magi.sampling.request import batch_of, context_batch, make_conditions, sampling_settings
+from magi.sampling.request import batch_of, changed_settings, context_batch, make_conditions
 
 CONFIG = Config(data=DataConfig(frames=4, height=8, width=16, interval_max=3))
 CLASSES = ("apple", "pear", "3")
@@ -18,10 +18,14 @@ def video(*shape: int) -> torch.Tensor:
 
 def test_given_settings_replace_those_of_the_config() -> None:
     base = SamplingConfig(steps=7, temperature=0.5)
-    assert sampling_settings(base, steps=None, temperature=None) == base
-    assert sampling_settings(base, steps=9, longer="window") == base.model_copy(update={"steps": 9, "longer": "window"})
+    assert changed_settings(base, None) == changed_settings(base, {}) == base
+    changed = base.model_copy(update={"steps": 9, "longer": "window"})
+    assert changed_settings(base, {"steps": 9, "longer": "window"}) == changed
+    assert changed_settings(base, SamplingConfig(steps=3)) == SamplingConfig(steps=3), "replaces all of it"
     with pytest.raises(ValueError, match=r"sampling: temperature: .* \(got -1\)"):
-        sampling_settings(base, temperature=-1)
+        changed_settings(base, {"temperature": -1})
+    with pytest.raises(ValueError, match="sampling: stepz: unknown key; did you mean 'steps'"):
+        changed_settings(base, {"stepz": 9})
 
 
 def test_a_context_is_one_video_or_a_batch() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch import Tensor
 from magi.config import SamplingConfig
 from magi.model.diffusion import cosine_schedule, respace, reverse_table, schedule_from_betas, solver_table
 from magi.model.diffusion_head import DiffusionHead, FoldedHead
+from magi.sampling import execution
 from magi.sampling.denoise import Denoiser, denoise_tokens, draw_noise, padded_rows
-from magi.sampling.fast_path import FastPath
-from magi.sampling.generate import annealed_steps, generate_frame, plan_frame
+from magi.sampling.execution import Execution, choose_execution, in_format
+from magi.sampling.frame import annealed_steps, generate_frame, plan_frame
 from magi.sampling.history import History
 from tests.sampling.test_generate import FAST, normal, sample, seeded, tiny_model, told
 
@@ -78,17 +80,50 @@ def test_padding_the_picked_tokens_changes_nothing() -> None:
         torch.testing.assert_close(past.predict(normal(2, 12, 2), masked_BN, picked_Bm), plain)
 
 
-@pytest.mark.parametrize(("part", "limit"), [("head_precision", 5e-2), ("pass_precision", 0.5)])
-def test_products_in_bf16_are_close(part: str, limit: float) -> None:
-    """Of whole videos, over which a pass's rounding grows; a pass itself is held in the tests of ``FramePass``."""
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+
+def executions(monkeypatch: pytest.MonkeyPatch, model: Any, bf16: bool) -> dict[str, Execution]:
+    """By precision, on a processor with or without instructions for bf16."""
+    monkeypatch.setattr(execution, "computes_in_bf16", lambda device: bf16)
+    return {precision: choose_execution(model, precision) for precision in ("auto", "bf16", "fp32")}
+
+
+def test_a_cpu_computes_in_bf16_what_is_faster_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model().float()
-    plain = sample(model)
-    rounded = sample(model, FAST.model_copy(update={part: "bf16"}))
-    assert 1e-4 < (rounded - plain).norm() / plain.norm() < limit
+    exact, rounded = Execution(F32, F32, F32), Execution(F32, BF16, BF16)
+    narrow_head = Execution(F32, BF16, F32)
+    assert executions(monkeypatch, model, True) == {"auto": narrow_head, "bf16": rounded, "fp32": exact}
+    assert executions(monkeypatch, model, False) == {"auto": exact, "bf16": rounded, "fp32": exact}
+    monkeypatch.setattr(execution, "LEAST_HEAD_WIDTH", model.config.head_width)
+    assert executions(monkeypatch, model, True)["auto"] == rounded
+    assert choose_execution(model.double(), "auto") == Execution.plain(model) == Execution(F64, F64, F64)
+    assert choose_execution(model.bfloat16(), "fp32") == exact
 
 
-def test_the_cpu_takes_the_plain_path() -> None:
-    assert FastPath.of(tiny_model()) == FastPath(graphs=False, kernels=False, pool=None)
+class OnGpu:
+    """A model whose weights say that they are on a GPU, which is all that the choice looks at."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.config = tiny_model().config
+        self.mask_token = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_gpu_computes_in_bf16_with_graphs_and_kernels(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(execution, "find_spec", lambda name: name)
+    fast, exact = Execution(BF16, BF16, BF16, True, True), Execution(F32, F32, F32, True, False)
+    assert executions(monkeypatch, OnGpu(dtype), True) == {"auto": fast, "bf16": fast, "fp32": exact}
+    monkeypatch.setattr(execution, "find_spec", lambda name: None)
+    assert choose_execution(OnGpu(dtype), "auto") == replace(fast, kernels=False)  # type: ignore[arg-type]
+
+
+def test_a_copy_in_another_format_leaves_the_model_alone() -> None:
+    model = tiny_model(dropout=0.5).float().train()
+    with torch.inference_mode():
+        copied = in_format(model, BF16)
+    assert in_format(model, F32) is model and model.training and model.mask_token.dtype == F32
+    assert copied.mask_token.dtype == BF16 and not any(module.training for module in copied.modules())
 
 
 # Fewer steps
@@ -159,7 +194,7 @@ def test_a_solver_is_chosen_by_name_and_makes_other_tokens(solver: str) -> None:
 # On a GPU
 
 
-def _frame(model: Any, path: FastPath, padded: bool, config: SamplingConfig) -> Tensor:
+def _frame(model: Any, path: Execution, padded: bool, config: SamplingConfig) -> Tensor:
     conditions = told(2).concatenate(told(2).without_label(3))
     conditions = replace(
         conditions,
@@ -168,7 +203,8 @@ def _frame(model: Any, path: FastPath, padded: bool, config: SamplingConfig) -> 
         label_B=conditions.label_B.to("cuda"),
     )
     with torch.inference_mode():
-        past, denoiser = path.past(model, conditions, seeded(1, 2), 3, config), path.denoiser(model, config)
+        past = History(model, conditions, seeded(1, 2), 3, config, path)
+        denoiser = Denoiser(model.head, config.temperature, path.head_products, path.graphs)
         past.padded = denoiser.padded = padded
         plan = plan_frame(model, config)
         for _ in range(2):  # the second frame replays what the first one recorded
@@ -182,7 +218,9 @@ def _frame(model: Any, path: FastPath, padded: bool, config: SamplingConfig) -> 
 def test_graphs_are_the_same_operations_bit_for_bit(dtype: torch.dtype) -> None:
     model = tiny_model().to("cuda", dtype)
     config = FAST.model_copy(update={"guidance": 2.0})
-    path = replace(FastPath.of(model), kernels=False)
+    path = replace(
+        choose_execution(model, "auto"), weights=dtype, pass_products=dtype, head_products=dtype, kernels=False
+    )
     replayed = _frame(model, path, True, config)
     assert torch.equal(replayed, _frame(model, replace(path, graphs=False), True, config))
 
@@ -191,12 +229,12 @@ def test_graphs_are_the_same_operations_bit_for_bit(dtype: torch.dtype) -> None:
 def test_a_gpu_makes_the_cpus_video_in_float32() -> None:
     model = tiny_model().float()
     expected = sample(model)
-    made = sample(model.to("cuda"))
+    made = sample(model.to("cuda"), FAST.changed(precision="fp32"))
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_noise_rows_are_as_many_as_the_steps_of_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    from magi.sampling import generate
+    from magi.sampling import frame
 
     drawn: list[int] = []
 
@@ -204,6 +242,6 @@ def test_noise_rows_are_as_many_as_the_steps_of_each_iteration(monkeypatch: pyte
         drawn.append(steps)
         return draw_noise(generators, steps, *rest)
 
-    monkeypatch.setattr(generate, "draw_noise", spy)
+    monkeypatch.setattr(frame, "draw_noise", spy)
     sample(tiny_model(), SamplingConfig(iterations=3, steps=6, last_steps=2), frames=1)
     assert drawn == [6, 4, 2]

@@ -1,0 +1,101 @@
+"""One frame: its tokens in masked iterations, each a pass of the transformer and a denoising loop (section 5).
+
+A plan says how many tokens, denoising steps and how much guidance each iteration has. It knows no frame loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magi.config import SamplingConfig
+from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table, solver_table
+from magi.model.magi import Magi
+from magi.model.masking import cosine_counts, random_order
+from magi.sampling.denoise import Denoiser, draw_noise
+from magi.sampling.history import History
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """What is the same for every frame: for each iteration its count of tokens, guidance scale and reverse steps."""
+
+    counts: tuple[int, ...]
+    scales: tuple[float, ...]
+    tables: tuple[ReverseTable, ...]
+
+
+def plan_frame(model: Magi, config: SamplingConfig) -> FramePlan:
+    """Counts, guidance scales and reverse steps of ``config``; ValueError for more iterations or steps than exist."""
+    counts = cosine_counts(model.tokens_per_frame, config.iterations)
+    steps = annealed_steps(config)
+    tables = {count: _table(model, config, count) for count in set(steps)}
+    return FramePlan(tuple(counts), guidance_scales(config, counts), tuple(tables[count] for count in steps))
+
+
+def annealed_steps(config: SamplingConfig) -> list[int]:
+    """Denoising steps of each iteration, falling linearly to ``last_steps`` (DiSA, arXiv 2505.20297)."""
+    first, last = config.steps, config.last_steps or config.steps
+    return [round(first + (last - first) * i / max(1, config.iterations - 1)) for i in range(config.iterations)]
+
+
+def _table(model: Magi, config: SamplingConfig, steps: int) -> ReverseTable:
+    schedule = respace(cosine_schedule(model.config.diffusion_steps), steps)
+    if config.solver == "ancestral":
+        return reverse_table(schedule, config.x0_limit)
+    return solver_table(schedule, config.x0_limit, stochastic=config.solver == "dpm++sde")
+
+
+def guidance_scales(config: SamplingConfig, counts: Sequence[int]) -> tuple[float, ...]:
+    """Guidance scale of each iteration, of which iteration i predicts ``counts[i]`` tokens."""
+    predicted = torch.tensor(counts).cumsum(0) / sum(counts)
+    return tuple(guidance_scale(config, share) for share in predicted.tolist())
+
+
+def guidance_scale(config: SamplingConfig, predicted: float) -> float:
+    """Scale of an iteration after which the share ``predicted`` of the frame's tokens is there.
+
+    MAR's linear schedule: 1 + (guidance - 1) * predicted, up to the full scale in the last iteration (MAR still counts
+    one token as masked there).
+    """
+    if config.guidance_schedule == "constant":
+        return config.guidance
+    return 1 + (config.guidance - 1) * predicted
+
+
+def generate_frame(
+    model: Magi,
+    history: History,
+    generators: Sequence[torch.Generator],
+    plan: FramePlan,
+    denoiser: Denoiser,
+    order_BN: Tensor | None = None,
+) -> Tensor:
+    """The iteration loop: tokens_BNC of the next frame, every token predicted exactly once.
+
+    The order is random unless given. The host draws random numbers and goes on; it never waits for the device.
+    """
+    weight, N, C = model.mask_token, model.tokens_per_frame, model.token_channels
+    batch, device, dtype = len(generators), weight.device, torch.promote_types(weight.dtype, torch.float32)
+    if order_BN is None:
+        order_BN = torch.stack([random_order(N, generator) for generator in generators])
+    order_BN = _moved(order_BN, device)
+    scales = _moved(torch.tensor(plan.scales, dtype=dtype), device)
+    tokens_BNC = torch.zeros(batch, N, C, device=device, dtype=dtype)
+    masked_BN = torch.ones(batch, N, device=device, dtype=torch.bool)
+    start = 0
+    for count, scale, table in zip(plan.counts, scales, plan.tables, strict=True):
+        picked_Bm = order_BN[:, start : start + count]
+        z_GMD = history.predict(tokens_BNC, masked_BN, picked_Bm).flatten(1, 2)
+        noise_IMC = _moved(draw_noise(generators, len(table), count, C).to(dtype), device)
+        x_MC = denoiser(z_GMD, noise_IMC, table, scale)
+        tokens_BNC.scatter_(1, picked_Bm[..., None].expand(-1, -1, C), x_MC.unflatten(0, (batch, count)))
+        masked_BN.scatter_(1, picked_Bm, False)
+        start += count
+    return tokens_BNC
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the CPU on ``device``, through pinned memory so that nobody waits."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
