@@ -19,12 +19,9 @@ MODULATION_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 """Modulations of the head are computed for as many denoising steps at once as fit in this."""
 
 LEAST_ROWS, MOST_ROWS = 8, 128
-KERNEL_PROGRAMS = 128
-KERNEL_ROWS = 16
-"""Rows, both halves of guidance together, that the kernel takes."""
 
 
-class Head(Protocol):
+class DenoisingHead(Protocol):
     """What the loop needs of a diffusion head; see ``FoldedHead``."""
 
     @property
@@ -52,7 +49,7 @@ def draw_noise(generators: Sequence[torch.Generator], steps: int, count: int, ch
 
 
 def denoise_tokens(
-    head: Head,
+    head: DenoisingHead,
     z_GMD: Tensor,
     noise_IMC: Tensor,
     table: ReverseTable,
@@ -83,7 +80,7 @@ def denoise_tokens(
     return x_MC
 
 
-def _chunks(head: Head, z_GMD: Tensor, steps: int) -> Iterator[list[int]]:
+def _chunks(head: DenoisingHead, z_GMD: Tensor, steps: int) -> Iterator[list[int]]:
     """Step indices from the last to 0, in pieces whose modulations fit in ``MODULATION_BYTES``."""
     bytes_a_step = z_GMD.shape[0] * z_GMD.shape[1] * head.modulation_width * z_GMD.element_size()
     size = max(1, MODULATION_BYTES[z_GMD.device.type] // bytes_a_step)
@@ -99,11 +96,10 @@ def padded_rows(rows: int) -> int:
 
 
 class Denoiser:
-    """``denoise_tokens`` of one head as it is now: folded, and with ``graphs`` all steps as one CUDA graph.
+    """``denoise_tokens`` of one head with the weights it has now, fused; with ``graphs`` all steps are one CUDA graph.
 
-    With ``kernel`` a loop of few rows is one kernel (``magi.model.head_kernels``). ``dtype`` is that of the head's
-    products (the head's own if None). Rows are independent, so those that pad a graph's inputs change nothing;
-    ``padded`` says whether they are there.
+    ``dtype`` is that of the head's products (the head's own if None). Rows are independent, so those that pad a graph's
+    inputs change nothing; ``padded`` says whether they are there.
     """
 
     def __init__(
@@ -112,11 +108,9 @@ class Denoiser:
         temperature: float,
         dtype: torch.dtype | None = None,
         graphs: bool = False,
-        kernel: bool = False,
         pool: Any = None,
     ) -> None:
-        self.source, self.head = head, FoldedHead(head, dtype)
-        self.temperature, self.kernel = temperature, kernel
+        self.head, self.temperature = FoldedHead(head, dtype), temperature
         self.graph = Replayed(self._run, pool) if graphs else None
         self.padded = graphs
         self._steps: dict[int, _Steps] = {}
@@ -126,7 +120,7 @@ class Denoiser:
         rows = z_GMD.shape[1]
         if self.padded:
             z_GMD, noise_IMC = _padded(z_GMD), _padded(noise_IMC)
-        # Before the recording: copies of the weights and what comes from the host do not belong in a graph.
+        # Before the recording: what comes from the host does not belong in a graph.
         steps = self._prepared(z_GMD.device, table)
         if self.graph is None:
             return self._run(z_GMD, noise_IMC, scale, steps)[:rows]
@@ -134,56 +128,22 @@ class Denoiser:
         assert x_MC is not None
         return x_MC[:rows]
 
-    def path(self, z_GMD: Tensor, table: ReverseTable) -> str:
-        """How such a loop runs, in words."""
-        serves = self._prepared(z_GMD.device, table).serves(_padded(z_GMD))
-        loop = "persistent kernel" if serves else "plain loop"
-        return f"{loop}, {'one graph' if self.graph is not None else 'no graph'}"
-
     def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, steps: "_Steps") -> Tensor:
-        if steps.serves(z_GMD):
-            return steps.kernel(z_GMD, noise_IMC, scale, self.temperature)
         return denoise_tokens(self.head, z_GMD, noise_IMC, steps.table, scale, self.temperature, steps.time_IW)
 
     def _prepared(self, device: torch.device, table: ReverseTable) -> "_Steps":
-        """What does not depend on tokens; made once a table."""
+        """What does not depend on tokens, computed once a table."""
         if id(table) not in self._steps:
-            time_IW = self.head.embed_time(table.timesteps.to(device)).detach()
-            self._steps[id(table)] = _Steps(table, time_IW, self._kernel(table))
+            self._steps[id(table)] = _Steps(table, self.head.embed_time(table.timesteps.to(device)).detach())
         return self._steps[id(table)]
-
-    def _kernel(self, table: ReverseTable) -> Any:
-        programs = kernel_programs(self.source) if self.kernel else 0
-        if not programs or table.one_step_memory or self.head.dtype != self.source.input.weight.dtype:
-            return None
-        from magi.model.head_kernels import PersistentDenoiser, has_room
-
-        return PersistentDenoiser(self.source, table, programs) if has_room(self.source, programs) else None
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """A table of reverse steps (held, so that its number stays its own), its timesteps embedded, and its kernel."""
+    """A table of reverse steps (held, so that its ``id`` stays its own) with its timesteps embedded."""
 
     table: ReverseTable
     time_IW: Tensor
-    kernel: Any
-
-    def serves(self, z_GMD: Tensor) -> bool:
-        """Whether there is a kernel, and for so many rows."""
-        return self.kernel is not None and z_GMD.shape[0] * z_GMD.shape[1] <= KERNEL_ROWS
-
-
-def kernel_programs(head: DiffusionHead) -> int:
-    """Thread blocks that the kernel of the denoising loop takes for a head, 8 columns each; 0 if it does not fit.
-
-    It wants powers of two, 16 channels at least, and all of its blocks on the GPU at once.
-    """
-    width, channels, device = head.input.out_features, head.input.in_features, head.input.weight.device
-    if device.type != "cuda" or width & (width - 1) or channels & (channels - 1) or channels < 16:
-        return 0
-    programs = min(KERNEL_PROGRAMS, width // 8)
-    return programs if programs <= torch.cuda.get_device_properties(device).multi_processor_count else 0
 
 
 def _padded(values: Tensor) -> Tensor:

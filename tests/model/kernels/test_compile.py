@@ -15,27 +15,17 @@ from typing import Any
 import pytest
 import torch
 
-from magi.model.diffusion_head import DiffusionHead
-
 triton = pytest.importorskip("triton", reason="pip install -e '.[kernels]'")
 pytestmark = pytest.mark.slow
 
 HEADS, WIDTH, ROWS, FRAMES = 16, 1280, 516, 16
 HEAD_WIDTH = WIDTH // HEADS
-BLOCKS = 3
-"""Residual blocks of the diffusion head, of width 1024."""
-ROUNDS = 2 * BLOCKS + 1
-"""Barriers of a step of the denoising loop."""
 HOPPER = 90
-SHARED_MEMORY = 227 * 1024
-"""Bytes that a program may have on an H100."""
 
 KERNELS = {
     "cache": ("kernels.cache_attention", "read_cache_kernel"),
     "cache, picked rows": ("kernels.cache_attention", "read_cache_kernel"),
     "norm": ("kernels.add_norm", "add_norm_kernel"),
-    "head": ("head_kernels", "_denoise_kernel"),
-    "head, guided": ("head_kernels", "_denoise_kernel"),
     "temporal, forward": ("kernels.temporal_attention", "forward_kernel"),
     "temporal, backward": ("kernels.temporal_attention", "backward_kernel"),
 }
@@ -47,28 +37,13 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def paper_head() -> DiffusionHead:
-    """The diffusion head of the paper's model."""
-    with torch.device("meta"):
-        return DiffusionHead(16, WIDTH, 1024, BLOCKS).bfloat16()
-
-
 def calls() -> dict[str, Callable[[], object]]:
     """What launches each of ``KERNELS``, as the model calls it."""
-    from magi.model.diffusion import cosine_schedule, respace, reverse_table
-    from magi.model.head_kernels import PersistentDenoiser
     from magi.model.kernels import add_norm, cache_attention, temporal_attention
     from magi.model.teacher_forcing import SlotPattern
 
     stored, length_1 = empty(ROWS, FRAMES, 2, HEADS, HEAD_WIDTH), empty(1, dtype=torch.long)
     qkv, picked, rows = *(empty(count, 3, HEADS, HEAD_WIDTH) for count in (ROWS, 16)), empty(16, dtype=torch.long)
-    table = reverse_table(respace(cosine_schedule(1000), 100), 10.0)
-    head = paper_head()
-
-    def denoise(halves: int) -> object:
-        z_GMD, noise_IMC = empty(halves, 8, WIDTH), empty(100, 8, 16, dtype=torch.float32)
-        return PersistentDenoiser(head, table)(z_GMD, noise_IMC, 2.5, 1.0)
-
     pattern = SlotPattern(FRAMES - 1, FRAMES, 1)
     projected = empty(1, pattern.slots, ROWS // 2, 3 * WIDTH)
     mixed = empty(1, pattern.slots, ROWS // 2, WIDTH)
@@ -77,8 +52,6 @@ def calls() -> dict[str, Callable[[], object]]:
         "cache": lambda: cache_attention.read_cache(qkv, stored, length_1),
         "cache, picked rows": lambda: cache_attention.read_cache(picked, stored, length_1, rows),
         "norm": lambda: add_norm.add_norm(empty(ROWS, WIDTH), empty(ROWS, WIDTH), norm, 1e-6),
-        "head": lambda: denoise(1),
-        "head, guided": lambda: denoise(2),
         "temporal, forward": lambda: temporal_attention.run_forward(projected, projected, HEADS, pattern, True),
         "temporal, backward": lambda: temporal_attention.run_backward(
             mixed, projected, projected, HEADS, pattern, True
@@ -116,9 +89,7 @@ class Launch:
 
 
 def compiled(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each kernel: assembly, registers and stack (spilled registers) of a thread, shared memory of a program."""
-    from magi.model.head_kernels import shared_bytes
-
+    """Of each kernel: assembly, registers and stack (spilled registers) of a thread."""
     found = {}
     for name, call in calls().items():
         module_name, kernel_name = KERNELS[name]
@@ -137,9 +108,7 @@ def compiled(folder: Path) -> dict[str, dict[str, Any]]:
             "assembly": launch.compiled.asm["ptx"],
             "registers": registers,
             "stack": stack,
-            "shared": launch.compiled.metadata.shared,
         }
-    found["head"]["planned"] = shared_bytes(paper_head(), 128)
     return found
 
 
@@ -182,14 +151,3 @@ def test_the_cache_is_read_sixteen_bytes_at_a_time(kernels: dict[str, dict[str, 
 
 def test_rows_to_norm_are_read_sixteen_bytes_at_a_time(kernels: dict[str, dict[str, Any]]) -> None:
     assert loads(kernels["norm"]["assembly"]) == {"v4.b32"}
-
-
-@pytest.mark.parametrize("name", ["head", "head, guided"])
-def test_the_weights_of_the_head_stay_on_the_chip(kernels: dict[str, dict[str, Any]], name: str) -> None:
-    """They fit, and what other programs wrote is read after the barrier: nothing is fetched ahead of it."""
-    assembly = kernels[name]["assembly"]
-    planned = kernels["head"]["planned"]
-    assert 0.98 * planned < kernels[name]["shared"] <= planned <= SHARED_MEMORY
-    assert assembly.count("st.release.gpu") == assembly.count("ld.acquire.gpu") == ROUNDS
-    assert loads(assembly, r"\.cg") == {"v4.b32"}
-    assert "cp.async" not in assembly
