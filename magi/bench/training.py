@@ -14,17 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magi.bench.attention import packed_flex
 from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
 from magi.bench.models import random_model
 from magi.bench.runner import free_memory, reason_of
 from magi.config import Config, DataConfig, LatentShape, ModelConfig
-from magi.model.attention import TemporalAttention
 from magi.model.diffusion import add_noise, diffusion_loss
 from magi.model.flops import clip_flops
 from magi.model.magi import Magi
 from magi.model.noise_injection import inject_noise
-from magi.model.slot_attention import SlotAttention, dense_slot_attention
 from magi.model.teacher_forcing import ForcedSequence, SlotPattern
 from magi.training.clip_batch import Batch, stack_draws
 from magi.training.corruption import DrawShape, draw_corruption
@@ -135,11 +132,10 @@ def naive_loss(model: Magi, config: Config, device: torch.device) -> Loss:
 
 
 class Compilation:
-    """Blocks and head of a model, compiled; a context turns that off and may replace temporal attention."""
+    """Blocks and head of a model, compiled; a context turns that off."""
 
     def __init__(self, model: Magi, wanted: bool) -> None:
         self.modules: list[nn.Module] = [*model.transformer.blocks, model.head]
-        self.temporal = [layer for layer in model.modules() if isinstance(layer, TemporalAttention)]
         if wanted:
             # Each number of slots is compiled for itself; beyond the limit PyTorch would silently go on uncompiled.
             torch._dynamo.config.recompile_limit = 64
@@ -149,20 +145,15 @@ class Compilation:
         self.compiled = [module._compiled_call_impl for module in self.modules]
 
     @contextmanager
-    def eager(self, path: SlotAttention | None = None) -> Iterator[None]:
-        """Without compilation, under another path of temporal attention."""
-        before = [temporal.mix for temporal in self.temporal]
+    def eager(self) -> Iterator[None]:
+        """Without compilation."""
         for module in self.modules:
             module._compiled_call_impl = None
-        for temporal in self.temporal:
-            temporal.mix = path or temporal.mix
         try:
             yield
         finally:
             for module, call in zip(self.modules, self.compiled, strict=True):
                 module._compiled_call_impl = call
-            for temporal, mix in zip(self.temporal, before, strict=True):
-                temporal.mix = mix
 
 
 def largest_that_fits(
@@ -230,11 +221,11 @@ class TrainingBench:
         free_memory()
         return ()
 
-    def eagerly(self, loss: Loss, path: SlotAttention | None = None) -> Loss:
+    def eagerly(self, loss: Loss) -> Loss:
         """The same loss without compilation, its backward included, since that runs what forward recorded."""
 
         def run(*inputs: Any) -> Tensor:
-            with self.compilation.eager(path):
+            with self.compilation.eager():
                 return loss(*inputs)
 
         return run
@@ -279,20 +270,6 @@ class TrainingBench:
         free_memory()
 
 
-def flex_path(positions: int, device: torch.device) -> SlotAttention:
-    """Packed FlexAttention in place of ours; the last layer, which reads few queries, takes the dense mask."""
-    packed: dict[int, SlotAttention] = {}
-
-    def attend(query: Tensor | None, projected: Tensor, pattern: SlotPattern, heads: int) -> Tensor:
-        if query is not None:
-            return dense_slot_attention(query, projected, pattern, heads)
-        if pattern.slots not in packed:
-            packed[pattern.slots] = packed_flex(pattern, positions, device)
-        return packed[pattern.slots](query, projected, pattern, heads)
-
-    return attend
-
-
 def host_waits(work: Callable[[], object]) -> int:
     """How often the host waits for the device in a piece of work, by PyTorch's own detection."""
     import warnings
@@ -310,7 +287,7 @@ def host_waits(work: Callable[[], object]) -> int:
 
 
 def complete_case(setting: Setting) -> PreparedCase:
-    """A step of complete teacher forcing, against the naive step, FlexAttention, and ours without compilation."""
+    """A step of complete teacher forcing, against the naive step and ours without compilation."""
     bench = TrainingBench(setting)
     ours = training_loss(bench.model, bench.config, bench.device)
     naive = naive_loss(bench.model, bench.config, bench.device)
@@ -318,9 +295,6 @@ def complete_case(setting: Setting) -> PreparedCase:
     waits = host_waits(candidates[0].run)
     candidates += bench.baseline("eager dense mask", bench.eagerly(naive))
     candidates += bench.baseline("eager, ours", bench.eagerly(ours))
-    if setting.device.type == "cuda":
-        flex = bench.eagerly(ours, flex_path(bench.model.positions, setting.device))
-        candidates += bench.baseline("eager, Flex", flex)
 
     def check() -> tuple[Parity, ...]:
         return (*bench.parities(ours, naive), Parity("waits of the host in a step", waits, 0))

@@ -1,4 +1,4 @@
-"""The training cases work on any device: contenders compute the same, and their figures are finite."""
+"""The training cases work on any device: candidates compute the same, and their figures are finite."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_a_case_has_parity_and_figures(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_contenders_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_candidates_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """A baseline with another mask would be no baseline; here without compilation, which needs a GPU."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     pattern, heads = SlotPattern(3, 4, 1), 2
