@@ -18,7 +18,6 @@ from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.model.slot_attention import dense_slot_attention, slot_attention
 from magi.model.teacher_forcing import SlotPattern
-from magi.sampling.denoise import Denoiser
 from magi.sampling.execution import choose_execution
 from magi.sampling.generate import generate
 from magi.sampling.prepared import SamplerCache
@@ -43,14 +42,16 @@ def linear_case(setting: Setting) -> PreparedCase:
 
 @torch.inference_mode()
 def head_case(setting: Setting) -> PreparedCase:
-    """A denoising step of 4 tokens under guidance, the paper's head, in bf16 where the processor has its products."""
+    """A denoising step of 4 tokens under guidance, the paper's head."""
     width, head_width = (32, 32) if setting.smoke else (1280, 1024)
     config = ModelConfig(width=width, blocks=1, heads=4, head_width=head_width, classes=4, class_tokens=1, dropout=0.0)
     latent = LatentShape(frames=16, channels=4, height=8, width=8)
     model = bench_model(config, latent, setting.device, torch.float32)
     loop = head_loop(model, 8, 5 if setting.smoke else 100)
-    dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    fast, wide = Denoiser(model.head, loop.config.temperature, dtype), Denoiser(model.head, loop.config.temperature)
+    fast, wide = (
+        filled_sampler(model, loop.config.changed(precision=precision), 1).sampler.denoiser
+        for precision in ("auto", "fp32")
+    )
     plain = loop.plain
     return PreparedCase(
         (
@@ -75,7 +76,7 @@ EXACT = FAST.changed(precision="fp32")
 
 
 def _ours(model: Magi, config: SamplingConfig, context_BTNC: Tensor, samplers: SamplerCache | None) -> Work:
-    """Latents of the new frames by the sampler's own entry; a second call uses the sampler of the first again."""
+    """Latents of the new frames by the entry that a pipeline calls; a second call has the sampler of the first."""
     ones_B = torch.ones(1, dtype=torch.long)
     conditions = Conditions(ones_B, ones_B, 0 * ones_B)
     context_BTCHW = model.unpatchify(context_BTNC)

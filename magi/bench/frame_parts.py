@@ -25,7 +25,6 @@ from magi.config import SamplingConfig
 from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
-from magi.sampling.execution import choose_execution
 
 SCALE = 3.0
 FP32_LIMIT = 5e-5
@@ -130,8 +129,7 @@ def head_case(setting: Setting) -> PreparedCase:
     """A denoising step of 8 tokens under guidance."""
     model = paper_model(setting, blocks=1)  # all of its head
     loop = head_loop(model, 16, 5 if setting.smoke else 100)
-    execution, plain = choose_execution(model, loop.config.precision), loop.plain
-    denoiser = Denoiser(model.head, loop.config.temperature, execution.head_products, execution.graphs)
+    denoiser, plain = filled_sampler(model, loop.config, 1).sampler.denoiser, loop.plain
     candidates = [
         Candidate(OURS, loop.work(denoiser), warmups=3, calls=5),
         Candidate("eager", torch.inference_mode()(lambda: loop.baseline(plain))),
@@ -172,7 +170,7 @@ def pass_parity(model: Magi, videos: int, config: SamplingConfig, known: int = 1
         sampler.forward_pass(tokens_BNC, masked_BN).unflatten(0, (2, videos)).gather(2, index)
         for sampler in (wide, plain)
     )
-    got = relative_error(ours.past.predict(tokens_BNC, masked_BN, picked_Bm), exact)
+    got = relative_error(ours.sampler.masked_pass(tokens_BNC, masked_BN, picked_Bm), exact)
     products = ours.sampler.execution.pass_products
     allowed = BF16_LIMIT if products == torch.bfloat16 else EXACT_LIMIT[model.mask_token.device.type]
     if model.mask_token.dtype == torch.bfloat16:
@@ -199,7 +197,7 @@ def pass_case(setting: Setting) -> PreparedCase:
     def work(sampler: MarStyleSampler) -> Work:
         return torch.inference_mode()(lambda: sampler.forward_pass(tokens_BNC, masked_BN))
 
-    run = torch.inference_mode()(lambda: ours.past.predict(tokens_BNC, masked_BN, picked_Bm))
+    run = torch.inference_mode()(lambda: ours.sampler.masked_pass(tokens_BNC, masked_BN, picked_Bm))
     works, facts = compiled_baseline(plain, work, setting)
     candidates = [Candidate(OURS, run, warmups=3, calls=5), Candidate("eager", work(plain), warmups=2, calls=5)]
     candidates += [Candidate(name, faster, warmups=3, calls=5) for name, faster in works.items()]
@@ -242,7 +240,7 @@ def history_case(setting: Setting) -> PreparedCase:
 
     def ours_at(length: int) -> Tensor:
         ours.past.cache.rewind(length)
-        return ours.past.predict(tokens_BNC, masked_BN, picked_Bm)
+        return ours.sampler.masked_pass(tokens_BNC, masked_BN, picked_Bm)
 
     def plain_at(length: int) -> Tensor:
         plain.cache.layers = [None if x is None else (x[0][:, :, :length], x[1][:, :, :length]) for x in whole]
