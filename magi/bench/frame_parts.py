@@ -74,7 +74,7 @@ class HeadLoop:
 
 def head_loop(model: Magi, rows: int, steps: int) -> HeadLoop:
     """``rows`` rows of the head's products: half as many tokens, with the label and without."""
-    config = SamplingConfig(steps=steps, guidance=SCALE, guidance_schedule="constant")
+    config = SamplingConfig(iterations=1, steps=steps, guidance=SCALE, guidance_schedule="constant")
     table = reverse_table(respace(cosine_schedule(model.config.diffusion_steps), steps), config.x0_limit)
     weight = model.mask_token
     generator = torch.Generator(weight.device).manual_seed(1)
