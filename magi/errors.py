@@ -1,8 +1,7 @@
-"""Errors a user can cause or meet, each with the exit code of the command line.
+"""Errors that a user can cause or meet, each with the exit code of the command line.
 
-A mistake in arguments or configuration is a plain ``ValueError`` (exit code 2). The classes here are the other
-outcomes a script that calls ``magi`` may want to tell apart. Messages are one line: what, which file or field, what
-to do.
+A mistake in arguments or configuration is a plain ``ValueError`` (exit code 2). The classes here are the other outcomes
+that a script may want to distinguish. A message is one line: what, which file or field, what to do.
 """
 
 USAGE_EXIT_CODE = 2
@@ -21,7 +20,7 @@ class NumericsError(Exception):
 
 
 class CheckpointError(Exception):
-    """A checkpoint or weight file is damaged, foreign or of another architecture."""
+    """A checkpoint or weight file is damaged, unsafe to read, or of another architecture."""
 
     exit_code = 5
 

@@ -1,6 +1,6 @@
 """``magi VERB ...``: finds the verb, runs it, and turns what went wrong into one line and an exit code.
 
-The verbs live in the modules beside this one and are imported when they are called, so that ``magi --help`` loads
+The verbs are in the other modules of this folder and are imported when they are called, so that ``magi --help`` loads
 neither torch nor the rooms. Knows no options of any verb.
 """
 
@@ -22,14 +22,14 @@ INTERNAL_EXIT_CODE = 1
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: its words, where its function is, and what it does in one line."""
+    """One command: its name, where its function is, and what it does in one line."""
 
     name: str
     module: str
     function: str
     summary: str
     alone: bool = False
-    """Does something without further words, though other verbs begin with it."""
+    """Runs without further arguments, though other verbs begin with its name."""
 
 
 VERBS = (
@@ -73,8 +73,8 @@ example:    magi data digits build/digits --clips 1000 --size 64 --seed 0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` default to those of the process."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return exit_code_of(lambda: _dispatch([word for word in words if word != "--debug"]), debug="--debug" in words)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code_of(lambda: _dispatch([word for word in argv if word != "--debug"]), debug="--debug" in argv)
 
 
 def exit_code_of(work: Callable[[], object], debug: bool = False) -> int:
@@ -86,7 +86,7 @@ def exit_code_of(work: Callable[[], object], debug: bool = False) -> int:
             return 0
     except SystemExit as error:  # the option parser has printed its message already
         return error.code if isinstance(error.code, int) else USAGE_EXIT_CODE
-    except BrokenPipeError:  # the reader of our output has gone, as in 'magi ... | head'
+    except BrokenPipeError:  # the reader of our output has exited, as in 'magi ... | head'
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERNAL_EXIT_CODE
     except KeyboardInterrupt:
@@ -98,8 +98,8 @@ def exit_code_of(work: Callable[[], object], debug: bool = False) -> int:
         return _report(error)
 
 
-def _dispatch(words: list[str]) -> None:
-    verb, rest = _find_verb(words)
+def _dispatch(argv: list[str]) -> None:
+    verb, rest = _find_verb(argv)
     if verb is None:
         print(_help(rest))
         return
@@ -108,20 +108,20 @@ def _dispatch(words: list[str]) -> None:
     function(rest)
 
 
-def _find_verb(words: list[str]) -> tuple[Verb | None, list[str]]:
-    """The verb that ``words`` begin with and what follows it; no verb where help is wanted."""
+def _find_verb(argv: list[str]) -> tuple[Verb | None, list[str]]:
+    """The verb that ``argv`` begins with and what follows it; no verb where help is wanted."""
     groups = {verb.name.split()[0] for verb in VERBS if " " in verb.name}
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         return None, []
-    help_wanted = words[1:2] in (["-h"], ["--help"]) and words[0] not in {verb.name for verb in VERBS}
-    incomplete = len(words) == 1 and words[0] not in {verb.name for verb in VERBS if verb.alone}
-    if words[0] in groups and (incomplete or help_wanted):
-        return None, words[:1]
+    help_wanted = argv[1:2] in (["-h"], ["--help"]) and argv[0] not in {verb.name for verb in VERBS}
+    incomplete = len(argv) == 1 and argv[0] not in {verb.name for verb in VERBS if verb.alone}
+    if argv[0] in groups and (incomplete or help_wanted):
+        return None, argv[:1]
     for verb in VERBS:  # 'evaluate' and 'bench' come after the verbs that begin with them
         length = len(verb.name.split())
-        if " ".join(words[:length]) == verb.name:
-            return verb, words[length:]
-    given = " ".join(words[: 2 if words[0] in groups else 1])
+        if " ".join(argv[:length]) == verb.name:
+            return verb, argv[length:]
+    given = " ".join(argv[: 2 if argv[0] in groups else 1])
     nearest = difflib.get_close_matches(given, [verb.name for verb in VERBS], n=1)
     hint = f"did you mean 'magi {nearest[0]}'?" if nearest else "'magi --help' lists the verbs"
     raise ValueError(f"unknown verb '{given}'; {hint}")
@@ -143,13 +143,13 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning of ours as one line; what libraries say to programmers (deprecations and the like) is left out."""
+    """Print a warning of ours as one line; drop those of libraries to programmers (deprecations and the like)."""
     if issubclass(category, UserWarning):
         print(f"magi: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _report(error: Exception) -> int:
-    """Print ``error`` as one line a mistake on stderr; return its exit code."""
+    """Print ``error`` on stderr, one line for each mistake; return its exit code."""
     if isinstance(error, StoppedCleanly):
         print(f"magi: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,4 +1,4 @@
-"""Typed options of a verb from its words: tyro on a frozen dataclass, with the config's own checks.
+"""Typed options of a verb from its arguments: tyro on a frozen dataclass, with the config's own checks.
 
 Knows no verb. A wrong option is a ``ValueError`` with the nearest name.
 """
@@ -45,21 +45,21 @@ def _section_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
 
 
-def parse(options: type[Options], verb: str, words: list[str], default: Options | None = None) -> Options:
-    """The options of ``magi VERB`` in ``words``; ``ValueError`` of one line where they do not parse."""
+def parse(options: type[Options], verb: str, argv: list[str], default: Options | None = None) -> Options:
+    """The options of ``magi VERB`` in ``argv``; ``ValueError`` of one line where they do not parse."""
     given: Any = tyro.MISSING_NONPROP if default is None else default
     marks = (tyro.conf.FlagCreatePairsOff,)
-    with redirect_stderr(StringIO()) as said:
+    with redirect_stderr(StringIO()) as printed:
         try:
-            return tyro.cli(options, prog=f"magi {verb}", args=words, default=given, config=marks, registry=_registry)
+            return tyro.cli(options, prog=f"magi {verb}", args=argv, default=given, config=marks, registry=_registry)
         except SystemExit as error:
             if not error.code:  # help was asked for, and printed
                 raise
-    raise ValueError(f"{_one_line(said.getvalue())} ('magi {verb} --help' lists the options)")
+    raise ValueError(f"{_one_line(printed.getvalue())} ('magi {verb} --help' lists the options)")
 
 
 def _one_line(boxed: str) -> str:
-    """What tyro says in a box of several lines: what is wrong, and the nearest option where it names some."""
+    """What tyro prints in a box of several lines: the mistake, and the nearest option where it names one."""
     lines = [line.strip(" │") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
     wrong = " ".join(takewhile(lambda line: "───" not in line, lines))
     nearest = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
@@ -67,7 +67,7 @@ def _one_line(boxed: str) -> str:
 
 
 def checked(section: AnySection) -> AnySection:
-    """What the command line built, checked as a file is; a ``ValueError`` has a line for each wrong key and value."""
+    """The section that the command line built, checked as a file is; ``ValueError`` has a line for each mistake."""
     try:
         return type(section).model_validate(section.model_dump(warnings=False))
     except ValidationError as error:

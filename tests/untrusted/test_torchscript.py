@@ -27,6 +27,9 @@ def test_every_kind_of_tensor_and_module_is_read_by_its_name(tmp_path: Path) -> 
         Part(), nn.Identity(), nn.LayerNorm(4).half(), nn.ModuleDict({"a": nn.Linear(2, 2).double()})["a"]
     )
     model.register_parameter("turned", nn.Parameter(torch.randn(3, 5).t()))
+    whole = torch.arange(10.0)
+    model.register_buffer("first", whole[:4])  # two views of one memory, which the archive holds once
+    model.register_buffer("last", whole[4:])
     for number, made in enumerate((torch.jit.script(model), torch.jit.script(model.eval()))):
         made.save(str(tmp_path / f"{number}.jit"))
         tensors, wanted = read_torchscript(tmp_path / f"{number}.jit"), model.state_dict()

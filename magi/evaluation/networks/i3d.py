@@ -47,7 +47,7 @@ class I3dOutput:
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis of ``size`` so that ceil(size / stride) windows fit; the surplus goes after."""
+    """Zeros before and after an axis of ``size`` so that ceil(size / stride) windows fit; an odd one goes after."""
     windows = -(-size // stride)
     total = max((windows - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
@@ -122,8 +122,8 @@ class I3d(nn.Module):
     """video_BCTHW float32 (RGB, [-1, 1], 224 x 224, at least 9 frames) -> ``I3dOutput``.
 
     ``bn_eps`` is one of ``BN_EPS``: the published graph's, or that of the torch ports. Children are named as in the
-    published files, so their names are the weights' names. In a strided network of even sizes the surplus of SAME
-    padding is on one side only: a symmetric padding is another network.
+    published files, so their names are the weights' names. In a strided network of even sizes SAME padding is
+    larger at the end than at the start: a symmetric padding is another network.
     """
 
     def __init__(self, bn_eps: float = PUBLISHED_EPS) -> None:

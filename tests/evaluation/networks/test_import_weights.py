@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ FILES: dict[WeightKind, str] = {
 }
 
 
+@cache
 def published(kind: WeightKind) -> dict[str, Tensor]:
     """A look-alike of the published file: all its tensors of the right shapes; a classifier is cut to one value."""
     shapes = {name: tuple(map(int, shape.split("x"))) for name, shape in CASES["keys"][FILES[kind]].items()}
@@ -205,3 +207,6 @@ def test_a_torchscript_file_gives_its_tensors_to_our_network(tmp_path: Path, mon
     known(path, "i3d", monkeypatch)
     with pytest.raises(CheckpointError, match="import it as i3d-torchscript"):
         import_weights("i3d", path, cache=tmp_path / "cache")
+    i3d = written(tmp_path / "i3d.safetensors", published("i3d"), "i3d", monkeypatch)
+    import_weights("i3d", i3d, cache=tmp_path / "cache")
+    assert load_i3d(cache=tmp_path / "cache").name == "i3d-kinetics400-logits"  # the published file comes first
