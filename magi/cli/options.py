@@ -4,23 +4,27 @@ Knows no verb. A wrong option is a ``ValueError`` with the nearest name.
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from io import StringIO
-from itertools import takewhile
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import tyro
 from pydantic import ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from magi.config import Config, Section, explain, load_config
+from magi.config import Config, SamplingConfig, Section, explain, load_config
 from magi.presets import PRESETS, preset
 
 Options = TypeVar("Options")
 AnySection = TypeVar("AnySection", bound=Section)
 Device = Literal["auto", "cpu", "cuda"]
-Speed = Literal["full", "fast", "fast-dpm", "faster", "fastest"]
+Speed = Literal["full", "fast"]
+SHORT = ("guidance", "iterations", "steps", "temperature", "longer", "noise_level")
+"""Sampling settings that also have an option without ``sampling.`` before it."""
 
 _registry = ConstructorRegistry()
 
@@ -45,6 +49,36 @@ def _section_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
 
 
+@dataclass(frozen=True)
+class SamplingChanges:
+    """The sampling settings that the command line names, by field; those of the model's config stay for the others."""
+
+    fields: Mapping[str, Any]
+
+
+@_registry.struct_rule
+def _sampling_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """An option for every field of ``SamplingConfig``, without a default."""
+    if info.type is not SamplingChanges:
+        return None
+    fields = []
+    for name, field in SamplingConfig.model_fields.items():
+        choices = get_args(field.annotation)
+        arg = tyro.conf.arg(
+            aliases=[f"--{name.replace('_', '-')}"] if name in SHORT else [],
+            metavar="|".join(choices) or cast(type, field.annotation).__name__.upper(),
+            help_behavior_hint="",
+        )
+        kind = cast(Any, Annotated[cast(Any, field.annotation) | None, arg])
+        fields.append(StructFieldSpec(name=name, type=kind, default=None, helptext=field.description))
+
+    def instantiate(**values: Any) -> SamplingChanges:
+        return SamplingChanges({name: value for name, value in values.items() if value is not None})
+
+    instantiate.__doc__ = "What is not given is taken from the config of the model."
+    return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
+
+
 def parse(options: type[Options], verb: str, argv: list[str], default: Options | None = None) -> Options:
     """The options of ``magi VERB`` in ``argv``; ``ValueError`` of one line where they do not parse."""
     given: Any = tyro.MISSING_NONPROP if default is None else default
@@ -58,10 +92,16 @@ def parse(options: type[Options], verb: str, argv: list[str], default: Options |
     raise ValueError(f"{_one_line(printed.getvalue())} ('magi {verb} --help' lists the options)")
 
 
+_RULE = re.compile("[─-]{3}")
+"""The frame of a box, whose top has its title, or a line across it; with and without Unicode."""
+
+
 def _one_line(boxed: str) -> str:
     """What tyro prints in a box of several lines: the mistake, and the nearest option where it names one."""
-    lines = [line.strip(" │") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
-    wrong = " ".join(takewhile(lambda line: "───" not in line, lines))
+    lines = [line.strip(" │|") for line in boxed.splitlines() if line.strip()]
+    parts = [" ".join(part) for ruled, part in groupby(lines, lambda line: bool(_RULE.search(line))) if not ruled]
+    # Without Unicode the title is a line of its own, above the first rule.
+    wrong = parts[0 if _RULE.search(lines[0]) or len(parts) == 1 else 1]
     nearest = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
     return f"{wrong}; did you mean {nearest[1]}?" if nearest else wrong
 

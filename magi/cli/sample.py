@@ -1,22 +1,23 @@
 """``magi sample`` and ``magi export``: a trained model at work, and handed on."""
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from magi.cli.options import Device, Speed, check_device, parse
+from magi.cli.options import Device, SamplingChanges, Speed, check_device, parse
+from magi.config import SamplingConfig
 from magi.errors import DataError
+from magi.presets import SPEEDS, at_speed
 from magi.progress import Report, progress
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from magi.config import DataConfig, SamplingConfig
+    from magi.config import DataConfig
     from magi.sampling.pipeline import MagiPipeline
 
 FPS = 25.0  # of videos without a context video
@@ -43,21 +44,10 @@ class SampleOptions:
     label: Annotated[str | None, tyro.conf.arg(metavar="NAME|NUMBER")] = None
     """class of the videos"""
     interval: int = 1
-    """frame interval that the model is told, and at which the context is read"""
-    guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """classifier-free guidance scale; 1 is none"""
-    iterations: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """masked-prediction iterations a frame"""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """denoising steps a token"""
-    temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """scale of the noise in the denoising steps"""
+    """frame interval that the model is conditioned on, and at which the context is read"""
     speed: Speed = "full"
-    """share of the config's iterations and steps; all but full cost quality (docs/performance.md)"""
-    longer: Annotated[Literal["window", "interpolate"] | None, tyro.conf.arg(metavar="window|interpolate")] = None
-    """how videos grow longer than the model was trained on"""
-    noise_level: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """noise level of the frames that are observed; 1 adds none"""
+    """full is the model's config; fast halves the denoising steps and costs quality"""
+    sampling: SamplingChanges = field(default_factory=lambda: SamplingChanges({}))
     count: int = 1
     """number of videos"""
     batch: int = 8
@@ -76,46 +66,21 @@ class ContextVideo:
     fps: float
 
 
-def sample(words: list[str]) -> None:
+def sample(argv: list[str]) -> None:
     """Generate videos and write them."""
-    options = parse(SampleOptions, "sample", words)
+    options = parse(SampleOptions, "sample", argv)
     _check(options)
     pipeline = _load(options.model, options.device)
+    settings = at_speed(pipeline.config.sampling, options.speed).changed(**options.sampling.fields)
     if options.speed != "full":
-        _say_speed(options.model, pipeline.config.sampling, options.speed)
-        pipeline = pipeline.at_speed(options.speed)
+        print(f"speed {options.speed}: {SPEEDS[options.speed]}")
     context = None
     if options.context is not None:
         context = read_context(options.context, options.context_frames, options.interval, pipeline.config.data)
     began = time.monotonic()
     with progress("generating frames", "frames") as report:
-        videos = _generate(pipeline, options, context, report, began)
+        videos = _generate(pipeline, options, settings, context, report, began)
     _write(options, videos, context)
-
-
-def _say_speed(model: str, full: "SamplingConfig", name: str) -> None:
-    """Say aloud what a speed changes, and what it costs where that was measured."""
-    from magi.presets import SPEEDS, at_speed
-    from magi.sampling.pretrained import SPEEDS_FILE, find_model
-
-    sampling = at_speed(full, name)
-    steps = f"{sampling.steps}" + (f"..{sampling.last_steps}" if sampling.last_steps else "")
-    print(
-        f"speed {name}: {SPEEDS[name].summary}: {sampling.iterations} iterations x {steps} steps "
-        f"instead of {full.iterations} x {full.steps}"
-    )
-    path = find_model(model) / SPEEDS_FILE
-    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if name not in measured:
-        print("quality at this speed: not measured for this model, speed only")
-        return
-    for frames, means in measured[name]["frames"].items():
-        full_means = measured.get("full", {}).get("frames", {}).get(frames, {})
-        figures = ", ".join(
-            f"{oracle} {value:.2f}" + (f" (full {full_means[oracle]:.2f})" if oracle in full_means else "")
-            for oracle, value in means.items()
-        )
-        print(f"quality at this speed, frames {frames} of {measured[name]['protocol']}: {figures}")
 
 
 def _check(options: SampleOptions) -> None:
@@ -172,14 +137,17 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
 
 
 def _generate(
-    pipeline: "MagiPipeline", options: SampleOptions, context: ContextVideo | None, report: Report, began: float
+    pipeline: "MagiPipeline",
+    options: SampleOptions,
+    settings: SamplingConfig,
+    context: ContextVideo | None,
+    report: Report,
+    began: float,
 ) -> "list[np.ndarray]":
     """The videos, video_THWC each, context included, a batch at a time."""
     import numpy as np
 
     known = 0 if context is None else len(context.video_THWC)
-    names = ("guidance", "iterations", "steps", "temperature", "longer", "noise_level")
-    given = {name: getattr(options, name) for name in names}
     done, total = 0, options.count * max(0, options.frames - known)
     videos: list[np.ndarray] = []
     for start in range(0, options.count, options.batch):
@@ -191,15 +159,15 @@ def _generate(
             labels=options.label,
             interval=options.interval,
             seeds=seeds,
-            sampling={name: value for name, value in given.items() if value is not None},
+            sampling=settings,
         ):
             frames.append(frame_BHWC.numpy())
             if not done:
                 print(f"first frame after {time.monotonic() - began:.1f} s", flush=True)
             done += len(seeds)
             report(done, total)
-        made_BTHWC = np.stack(frames, axis=1)
-        videos += [made if context is None else np.concatenate([context.video_THWC, made]) for made in made_BTHWC]
+        for video_THWC in np.stack(frames, axis=1):
+            videos.append(video_THWC if context is None else np.concatenate([context.video_THWC, video_THWC]))
     return videos
 
 
@@ -232,9 +200,9 @@ class ExportOptions:
     """of the weight file; float16 halves it, and it is read back as float32"""
 
 
-def export(words: list[str]) -> None:
+def export(argv: list[str]) -> None:
     """Write an export."""
-    options = parse(ExportOptions, "export", words)
+    options = parse(ExportOptions, "export", argv)
     _load(options.run, "cpu").save_pretrained(options.out, options.dtype)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"{options.out}: {size / 1e6:.1f} MB")

@@ -33,8 +33,6 @@ from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
 from magi.weights import load_ema, load_weights, read_tensors
 
-SPEEDS_FILE = "speeds.json"
-"""In the folder of a model: its scores at each speed, where they were measured (``magi evaluate digits --speeds``)."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
 

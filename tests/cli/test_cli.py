@@ -177,13 +177,6 @@ def test_export_makes_the_same_videos(videos: Path, model: Path) -> None:
     assert first == second
 
 
-def test_a_speed_says_what_it_costs_or_that_it_was_not_measured(
-    videos: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("sample", model, videos.parent / "fast", "--frames", 2, "--speed", "fast") == 0
-    assert "not measured for this model" in capsys.readouterr().out
-
-
 def test_inspect(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect mask digits --frames 3") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]

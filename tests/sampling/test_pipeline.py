@@ -13,6 +13,7 @@ from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, VaeConf
 from magi.errors import NumericsError
 from magi.model.frame_pass import FramePass
 from magi.model.magi import Magi
+from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.prepared import PreparedSampler
 from magi.vae.contract import VideoAutoencoder, decode_at_the_end, latent_shape
@@ -123,6 +124,36 @@ def test_one_context_serves_all_seeds_and_a_video_is_the_same_alone() -> None:
     alone = pipe(frames=5, context=context.numpy(), labels=1, seeds=[4], sampling={"guidance": 2.0}).video_BTHWC
     assert (together[1].int() - alone[0].int()).abs().max() <= 1  # rounding of a pixel
     assert pipe(frames=2, labels=["cat", "dog", None]).video_BTHWC.shape[0] == 3
+
+
+def test_every_video_has_its_own_conditions_seed_and_context_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the history is given, under guidance: with the label first, then without."""
+    pipe, begun, observed = tiny_pipeline(), [], []
+    begin, observe = History.begin, History.observe
+    monkeypatch.setattr(History, "begin", lambda self, *given: begun.append((self, *given)) or begin(self, *given))
+    monkeypatch.setattr(History, "observe", lambda self, *given: observed.append(*given) or observe(self, *given))
+    context = some_video(2, 2)
+    asked: dict[str, Any] = {"frames": 4, "context": context, "interval": 3, "seeds": [5, 9]}
+    pipe(labels=["dog", "cat"], sampling={"noise_level": 4, "guidance": 2.0}, **asked)
+    history, conditions, generators = begun[-1]
+    assert conditions.label_B.tolist() == [1, 0, 2, 2]
+    assert conditions.interval_B.tolist() == [3] * 4 and conditions.noise_level_B.tolist() == [4] * 4
+    assert history.amplitudes == pytest.approx([0.49, 0.49]), "the noise that level 4 promises"
+    assert [generator.initial_seed() for generator in generators] == [5, 9]
+    expected_BTNC = pipe.model.patchify(pipe.vae.encode(context))
+    assert torch.equal(observed[0], expected_BTNC) and not torch.equal(*expected_BTNC.unbind(1))
+    assert [tokens_BTNC.shape[1] for tokens_BTNC in observed] == [2, 1], "the context at once, then what was made"
+    pipe(labels="dog", sampling={"guidance": 1.0}, **asked)
+    assert begun[-1][1].label_B.tolist() == [1, 1] and begun[-1][0].amplitudes == [0, 0]
+
+
+def test_frames_are_observed_in_the_order_in_which_they_are_yielded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, observed = tiny_pipeline(), []
+    observe = History.observe
+    monkeypatch.setattr(History, "observe", lambda self, *given: observed.append(*given) or observe(self, *given))
+    video_BTHWC = pipe(frames=3, seeds=[1, 2]).video_BTHWC
+    decoded_BTHWC = pipe.vae.decode(pipe.model.unpatchify(torch.cat(observed, dim=1)).float())
+    assert torch.equal(decoded_BTHWC, video_BTHWC[:, :-1]), "and the last one never is"
 
 
 def test_the_context_is_encoded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,132 @@
+"""What is asked for on the command line is what reaches the sampler: every setting, seed, label and context frame."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from magi.cli import sample
+from magi.cli.main import main
+from magi.cli.options import SHORT
+from magi.cli.sample import ContextVideo
+from magi.config import SamplingConfig
+from magi.errors import NumericsError
+from magi.sampling.pipeline import MagiPipeline
+from magi.sampling.prepared import PreparedSampler
+from tests.sampling.test_pipeline import some_video, tiny_pipeline
+
+OTHER: dict[str, Any] = {
+    "iterations": 1, "steps": 4, "last_steps": 2, "solver": "dpm++", "temperature": 0.5, "x0_limit": 2.0,
+    "guidance": 3.0, "guidance_schedule": "constant", "noise_level": 2, "precision": "fp32", "context_frames": 2,
+    "longer": "interpolate", "window_keep": 1,
+}  # fmt: skip
+"""For every field a value that the tiny model's config has not."""
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> MagiPipeline:
+    made = tiny_pipeline()
+    monkeypatch.setattr(sample, "_load", lambda model, device: made)
+    return made
+
+
+@pytest.fixture
+def sampled_with(monkeypatch: pytest.MonkeyPatch) -> list[SamplingConfig]:
+    """Settings of every batch of videos, as the sampler has them."""
+    seen: list[SamplingConfig] = []
+    plain = PreparedSampler.begin
+
+    def begin(self: PreparedSampler, settings: SamplingConfig, *rest: Any) -> None:
+        seen.append(settings)
+        plain(self, settings, *rest)
+
+    monkeypatch.setattr(PreparedSampler, "begin", begin)
+    return seen
+
+
+def run(out: Path, *options: object) -> int:
+    return main(["sample", "tiny", str(out), "--frames", "2", *map(str, options)])
+
+
+def written(out: Path) -> bytes:
+    return (out / "video_00000.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("name", SamplingConfig.model_fields)
+def test_every_setting_reaches_the_sampler(
+    pipeline: MagiPipeline, sampled_with: list[SamplingConfig], tmp_path: Path, name: str
+) -> None:
+    base, option = pipeline.config.sampling, name.replace("_", "-")
+    expected = base.changed(**{name: OTHER[name]})
+    assert getattr(base, name) != OTHER[name]
+    assert run(tmp_path / "long", f"--sampling.{option}", OTHER[name]) == 0
+    assert sampled_with == [expected]
+    if name in SHORT:
+        assert run(tmp_path / "short", f"--{option}", OTHER[name]) == 0
+        assert sampled_with == [expected, expected]
+        assert written(tmp_path / "long") == written(tmp_path / "short")
+
+
+def test_settings_are_those_of_the_config_and_go_over_a_speed(
+    pipeline: MagiPipeline, sampled_with: list[SamplingConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = pipeline.config.sampling.changed(steps=10)
+    pipeline.config = pipeline.config.model_copy(update={"sampling": base})
+    assert run(tmp_path) == run(tmp_path, "--speed", "fast") == run(tmp_path, "--speed", "fast", "--steps", 7) == 0
+    assert sampled_with == [base, base.changed(steps=5, last_steps=5), base.changed(steps=7, last_steps=5)]
+    assert capsys.readouterr().out.count("speed fast: half of the denoising steps") == 2
+
+
+def test_a_wrong_setting_is_one_line(
+    pipeline: MagiPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, line in (
+        (("--sampling.guidanc", 3), "error: Unrecognized options: --sampling.guidanc, 3; did you mean --guidance?"),
+        (("--sampling.steps", 1), "sampling: steps: Input should be greater than or equal to 2 (got 1)"),
+        (("--sampling.solver", "euler"), "--sampling.solver"),
+    ):
+        assert run(tmp_path / "out", *options) == 2
+        error = capsys.readouterr().err
+        assert line in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_video_k_has_seed_k_in_batches_and_the_label_and_interval_asked_for(
+    pipeline: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    plain = pipeline.stream
+    monkeypatch.setattr(pipeline, "stream", lambda **asked: calls.append(asked) or plain(**asked))
+    assert run(tmp_path, "--count", 3, "--batch", 2, "--seed", 5, "--label", "dog", "--interval", 3) == 0
+    assert [list(call["seeds"]) for call in calls] == [[5, 6], [7]]
+    assert {(call["frames"], call["labels"], call["interval"], call["context"]) for call in calls} == {
+        (2, "dog", 3, None)
+    }
+
+
+def test_a_video_is_its_context_and_then_what_was_generated(
+    pipeline: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, saved = [], []
+    context = ContextVideo(some_video(2).numpy(), 5.0)
+    monkeypatch.setattr(sample, "read_context", lambda *given: asked.append(given) or context)
+    monkeypatch.setattr("magi.data.video_writer.write_mp4", lambda path, video, fps: saved.append((video, fps)))
+    options = ("--context", "a.mp4", "--context-frames", 2, "--interval", 3, "--count", 2, "--frames", 5)
+    assert run(tmp_path, *options) == 0
+    assert [given[:3] for given in asked] == [(Path("a.mp4"), 2, 3)]
+    expected: Tensor = pipeline(frames=5, context=some_video(2), interval=3, seeds=[0, 1]).video_BTHWC
+    for (video_THWC, fps), known_THWC in zip(saved, expected.numpy(), strict=True):
+        assert fps == 5.0 and np.array_equal(video_THWC, known_THWC)
+
+
+def test_videos_that_break_leave_no_file(
+    pipeline: MagiPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch.no_grad():
+        pipeline.model.head.output.bias.fill_(float("nan"))
+    assert run(tmp_path / "out", "--count", 2, "--batch", 1) == NumericsError.exit_code
+    assert "frame 0 is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
