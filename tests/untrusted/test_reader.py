@@ -15,6 +15,7 @@ from magi.errors import CheckpointError
 from magi.untrusted import reader
 from magi.untrusted.child import read
 from magi.untrusted.reader import ReadLimits, read_untrusted
+from magi.weights import read_tensors
 from tests.fakes.untrusted_files import (
     PickledCall,
     PickledCode,
@@ -49,6 +50,16 @@ def test_no_command_runs_what_is_in_a_file(
     words = {"FILE": str(make(tmp_path / "file.pt", trace)), "OUT": str(tmp_path / "out")}
     trace.unlink(missing_ok=True)
     assert main([words.get(word, word) for word in command.split()]) == CheckpointError.exit_code
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("make", [pickle_trap, torchscript_trap])
+def test_weights_of_models_are_safetensors_whatever_the_name_says(make: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    path = make(tmp_path / "model.safetensors", trace)
+    trace.unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="a pickle or zip archive, not safetensors; refused"):
+        read_tensors(path)
     assert not trace.exists()
 
 

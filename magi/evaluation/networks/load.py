@@ -7,7 +7,7 @@ full float32, in small batches whose size does not change the result beyond roun
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,26 @@ Network = TypeVar("Network", bound=nn.Module)
 _CLIPS_AT_A_TIME, _IMAGES_AT_A_TIME = 4, 32
 
 
-class I3dFeatures:
+class _Weighted(Generic[Network]):
+    """A network in evaluation mode, the hash of its weights, and a name that says what deviates."""
+
+    def __init__(self, network: Network, weights: str, name: str, *variants: str) -> None:
+        self.network, self.hash = network.eval(), weights
+        given = ",".join(filter(None, variants))
+        self.name = f"{name}[{given}]" if given else name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network; clips follow it."""
+        self.network.to(device)
+        return self
+
+
+class I3dFeatures(_Weighted[I3d]):
     """Kinetics-400 logits of clips (``FeatureNetwork``): the features of the Frechet video distance."""
 
     dimension = CLASSES
@@ -38,31 +57,23 @@ class I3dFeatures:
         self, network: I3d, weights: str, preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING, mark: str = ""
     ) -> None:
         """Wrap ``network``; ``weights`` is their hash, ``mark`` a word for the name where they are not published."""
-        self.network = network.eval()
         self.preprocessing: I3dPreprocessing = preprocessing
-        self.hash = weights
         eps = "" if network.bn_eps == PUBLISHED_EPS else f"eps{network.bn_eps:g}"
         variant = "" if preprocessing == DEFAULT_I3D_PREPROCESSING else preprocessing
-        self.name = _named(I3D_NAME, mark, variant, eps)
-
-    def to(self, device: torch.device | str) -> "I3dFeatures":
-        """Move the network; clips follow it."""
-        self.network.to(device)
-        return self
+        super().__init__(network, weights, I3D_NAME, mark, variant, eps)
 
     def features(self, video_BTHWC: Tensor) -> Tensor:
         """Return logits_BC float32 of uint8 clips, on their device; ``ValueError`` below 9 frames."""
         check_clips(video_BTHWC, self)
-        device = next(self.network.parameters()).device
         with full_precision():
             logits = [
-                self.network(i3d_input(clips_BTHWC.to(device), self.preprocessing)).logits_BC
+                self.network(i3d_input(clips_BTHWC.to(self.device), self.preprocessing)).logits_BC
                 for clips_BTHWC in video_BTHWC.split(_CLIPS_AT_A_TIME)
             ]
             return torch.cat(logits).to(video_BTHWC.device)
 
 
-class InceptionFeatures:
+class InceptionFeatures(_Weighted[Inception]):
     """FID's 2048 features of images (``FeatureNetwork`` for clips of one frame; ``frame_features`` for longer ones)."""
 
     dimension = FEATURES
@@ -70,14 +81,7 @@ class InceptionFeatures:
 
     def __init__(self, network: Inception, weights: str, mark: str = "") -> None:
         """Wrap ``network``; ``weights`` is their hash, ``mark`` a word for the name where they are not published."""
-        self.network = network.eval()
-        self.hash = weights
-        self.name = _named(INCEPTION_NAME, mark)
-
-    def to(self, device: torch.device | str) -> "InceptionFeatures":
-        """Move the network; images follow it."""
-        self.network.to(device)
-        return self
+        super().__init__(network, weights, INCEPTION_NAME, mark)
 
     def features(self, video_BTHWC: Tensor) -> Tensor:
         """Return features_BC float32 of uint8 clips of one frame; ``ValueError`` for longer ones."""
@@ -92,28 +96,20 @@ class InceptionFeatures:
     def frame_features(self, video_BTHWC: Tensor) -> Tensor:
         """Return features_BTC float32 of every frame of uint8 clips, on their device."""
         check_clips(video_BTHWC, self)
-        device = next(self.network.parameters()).device
         with full_precision():
             features = [
-                self.network(inception_input(images_BHWC.to(device))).features_BC
+                self.network(inception_input(images_BHWC.to(self.device))).features_BC
                 for images_BHWC in video_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME)
             ]
             return torch.cat(features).unflatten(0, video_BTHWC.shape[:2]).to(video_BTHWC.device)
 
 
-class LpipsDistance:
+class LpipsDistance(_Weighted[Lpips]):
     """LPIPS between frames of uint8 videos, by its own name (``lpips_alex`` or ``lpips_vgg``)."""
 
     def __init__(self, network: Lpips, weights: str, mark: str = "") -> None:
         """Wrap ``network``; ``weights`` are the hashes of trunk and heads, joined by a plus sign."""
-        self.network = network.eval()
-        self.hash = weights
-        self.name = _named(f"lpips_{network.trunk}", mark)
-
-    def to(self, device: torch.device | str) -> "LpipsDistance":
-        """Move the network; videos follow it."""
-        self.network.to(device)
-        return self
+        super().__init__(network, weights, f"lpips_{network.trunk}", mark)
 
     def distances(self, first_BTHWC: Tensor, second_BTHWC: Tensor) -> Tensor:
         """Return distances_BT float32 of two uint8 videos of one shape, frame against frame."""
@@ -124,14 +120,13 @@ class LpipsDistance:
                 )
         if first_BTHWC.shape != second_BTHWC.shape:
             raise ValueError(f"{self.name}: {tuple(first_BTHWC.shape)} and {tuple(second_BTHWC.shape)} differ in shape")
-        device = next(self.network.parameters()).device
         pairs = zip(
             first_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
             second_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
             strict=True,
         )
         with full_precision():
-            found = [self.network(_signed(a.to(device)), _signed(b.to(device))).distance_B for a, b in pairs]
+            found = [self.network(_signed(a.to(self.device)), _signed(b.to(self.device))).distance_B for a, b in pairs]
             return torch.cat(found).unflatten(0, first_BTHWC.shape[:2]).to(first_BTHWC.device)
 
 
@@ -178,11 +173,6 @@ def synthetic_i3d(
 def _signed(images_BHWC: Tensor) -> Tensor:
     """images_BCHW float32 in [-1, 1] of uint8 RGB."""
     return 2 * (images_BHWC.permute(0, 3, 1, 2).float() / 255) - 1
-
-
-def _named(name: str, *variants: str) -> str:
-    given = ",".join(filter(None, variants))
-    return f"{name}[{given}]" if given else name
 
 
 def _mark(*stored: StoredWeights) -> str:
