@@ -74,7 +74,7 @@ class UncachedHistory(History):
         tokens_BTNC = self._with_noise(tokens_BTNC)
         known = [] if self.tokens_BTNC is None else [self.tokens_BTNC]
         self.tokens_BTNC = torch.cat([*known, tokens_BTNC], dim=1)
-        self.frame_pass.place(self.time_T[self.tokens_BTNC.shape[1]])
+        self.frame_pass.set_time(self.time_T[self.tokens_BTNC.shape[1]])
 
     def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         """As ``History.predict``, after observing everything."""
@@ -87,7 +87,7 @@ class UncachedHistory(History):
 
 def latents(model: Magi, config: SamplingConfig, conditions: Conditions, frames: int, way: str) -> Tensor:
     """Latents_BTNC of ``frames`` frames from nothing; video k is drawn with seed k."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(conditions.interval_B))]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(conditions.batch)]
     # The plain path for both: graphs and kernels would be won by one of them alone.
     plan, made = plan_frame(model, config), []
     with evaluating(model):
@@ -168,9 +168,7 @@ def draw(found: Seconds, slopes: dict[str, list[float]]) -> Figure:
 def measure(options: CacheOptions, pipe: MagiPipeline, config: SamplingConfig) -> tuple[float, Seconds]:
     """Parity, then all measurements, round after round."""
     model, device = pipe.model, pipe.model.mask_token.device
-    told = make_conditions(pipe.config.model, None, None, 1, config.noise_level, options.batch)
-    label_B = None if told.label_B is None else told.label_B.to(device)
-    conditions = Conditions(told.interval_B.to(device), told.noise_level_B.to(device), label_B)
+    conditions = make_conditions(pipe.config.model, None, None, 1, config.noise_level, options.batch).to(device)
 
     def once(way: str, frames: int) -> float:
         return timed(lambda: latents(model, config, conditions, frames, way), device)

@@ -59,7 +59,7 @@ class MaskedHistory(History):
         masked_BTN = torch.stack(masks).to(tokens_BTNC.device)
         inputs = (self._double(tokens_BTNC.to(self.model.mask_token.dtype)), self.time_T[first : first + frames])
         self.model.observe(*inputs, self.conditions, self.cache, self._double(masked_BTN))
-        self.frame_pass.place(self.time_T[self.cache.length])
+        self.frame_pass.set_time(self.time_T[self.cache.length])
 
 
 def continued_from(pipe: MagiPipeline, context_BTHWC: Tensor, frames: int, masked: bool) -> Tensor:

@@ -162,7 +162,7 @@ def pass_parity(model: Magi, videos: int, config: SamplingConfig, known: int = 1
     wide.cache.layers = [None if pair is None else (pair[0].float(), pair[1].float()) for pair in wide.cache.layers]
     plain = mar_style(ours, config)
     wide.time = plain.time = model.config.frames - 1
-    ours.past.frame_pass.place(torch.tensor(plain.time, device=model.mask_token.device))
+    ours.past.frame_pass.set_time(torch.tensor(plain.time, device=model.mask_token.device))
     tokens_BNC = random_frame(model, videos)[:, 0]
     masked_BN, picked_Bm = _random_mask(model, videos)
     index = picked_Bm[None, :, :, None].expand(2, -1, -1, model.config.width)
@@ -236,7 +236,7 @@ def history_case(setting: Setting) -> PreparedCase:
     whole = list(plain.cache.layers)
     # The baseline knows whole positions alone; what is in the cache is random anyway.
     plain.time = model.config.frames - 1
-    ours.past.frame_pass.place(torch.tensor(plain.time, device=setting.device))
+    ours.past.frame_pass.set_time(torch.tensor(plain.time, device=setting.device))
 
     def ours_at(length: int) -> Tensor:
         ours.past.cache.rewind(length)

@@ -194,7 +194,7 @@ class MarStyleSampler:
         self, model: Magi, conditions: Conditions, config: SamplingConfig, batch: int, compiler: str | None = None
     ) -> None:
         self.model, self.conditions, self.config, self.batch = model, conditions, config, batch
-        self.halves = len(conditions.interval_B) // batch
+        self.halves = conditions.batch // batch
         schedule = respace(cosine_schedule(model.config.diffusion_steps), config.steps)
         self.head = MarStyleHead(model, schedule, config)
         self.run_block: Callable[..., Any] = _block

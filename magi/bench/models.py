@@ -62,4 +62,4 @@ def labelled_conditions(model: Magi, batch: int) -> Conditions:
 def guided_conditions(model: Magi, batch: int) -> Conditions:
     """Conditions of ``batch`` videos, followed by the same without their label, as guidance takes them."""
     conditions = labelled_conditions(model, batch)
-    return conditions.concatenate(conditions.without_label(model.config.classes))
+    return Conditions.cat([conditions, conditions.null(model.config)])

@@ -173,7 +173,7 @@ def filled_sampler(
         for layer in past.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
             layer.normal_(generator=generator)
         past.cache.rewind(known)
-        past.frame_pass.place(past.time_T[known])
+        past.frame_pass.set_time(past.time_T[known])
         past.recent_BTNC = random_frame(sampler.model, batch)
     return FilledSampler(sampler.model, batch, sampler)
 

@@ -117,12 +117,12 @@ def cached_attention(qkv_R3hd: Tensor, stored_RT2hd: Tensor) -> Tensor:
 
 
 class FramePass:
-    """The passes of one frame after another, for videos told ``conditions`` (G x B of them: halves of guidance).
+    """The passes over one frame after another, of videos under ``conditions`` (G x B of them: halves of guidance).
 
-    A residual sum and the norm after it are one step, so that they can be one kernel: what goes from half to half of
-    the blocks is x and the normed x. With ``kernels`` they are, and the cache is read by a kernel, to which its length
-    is a number on the device. Products are in ``dtype`` (the model's if None), and what lies between two of them: x
-    itself, norms and the cache stay as they are.
+    Each half of a block takes x and its norm, and returns x and the norm that the next half reads: a residual sum and
+    the LayerNorm after it are then one step. With ``kernels`` that step is one Triton kernel, and so is attention to
+    the cache, which reads the number of cached frames from the device. Matrix products are computed in ``dtype`` (the
+    model's own if None); residual sums, norms and the cache keep the model's.
     """
 
     def __init__(
@@ -142,35 +142,35 @@ class FramePass:
         self.last_spatial = self.spatial[-1].qkv.split(model.config.width)
         _, self.last_keys_and_values = self.temporal[-1].qkv.split(model.config.width)
         # What a captured graph reads stays where it is: new conditions and a new frame are written over the last ones.
-        shape, like = (len(conditions.interval_B), model.positions, model.config.width), model.mask_token.detach()
+        shape, like = (conditions.batch, model.positions, model.config.width), model.mask_token.detach()
         self._predicted_BPD, self._observed_BPD = like.new_empty(shape), like.new_empty(shape)
-        self._now_predicted_BPD, self._now_observed_BPD = like.new_empty(shape), like.new_empty(shape)
-        self.tell(conditions)
+        self._predicted_at_time_BPD, self._observed_at_time_BPD = like.new_empty(shape), like.new_empty(shape)
+        self.set_conditions(conditions)
 
     @torch.no_grad()
-    def tell(self, conditions: Conditions) -> None:
-        """Tell as many other conditions, in place; ``place`` comes next."""
+    def set_conditions(self, conditions: Conditions) -> None:
+        """Conditions (B,) of the frame that the next passes are about, in place; ``set_time`` comes next."""
         model = self.model
-        condition_BKD, added_BD = model.conditioning(conditions)
+        condition_BKD, added_BD = (values.squeeze(1) for values in model.conditioning(conditions))
         tokens_BND = condition_BKD.new_zeros(len(added_BD), model.tokens_per_frame, added_BD.shape[-1])
-        told_BPD = torch.cat([condition_BKD, tokens_BND], dim=1) + model.space_PD + added_BD[:, None]
+        conditioned_BPD = torch.cat([condition_BKD, tokens_BND], dim=1) + model.space_PD + added_BD[:, None]
         complete = model.config.teacher_forcing == "complete"
-        self._predicted_BPD.copy_(told_BPD + model.masked_position)
-        self._observed_BPD.copy_(told_BPD + (model.observation_position if complete else model.masked_position))
-        self._now_predicted_BPD.copy_(self._predicted_BPD)
-        self._now_observed_BPD.copy_(self._observed_BPD)
+        self._predicted_BPD.copy_(conditioned_BPD + model.masked_position)
+        self._observed_BPD.copy_(conditioned_BPD + (model.observation_position if complete else model.masked_position))
+        self._predicted_at_time_BPD.copy_(self._predicted_BPD)
+        self._observed_at_time_BPD.copy_(self._observed_BPD)
 
-    def place(self, time: Tensor) -> None:
+    def set_time(self, time: Tensor) -> None:
         """Position in time () of the frame that the next passes are about."""
         (time_D,) = interpolate_rows(self.model.time_TD, time[None])
-        torch.add(self._predicted_BPD, time_D, out=self._now_predicted_BPD)
-        torch.add(self._observed_BPD, time_D, out=self._now_observed_BPD)
+        torch.add(self._predicted_BPD, time_D, out=self._predicted_at_time_BPD)
+        torch.add(self._observed_BPD, time_D, out=self._observed_at_time_BPD)
 
     def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor, cache: KVCache) -> Tensor:
         """z_GBmD of the picked tokens, given the unmasked ones and the frames in the cache."""
         tokens_BND = self.model.embed_token(tokens_BNC.to(self.model.mask_token.dtype))
         x_BPD = self._embed(
-            torch.where(masked_BN[..., None], self.model.mask_token, tokens_BND), self._now_predicted_BPD
+            torch.where(masked_BN[..., None], self.model.mask_token, tokens_BND), self._predicted_at_time_BPD
         )
         normed_BPD = _norm(x_BPD, self.spatial[0].norm)
         rows, last, width = len(x_BPD), len(self.spatial) - 1, x_BPD.shape[-1]
@@ -189,7 +189,7 @@ class FramePass:
 
     def observe(self, tokens_BNC: Tensor, cache: KVCache) -> None:
         """Write the keys and values of one finished frame after those in the cache, which does not advance."""
-        x_BPD = self._embed(self.model.embed_token(tokens_BNC), self._now_observed_BPD)
+        x_BPD = self._embed(self.model.embed_token(tokens_BNC), self._observed_at_time_BPD)
         normed_BPD, last = _norm(x_BPD, self.spatial[0].norm), len(self.spatial) - 1
         for i in range(len(self.spatial)):
             x_BPD, normed_BPD = self._spatial_half(x_BPD, normed_BPD, i)
@@ -236,7 +236,7 @@ class FramePass:
         return norm_kernels.add_norm(x, change, weights, EPSILON)
 
     def _embed(self, tokens_BND: Tensor, base_BPD: Tensor) -> Tensor:
-        """Hidden states: what a position is told, and its token."""
+        """Hidden states: position, time and conditions, and the token."""
         x_BPD = base_BPD.clone()
         conditions = self.model.conditioning.tokens
         x_BPD.unflatten(0, (self.halves, -1))[:, :, conditions:] += tokens_BND

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from magi.model.conditioning import Conditioning, Conditions
+from magi.model.conditioning import Conditioning, Conditions, of_slots
 from magi.model.diffusion_head import DiffusionHead
 from magi.model.kv_cache import KVCache
 from magi.model.positions import interpolate_rows, sinusoidal_1d, sinusoidal_2d
@@ -113,7 +113,9 @@ class Magi(nn.Module):
         ones of a mask makes its host wait.
         """
         is_observation_S = torch.arange(len(sequence.time_S), device=sequence.time_S.device) < sequence.observations
-        x_BSPD = self._embed(sequence.tokens_BSNC, sequence.masked_BSN, is_observation_S, sequence.time_S, conditions)
+        x_BSPD = self._embed(
+            sequence.tokens_BSNC, sequence.masked_BSN, is_observation_S, sequence.time_S, conditions, sequence.time_S
+        )
         x_BUPD = self.transformer(x_BSPD, sequence.attend, first_query=sequence.observations)
         z_MD = self._condition(x_BUPD).flatten(0, 2).index_select(0, picked_M)
         # A CPU keeps a compiled product for every number of rows it has met, gigabytes in all: so few numbers occur.
@@ -141,9 +143,9 @@ class Magi(nn.Module):
     ) -> None:
         """Append finished frames to the cache; frame i attends to the cache and to frames up to i.
 
-        ``time_T`` are their positions in time, fractional ones allowed. Under masked teacher forcing a finished frame
-        takes the stream that predicted it, with nothing masked; ``masked_BTN`` hides tokens all the same, as training
-        under it does.
+        ``time_T`` are their positions in time, fractional ones allowed; ``conditions`` that vary by frame have a value
+        for each of these frames. Under masked teacher forcing a finished frame takes the stream that predicted it, with
+        nothing masked; ``masked_BTN`` hides tokens all the same, as training under it does.
         """
         frames = tokens_BTNC.shape[1]
         if masked_BTN is None:
@@ -169,16 +171,25 @@ class Magi(nn.Module):
     # Both
 
     def _embed(
-        self, tokens_BSNC: Tensor, masked_BSN: Tensor, is_observation_S: Tensor, time_S: Tensor, conditions: Conditions
+        self,
+        tokens_BSNC: Tensor,
+        masked_BSN: Tensor,
+        is_observation_S: Tensor,
+        time_S: Tensor,
+        conditions: Conditions,
+        frame_S: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states x_BSPD: condition tokens, then tokens or mask tokens, with positions and interval added."""
+        """Hidden states x_BSPD: condition tokens, then tokens or mask tokens, with positions and interval added.
+
+        ``conditions`` that vary by frame have a value a slot, or a value a frame with ``frame_S``, the slots' frames.
+        """
         x_BSND = torch.where(masked_BSN[..., None], self.mask_token, self.embed_token(tokens_BSNC))
-        condition_BKD, added_BD = self.conditioning(conditions)
-        condition_BSKD = condition_BKD[:, None].expand(-1, x_BSND.shape[1], -1, -1)
+        condition_BFKD, added_BFD = (of_slots(values, frame_S) for values in self.conditioning(conditions))
+        condition_BSKD = condition_BFKD.expand(-1, x_BSND.shape[1], -1, -1)
         stream_SPD = torch.where(is_observation_S[:, None, None], self.observation_position, self.masked_position)
         time_SD = interpolate_rows(self.time_TD, time_S)
         position_SPD = stream_SPD + self.space_PD + time_SD[:, None]
-        return torch.cat([condition_BSKD, x_BSND], dim=2) + position_SPD + added_BD[:, None, None]
+        return torch.cat([condition_BSKD, x_BSND], dim=2) + position_SPD + added_BFD[:, :, None]
 
     def _condition(self, x_BTPD: Tensor) -> Tensor:
         """z_BTND, the diffusion head's condition for every token."""

@@ -95,8 +95,12 @@ def _check(
     context_BTCHW: Tensor | None,
 ) -> None:
     batch, latent, trained = len(generators), model.latent, model.config.frames
-    if len(conditions.interval_B) != batch or not batch:
-        raise ValueError(f"expected one generator a video, got {batch} for {len(conditions.interval_B)} videos")
+    if conditions.batch != batch or not batch:
+        raise ValueError(f"expected one generator a video, got {batch} for {conditions.batch} videos")
+    if conditions.frames not in (None, frames):
+        raise ValueError(f"conditions of {conditions.frames} latent frames for {frames}; give one a frame, or constant")
+    if conditions.noise_level_B.ndim != 1:
+        raise ValueError("the noise level of a video is one number; leave out its frames")
     if any(generator.device.type != "cpu" for generator in generators):
         raise ValueError("generators must be on the CPU, so that noise does not depend on the device")
     done = 0

@@ -59,11 +59,11 @@ class History:
     ) -> None:
         execution = execution or Execution.plain(model)
         self.model, self.keep = model, config.window_keep
-        self.halves = len(conditions.interval_B) // len(generators)
+        self.halves = conditions.batch // len(generators)
         self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
         # The last frame in view is only ever predicted, so the cache needs no room for it.
-        self.cache: KVCache = model.new_cache(len(conditions.interval_B), len(self.time_T) - 1)
-        self.frame_pass = FramePass(model, conditions, self.halves, execution.kernels, execution.pass_products)
+        self.cache: KVCache = model.new_cache(conditions.batch, len(self.time_T) - 1)
+        self.frame_pass = FramePass(model, conditions.frame(0), self.halves, execution.kernels, execution.pass_products)
         self.graphs = Replayed(self._predict, pool) if execution.graphs else None
         self.padded = execution.graphs
         self.observation_graphs = Replayed(self._observe_one, pool) if execution.graphs else None
@@ -71,14 +71,15 @@ class History:
 
     def begin(self, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
         """Forget everything, and start with other videos, as many as before: buffers and graphs stay."""
-        videos, rows = len(generators), len(conditions.interval_B)
+        videos, rows = len(generators), conditions.batch
         assert (rows, rows // videos) == (self.cache.stored.shape[1] // self.model.positions, self.halves)
         self.conditions, self.generators = conditions, generators
         self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
         self.recent_BTNC: Tensor | None = None
+        self.finished = 0
         self.cache.clear()
-        self.frame_pass.tell(conditions)
-        self.frame_pass.place(self.time_T[0])
+        self.frame_pass.set_conditions(conditions.frame(0))
+        self.frame_pass.set_time(self.time_T[0])
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +87,11 @@ class History:
         return self.cache.stored.nbytes
 
     def observe(self, tokens_BTNC: Tensor) -> None:
-        """Add finished frames; of a first context longer than the window only the newest that fit are seen."""
+        """Add finished frames, under the conditions that led to them.
+
+        Of a first context longer than the window only the newest that fit are seen.
+        """
+        self.finished += tokens_BTNC.shape[1]
         if self.recent_BTNC is None:
             tokens_BTNC = tokens_BTNC[:, -self.cache.capacity :]
         tokens_BTNC = self._with_noise(tokens_BTNC)
@@ -97,17 +102,16 @@ class History:
             tokens_BTNC = self.recent_BTNC
         first, count = self.cache.length, tokens_BTNC.shape[1]
         if count == 1:
-            self.frame_pass.place(self.time_T[first])
+            self._set_frame(self.finished - 1, first)
             if self.observation_graphs is None:
                 self._observe_one(tokens_BTNC[:, 0])
             else:
                 self.observation_graphs(tokens_BTNC[:, 0], key=self._graph_key())
             self.cache.advance(1)
         else:
-            self.model.observe(
-                self._double(tokens_BTNC), self.time_T[first : first + count], self.conditions, self.cache
-            )
-        self.frame_pass.place(self.time_T[self.cache.length])
+            conditions = self.conditions.between(self.finished - count, self.finished)
+            self.model.observe(self._double(tokens_BTNC), self.time_T[first : first + count], conditions, self.cache)
+        self._set_frame(self.finished, self.cache.length)
 
     def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         """z_GBmD of the picked tokens of the next frame: G is 2 under guidance (with the label, then without), else 1.
@@ -123,6 +127,12 @@ class History:
         z_GBmD = self.graphs(tokens_BNC, masked_BN, picked_Bm, key=self._graph_key())
         assert z_GBmD is not None
         return z_GBmD[:, :, :count]
+
+    def _set_frame(self, number: int, position: int) -> None:
+        """The next passes are about frame ``number`` of the video, at ``position`` of those in view."""
+        if self.conditions.frames is not None:
+            self.frame_pass.set_conditions(self.conditions.frame(number))
+        self.frame_pass.set_time(self.time_T[position])
 
     def _graph_key(self) -> int:
         """Graphs are for one length of the cache, unless what they hold asks the device for it."""

@@ -80,10 +80,8 @@ class PreparedSampler:
 
     def _halves(self, conditions: Conditions) -> Conditions:
         """On the device; under guidance with the label, then without."""
-        conditions = _to(conditions, self.model.mask_token.device)
-        return (
-            conditions.concatenate(conditions.without_label(self.model.config.classes)) if self.guided else conditions
-        )
+        conditions = conditions.to(self.model.mask_token.device)
+        return Conditions.cat([conditions, conditions.null(self.model.config)]) if self.guided else conditions
 
 
 class SamplerCache:
@@ -139,7 +137,7 @@ def sampler_key(model: Magi, settings: SamplingConfig, conditions: Conditions, f
         (id(model), model.config),
         tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors),
         (model.mask_token.device, model.mask_token.dtype),
-        (len(conditions.interval_B), is_guided(model, conditions, settings)),
+        (conditions.batch, is_guided(model, conditions, settings)),
         tuple(time_positions(frames, model.config.frames, settings).tolist()),
         tuple(settings.model_dump(exclude=SET_BY_BEGIN).items()),
     )
@@ -150,12 +148,3 @@ def is_guided(model: Magi, conditions: Conditions, settings: SamplingConfig) -> 
     if settings.guidance == 1 or conditions.label_B is None:
         return False
     return not bool((conditions.label_B == model.config.classes).all())
-
-
-def _to(conditions: Conditions, device: torch.device) -> Conditions:
-    label_B = conditions.label_B
-    return Conditions(
-        conditions.interval_B.to(device),
-        conditions.noise_level_B.to(device),
-        None if label_B is None else label_B.to(device),
-    )

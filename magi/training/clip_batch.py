@@ -27,20 +27,13 @@ class Batch:
     samples: tuple[int, ...]
     video_BTHWC: Tensor | None
     latents_BTCHW: Tensor | None
-    interval_B: Tensor
-    label_B: Tensor | None
-    noise_level_B: Tensor
+    conditions: Conditions
     masked_BUN: Tensor
     picked_M: Tensor
     amplitude_B: Tensor
     noise_BTNC: Tensor
     timestep_RBUN: Tensor
     diffusion_noise_RBUNC: Tensor
-
-    @property
-    def conditions(self) -> Conditions:
-        """What the model is told of the clips."""
-        return Conditions(self.interval_B, self.noise_level_B, self.label_B)
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device."""
@@ -53,7 +46,7 @@ class Batch:
     def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **changed)
+        return replace(self, **changed, conditions=self.conditions.map(function))
 
 
 def stack_draws(
@@ -75,9 +68,9 @@ def stack_draws(
         samples=samples,
         video_BTHWC=video_BTHWC,
         latents_BTCHW=latents_BTCHW,
-        interval_B=interval_B,
-        label_B=label_B,
-        noise_level_B=noise_level(amplitude_B, config.model.noise_max, config.model.noise_levels),
+        conditions=Conditions(
+            interval_B, noise_level(amplitude_B, config.model.noise_max, config.model.noise_levels), label_B
+        ),
         masked_BUN=masked_BUN,
         picked_M=masked_BUN.flatten().nonzero().squeeze(1),
         amplitude_B=amplitude_B,

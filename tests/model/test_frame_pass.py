@@ -27,7 +27,7 @@ def tiny_model(forcing: str, classes: int = 3) -> Magi:
 def told(model: Magi) -> Conditions:
     numbers = torch.arange(VIDEOS)
     conditions = Conditions(numbers + 1, numbers * 2 + 1, numbers)
-    return conditions.concatenate(conditions.without_label(model.config.classes))
+    return Conditions.cat([conditions, conditions.null(model.config)])
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_passes_are_those_of_the_model(
     tokens_BTNC = normal(VIDEOS, KNOWN + 1, N, 2).to(dtype)
     for frame in range(KNOWN):
         model.observe(tokens_BTNC[:, frame : frame + 1].repeat(2, 1, 1, 1), torch.tensor([frame]), conditions, plain)
-        frame_pass.place(torch.tensor(frame))
+        frame_pass.set_time(torch.tensor(frame))
         frame_pass.observe(tokens_BTNC[:, frame], fast)
         fast.advance(1)
     torch.testing.assert_close(fast.stored[:, :, :KNOWN], plain.stored[:, :, :KNOWN], atol=tolerance, rtol=0)
@@ -64,7 +64,7 @@ def test_passes_are_those_of_the_model(
     position = torch.tensor(time)
     z = model.predict(tokens_BNC.repeat(2, 1, 1), masked_BN.repeat(2, 1), position, conditions, plain)
     expected = z.unflatten(0, (2, VIDEOS)).gather(2, picked_Bm[None, :, :, None].expand(2, -1, -1, 16))
-    frame_pass.place(position)
+    frame_pass.set_time(position)
     before = fast.stored.clone()
     got = frame_pass.predict(tokens_BNC, masked_BN, picked_Bm, fast)
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
@@ -127,9 +127,9 @@ def frames_and_prediction(
     """The cache of all frames but the last, and what is predicted of the last."""
     cache = model.new_cache(2 * VIDEOS, KNOWN)
     for frame in range(KNOWN):
-        frame_pass.place(torch.tensor(frame, device=tokens_BTNC.device))
+        frame_pass.set_time(torch.tensor(frame, device=tokens_BTNC.device))
         frame_pass.observe(tokens_BTNC[:, frame], cache)
         cache.advance(1)
-    frame_pass.place(torch.tensor(KNOWN, device=tokens_BTNC.device))
+    frame_pass.set_time(torch.tensor(KNOWN, device=tokens_BTNC.device))
     z_GBmD = frame_pass.predict(tokens_BTNC[:, KNOWN], masked_BN, picked_Bm, cache)
     return cache.stored[:, :, :KNOWN].clone(), z_GBmD

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from magi.config import SamplingConfig
+from magi.model.conditioning import Conditions
 from magi.model.diffusion import cosine_schedule, respace, reverse_table, schedule_from_betas, solver_table
 from magi.model.diffusion_head import DiffusionHead, FoldedHead
 from magi.sampling import execution
@@ -195,13 +196,8 @@ def test_a_solver_is_chosen_by_name_and_makes_other_tokens(solver: str) -> None:
 
 
 def _frame(model: Any, path: Execution, padded: bool, config: SamplingConfig) -> Tensor:
-    conditions = told(2).concatenate(told(2).without_label(3))
-    conditions = replace(
-        conditions,
-        interval_B=conditions.interval_B.to("cuda"),
-        noise_level_B=torch.ones_like(conditions.noise_level_B).to("cuda"),
-        label_B=conditions.label_B.to("cuda"),
-    )
+    conditions = replace(told(2), noise_level_B=torch.ones(2, dtype=torch.long))
+    conditions = Conditions.cat([conditions, conditions.null(model.config)]).to(torch.device("cuda"))
     with torch.inference_mode():
         past = History(model, conditions, seeded(1, 2), 3, config, path)
         denoiser = Denoiser(model.head, config.temperature, path.head_products, path.graphs)

@@ -234,13 +234,14 @@ def test_scale_zero_is_the_null_label() -> None:
     model = tiny_model()
     cold = FAST.model_copy(update={"temperature": 0.0})
     none = cold.model_copy(update={"guidance": 0.0, "guidance_schedule": "constant"})
-    expected = sample(model, cold, conditions=told(2).without_label(3))
+    expected = sample(model, cold, conditions=told(2).null(model.config))
     torch.testing.assert_close(sample(model, none), expected)
     assert (sample(model, cold) - expected).abs().max() > 1e-2
 
 
 def test_guidance_without_a_label_changes_nothing_and_costs_nothing() -> None:
-    model, nothing = tiny_model(), told(2).without_label(3)
+    model = tiny_model()
+    nothing = told(2).null(model.config)
     guided = FAST.model_copy(update={"guidance": 7.0})
     assert torch.equal(sample(model, guided, conditions=nothing), sample(model, FAST, conditions=nothing))
 

@@ -40,6 +40,12 @@ def told(videos: int, noise_level: int = 1) -> Conditions:
     return Conditions(numbers % 4 + 1, torch.full((videos,), noise_level), numbers % 3)
 
 
+def labels_by_frame(videos: int, frames: int) -> Conditions:
+    """A dummy of what varies by frame: another class at every frame, another course for every video."""
+    numbers_BT = torch.arange(videos)[:, None] + torch.arange(frames) ** 2 // 2
+    return replace(told(videos), label_B=numbers_BT % 3)
+
+
 def generators(videos: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 + k) for k in range(videos)]
 
@@ -59,8 +65,12 @@ def z_of_training(model: Magi, sequence: ForcedSequence, conditions: Conditions,
 
 @pytest.mark.parametrize("forcing", ["complete", "masked"])
 @pytest.mark.parametrize("frame", range(TRAINED))
-def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(forcing: str, frame: int) -> None:
+@pytest.mark.parametrize("varying", [False, True])
+def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(
+    forcing: str, frame: int, varying: bool
+) -> None:
     model, videos = tiny_model(forcing), 2
+    conditions = labels_by_frame(videos, TRAINED) if varying else told(videos)
     draw = torch.Generator().manual_seed(1)
     tokens_BTNC = torch.randn(videos, TRAINED, model.tokens_per_frame, 2, generator=draw, dtype=torch.float64)
     masked_BTN = torch.rand(videos, TRAINED, model.tokens_per_frame, generator=draw) < 0.6
@@ -68,11 +78,11 @@ def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(forc
         masked_BTN[:, :frame] = False
     picked_BTN = torch.zeros_like(masked_BTN)
     picked_BTN[:, frame] = True
-    z_MD = z_of_training(model, FORCING[forcing](tokens_BTNC, masked_BTN), told(videos), picked_BTN)
+    z_MD = z_of_training(model, FORCING[forcing](tokens_BTNC, masked_BTN), conditions, picked_BTN)
     picked_Bm = torch.tensor([[4, 0, 5], [1, 2, 3]])
     expected_BmD = z_MD.view(videos, model.tokens_per_frame, -1).gather(1, picked_Bm[..., None].expand(-1, -1, 16))
 
-    past = History(model, told(videos), generators(videos), TRAINED, SamplingConfig())
+    past = History(model, conditions, generators(videos), TRAINED, SamplingConfig())
     with torch.no_grad():
         for earlier in range(frame):  # one by one, as generated frames are
             past.observe(tokens_BTNC[:, earlier : earlier + 1])
@@ -98,15 +108,16 @@ class Uncached:
         self.model, self.conditions, self.frames, self.config = model, conditions, frames, config
         self.halves = len(conditions.interval_B) // len(generators)
         self.view: list[Tensor] = []
-        self.fresh = True
+        self.finished, self.fresh = 0, True
 
     def begin(self, conditions: Conditions, generators: list[torch.Generator]) -> None:
-        self.conditions, self.view, self.fresh = conditions, [], True
+        self.conditions, self.view, self.finished, self.fresh = conditions, [], 0, True
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         window = self.config.longer == "window"
         room = TRAINED - 1 if window else self.frames - 1
         self.view += list(tokens_BTNC.unbind(1))
+        self.finished += tokens_BTNC.shape[1]
         if len(self.view) > room:
             self.view = self.view[-(room if self.fresh else self.config.window_keep) :]
         self.fresh = False
@@ -122,7 +133,8 @@ class Uncached:
             sequence = replace(sequence, time_S=time_S)
         picked_BTN = torch.zeros_like(masked_BTN)
         picked_BTN[:, -1] = True
-        z_MD = z_of_training(self.model, sequence, self.conditions, picked_BTN)
+        conditions = self.conditions.between(self.finished - len(self.view), self.finished + 1)
+        z_MD = z_of_training(self.model, sequence, conditions, picked_BTN)
         z_GBND = z_MD.view(self.halves, -1, self.model.tokens_per_frame, z_MD.shape[-1])
         return z_GBND.gather(2, picked_Bm[None, :, :, None].expand(self.halves, -1, -1, z_MD.shape[-1]))
 
@@ -130,10 +142,14 @@ class Uncached:
 @pytest.mark.parametrize("forcing", ["complete", "masked"])
 @pytest.mark.parametrize("longer", ["window", "interpolate"])
 @pytest.mark.parametrize(("context", "frames", "keep"), [(0, 4, 2), (0, 10, 2), (1, 9, 3), (3, 8, 1), (6, 9, 2)])
+@pytest.mark.parametrize("varying", [False, True])
 def test_cached_equals_uncached_over_a_whole_rollout(
-    monkeypatch: pytest.MonkeyPatch, forcing: str, longer: str, context: int, frames: int, keep: int
+    monkeypatch: pytest.MonkeyPatch, forcing: str, longer: str, context: int, frames: int, keep: int, varying: bool
 ) -> None:
+    if varying and longer == "interpolate" and frames > TRAINED:
+        pytest.skip("the reference takes its frames' conditions by their number, which is no fraction")
     model, videos = tiny_model(forcing), 2
+    conditions = labels_by_frame(videos, frames) if varying else told(videos)
     config = SamplingConfig(iterations=2, steps=3, longer=longer, window_keep=keep, guidance=2.0)
     latents = torch.randn(videos, context, 2, 2, 3, generator=generators(1)[0], dtype=torch.float64)
 
@@ -143,7 +159,7 @@ def test_cached_equals_uncached_over_a_whole_rollout(
                 generate(
                     model,
                     frames=frames,
-                    conditions=told(videos),
+                    conditions=conditions,
                     generators=generators(videos),
                     config=config,
                     context_BTCHW=latents if context else None,
@@ -161,7 +177,7 @@ def test_a_window_costs_the_same_for_ever_and_never_leaves_the_trained_positions
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, positions, sizes = tiny_model(), [], []
-    plain_place, plain_predict, plain_observe = FramePass.place, FramePass.predict, FramePass.observe
+    plain_place, plain_predict, plain_observe = FramePass.set_time, FramePass.predict, FramePass.observe
     plain_several = Magi.observe
 
     def place(self: FramePass, time: Tensor) -> None:
@@ -180,7 +196,7 @@ def test_a_window_costs_the_same_for_ever_and_never_leaves_the_trained_positions
         sizes.append(time_T.tolist())
         plain_several(self, tokens_BTNC, time_T, *rest)
 
-    for name, spy in (("place", place), ("predict", predict), ("observe", observe)):
+    for name, spy in (("set_time", place), ("predict", predict), ("observe", observe)):
         monkeypatch.setattr(FramePass, name, spy)
     monkeypatch.setattr(Magi, "observe", several)
     config = SamplingConfig(iterations=1, steps=2, longer="window", window_keep=2)
@@ -267,3 +283,50 @@ def test_noise_of_an_observed_frame_is_drawn_once_and_only_for_its_video(monkeyp
     added = torch.cat(shown[:3], dim=1)[1] - clean_BTNC[1, :3]
     assert added.abs().min() > 0
     assert 0.3 < added.std() < 0.7
+
+
+@pytest.mark.parametrize(("longer", "frames"), [("window", 11), ("interpolate", 4), ("interpolate", 9)])
+@pytest.mark.parametrize("changed", [1, 3])
+def test_a_condition_of_a_frame_changes_that_frame_and_none_before(longer: str, frames: int, changed: int) -> None:
+    """In cached sampling, with a context, across slides of the window, for each video by itself."""
+    model, config = tiny_model(), SamplingConfig(iterations=2, steps=3, longer=longer, window_keep=2)
+    context = torch.randn(2, 1, 2, 2, 3, generator=generators(1)[0], dtype=torch.float64)
+    label_BT = labels_by_frame(2, frames).label_B
+    assert label_BT is not None
+
+    def video(label_BT: Tensor) -> Tensor:
+        conditions = replace(told(2), label_B=label_BT)
+        made = generate(
+            model, frames=frames, conditions=conditions, generators=generators(2), config=config, context_BTCHW=context
+        )
+        return torch.stack(list(made), dim=1)  # from frame 1 on
+
+    other_BT = label_BT.clone()
+    other_BT[0, changed] = (label_BT[0, changed] + 1) % 3
+    one, other = video(label_BT), video(other_BT)
+    assert torch.equal(one[1], other[1]), "the other video has its own conditions"
+    assert torch.equal(one[0, : changed - 1], other[0, : changed - 1])
+    for later in range(changed - 1, min(frames - 1, changed + 1)):
+        assert float((one[0, later] - other[0, later]).abs().max()) > 1e-3, later
+
+
+def test_constant_conditions_given_by_frame_are_the_constant_ones() -> None:
+    model, config = tiny_model(), SamplingConfig(iterations=2, steps=3, longer="window", window_keep=2, guidance=2.0)
+    assert (label_B := told(2).label_B) is not None
+
+    def video(label_B: Tensor) -> Tensor:
+        conditions = replace(told(2), label_B=label_B)
+        return torch.stack(
+            list(generate(model, frames=8, conditions=conditions, generators=generators(2), config=config))
+        )
+
+    assert torch.equal(video(label_B), video(label_B[:, None].expand(2, 8)))
+
+
+def test_conditions_of_another_length_are_refused() -> None:
+    arguments = {"generators": generators(2), "config": SamplingConfig(iterations=2, steps=3)}
+    with pytest.raises(ValueError, match="conditions of 3 latent frames for 4"):
+        generate(tiny_model(), frames=4, conditions=labels_by_frame(2, 3), **arguments)  # type: ignore[arg-type]
+    noisy = replace(told(2), noise_level_B=torch.ones(2, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="noise level of a video is one number"):
+        generate(tiny_model(), frames=4, conditions=noisy, **arguments)  # type: ignore[arg-type]
