@@ -25,8 +25,10 @@ def test_a_clip_is_the_same_in_any_batch() -> None:
     config = tiny_config()
     together, alone = batch(config, [3, 8, 5]), batch(config, [8])
     assert together.samples == (3, 8, 5) and together.video_BTHWC is None
-    for name in ("latents_BTCHW", "interval_B", "label_B", "noise_level_B", "masked_BUN", "amplitude_B", "noise_BTNC"):
+    for name in ("latents_BTCHW", "masked_BUN", "amplitude_B", "noise_BTNC"):
         assert torch.equal(getattr(together, name)[1:2], getattr(alone, name)), name
+    for name in ("interval_B", "label_B", "noise_level_B"):
+        assert torch.equal(getattr(together.conditions, name)[1:2], getattr(alone.conditions, name)), name
     for name in ("timestep_RBUN", "diffusion_noise_RBUNC"):
         assert torch.equal(getattr(together, name)[:, 1:2], getattr(alone, name)), name
 
@@ -43,19 +45,19 @@ def test_conditions_are_the_clips() -> None:
 
 
 def test_dropped_labels_are_the_null_class() -> None:
-    labels = batch(tiny_config(class_dropout=1.0), [0, 1]).label_B
+    labels = batch(tiny_config(class_dropout=1.0), [0, 1]).conditions.label_B
     assert labels is not None and labels.tolist() == [7, 7]
-    some = batch(tiny_config(class_dropout=0.5), list(range(60))).label_B
+    some = batch(tiny_config(class_dropout=0.5), list(range(60))).conditions.label_B
     assert some is not None and 15 < int((some == 7).sum()) < 45
 
 
 def test_without_classes_labels_are_not_looked_at() -> None:
-    assert batch(tiny_config(model={"classes": 0}), [0, 1]).label_B is None
+    assert batch(tiny_config(model={"classes": 0}), [0, 1]).conditions.label_B is None
 
 
 def test_masked_teacher_forcing_has_no_noise_and_says_so() -> None:
     made = batch(tiny_config(model={"teacher_forcing": "masked"}), list(range(20)))
-    assert made.amplitude_B.eq(0).all() and made.noise_level_B.eq(1).all()
+    assert made.amplitude_B.eq(0).all() and made.conditions.noise_level_B.eq(1).all()
 
 
 def test_videos_and_labels_without_classes_are_refused() -> None:
