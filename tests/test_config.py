@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from magi.config import Config, dump_config, load_config, parse_config
+from magi.config import Config, SamplingConfig, dump_config, load_config, parse_config
 
 
 def test_defaults_are_the_papers() -> None:
@@ -48,7 +48,41 @@ def test_frozen() -> None:
         Config().training.steps = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("older", "precision"),
+    [
+        ({"head_precision": "model"}, "auto"),
+        ({"head_precision": "model", "pass_precision": "model"}, "auto"),
+        ({"head_precision": "bf16", "pass_precision": "bf16"}, "bf16"),
+    ],
+)
+def test_older_configs_have_two_precisions_that_agree(older: dict[str, str], precision: str) -> None:
+    assert parse_config({"sampling": {"steps": 7} | older}, "f").sampling == SamplingConfig(
+        steps=7, precision=precision
+    )
+
+
+def test_settings_are_changed_by_name() -> None:
+    base = SamplingConfig(steps=7)
+    assert base.changed() == base and base.changed(guidance=2, longer="window") == SamplingConfig(
+        steps=7, guidance=2.0, longer="window"
+    )
+    for changes, message in (
+        ({"guidence": 2}, r"^sampling: guidence: unknown key; did you mean 'guidance'\?$"),
+        ({"steps": 1}, r"^sampling: steps: .* greater than or equal to 2 \(got 1\)$"),
+        ({"steps": 1, "solver": "euler"}, r"(?m)^sampling: solver: .*\(got 'euler'\)$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            base.changed(**changes)
+
+
 MISTAKES: list[tuple[Any, str]] = [
+    (
+        {"sampling": {"pass_precision": "bf16", "head_precision": "model"}},
+        r"pass_precision and head_precision: replace with precision, which is auto, bf16 or fp32",
+    ),
+    ({"sampling": {"pass_precision": "bf16"}}, r"pass_precision: replace with precision"),
+    ({"sampling": {"precision": "bf16", "head_precision": "bf16"}}, r"head_precision: replace with precision"),
     ({"training": {"learning_rte": 1e-4}}, r"^f: training\.learning_rte: unknown key; did you mean 'learning_rate'\?$"),
     ({"trainin": {}}, r"^f: trainin: unknown key; did you mean 'training'\?$"),
     ({"training": {"zzz": 1}}, r"^f: training\.zzz: unknown key; known keys: steps, "),

@@ -46,9 +46,10 @@ code or weights, and not SandAI's MAGI-1.
 ```python
 from magi import MagiPipeline
 
-pipe = MagiPipeline.from_pretrained("path/to/this/folder")
+pipe = MagiPipeline.from_pretrained("path/to/this/folder")  # device="cuda" on a GPU
 result = pipe(frames={2 * data.frames}{label}, seeds=[0, 1])  # or context=video_THWC, uint8, {size}
 result.video_BTHWC  # uint8
+pipe(frames={2 * data.frames}{label}, sampling={{"temperature": 0.8}})  # any field of sampling in config.yaml
 ```
 
 Only safetensors, JSON and YAML: loading it runs no code.

@@ -202,3 +202,16 @@ def test_damaged_and_foreign_exports_are_refused(tmp_path: Path) -> None:
         (out / "classes.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             MagiPipeline.from_pretrained(out)
+
+
+def test_an_export_of_before_there_was_one_precision_loads_or_says_what_to_do(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path)
+    path = tmp_path / "config.yaml"
+    text = path.read_text()
+    assert "  precision: auto\n" in text
+    older = "  head_precision: {0}\n  pass_precision: {1}\n"
+    path.write_text(text.replace("  precision: auto\n", older.format("bf16", "bf16")))
+    assert MagiPipeline.from_pretrained(tmp_path).config.sampling.precision == "bf16"
+    path.write_text(text.replace("  precision: auto\n", older.format("model", "bf16")))
+    with pytest.raises(ValueError, match=r"^\S+config\.yaml: sampling: .*replace with precision, .*$"):
+        MagiPipeline.from_pretrained(tmp_path)
