@@ -23,6 +23,7 @@ def test_band_holds_the_mean_and_shrinks_with_clips() -> None:
 def test_resamples_are_of_clips_and_depend_on_the_key_alone() -> None:
     values_BT = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
     means_RT = resampled_means(values_BT, 50, 3, "key")
+    assert (resampled_means(torch.ones(3, 2), 50, 3, "key") == 1).all()
     torch.testing.assert_close(means_RT[:, 0], means_RT[:, 1])  # both frames of the same clips
     assert torch.equal(means_RT, resampled_means(values_BT, 50, 3, "key"))
     assert not torch.equal(means_RT, resampled_means(values_BT, 50, 4, "key"))

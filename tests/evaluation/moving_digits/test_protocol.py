@@ -96,6 +96,16 @@ def test_real_and_reconstructed_clips_are_perfect(evaluated: tuple[EvaluationRes
             assert metrics["intensity_ratio"].value.value == pytest.approx(1, abs=0.01)
 
 
+def test_reconstructions_are_what_the_autoencoder_makes(videos: Path, tmp_path: Path) -> None:
+    """Half as bright where it halves the light; the real clips stay as they are."""
+    dark = Repeat()
+    decode = dark.vae.decode
+    dark.vae.decode = lambda latents: decode(latents) // 2  # type: ignore[method-assign]
+    series = truth(scored(evaluation(videos, tmp_path, {"dark": dark}))).series
+    ratios = {name: series[name].ranges["5-16"]["intensity_ratio"].value.value for name in ("real", "vae")}
+    assert ratios == pytest.approx({"real": 1, "vae": 0.5}, abs=0.03)
+
+
 def test_still_video_errs_by_the_exact_way_of_the_sidecars(
     evaluated: tuple[EvaluationResult, Evaluation], videos: Path
 ) -> None:

@@ -88,6 +88,12 @@ def test_every_sample_is_there_once_in_order(whole: tuple[SamplePlan, Painter, C
     assert plan.missing() == [] and len(list(plan.folder.iterdir())) == 3
 
 
+def test_samples_are_drawn_with_the_seed_of_the_run(index: VideoIndex, tmp_path: Path) -> None:
+    model = Painter()
+    assert generate_samples(evaluation(model, chosen(context_frames=0, count=10), index, tmp_path, seed=5))
+    assert [seed for call in model.asked for seed in call["seeds"]] == [sample_seed(5, k) for k in range(10)]
+
+
 @pytest.mark.parametrize("workers", [2, 5])
 def test_any_number_of_workers_makes_the_same_samples(
     workers: int, whole: tuple[SamplePlan, Painter, ClipTable], index: VideoIndex, tmp_path: Path
