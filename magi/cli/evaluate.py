@@ -130,6 +130,22 @@ class ListOptions:
 
 
 @dataclass(frozen=True)
+class ImportWeightsOptions:
+    """Check a published weight file and keep it for evaluation, below $MAGI_CACHE or ~/.cache/magi.
+
+    Its size and SHA-256 are compared with the published ones before anything reads it; it is converted to safetensors
+    in a separate process that runs no code of the file. FILE is never changed and not needed afterwards.
+    """
+
+    kind: Annotated[Kind, tyro.conf.Positional, tyro.conf.arg(metavar="KIND")]
+    """i3d or i3d-torchscript (FVD), inception (FID), alexnet with lpips-alex, vgg16 with lpips-vgg (LPIPS)"""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """the file as its authors published it"""
+    allow_unknown: bool = False
+    """import a file of another hash too; every score will say so"""
+
+
+@dataclass(frozen=True)
 class Setup:
     """What the verbs differ in; ``models`` is name -> (MODEL, speed)."""
 
@@ -141,9 +157,9 @@ class Setup:
     synthetic: bool = False
 
 
-def evaluate_protocol(words: list[str]) -> None:
+def evaluate_protocol(argv: list[str]) -> None:
     """Score one model by a named protocol."""
-    options = parse(ProtocolOptions, "evaluate", words)
+    options = parse(ProtocolOptions, "evaluate", argv)
     protocol, overrides = _protocol(options.protocol, options, singular=options.singular)
     name, equals, source = options.model.partition("=")
     data = DataConfig.model_construct(
@@ -157,9 +173,9 @@ def evaluate_protocol(words: list[str]) -> None:
     _evaluate(setup, options, options.out)
 
 
-def evaluate_digits(words: list[str]) -> None:
+def evaluate_digits(argv: list[str]) -> None:
     """Measure models against the ground truth of built-in videos."""
-    options = parse(EvaluateDigitsOptions, "evaluate digits", words)
+    options = parse(EvaluateDigitsOptions, "evaluate digits", argv)
     labels = "real" if options.labels else None
     protocol, overrides = _protocol(
         "digits", options, frames=options.frames, context_frames=options.context, labels=labels
@@ -169,18 +185,18 @@ def evaluate_digits(words: list[str]) -> None:
     _evaluate_built_in(protocol, overrides, options)
 
 
-def evaluate_digits3d(words: list[str]) -> None:
+def evaluate_digits3d(argv: list[str]) -> None:
     """Score models on built-in videos by a Frechet video distance."""
-    options = parse(Digits3dOptions, "evaluate digits3d", words)
+    options = parse(Digits3dOptions, "evaluate digits3d", argv)
     protocol, overrides = _protocol(options.variant, options, singular=options.singular)
     if protocol.network != "digits3d":
         raise ValueError(f"--variant {options.variant}: not a protocol of built-in videos; use 'magi evaluate' itself")
     _evaluate_built_in(protocol, overrides, options)
 
 
-def compare(words: list[str]) -> None:
+def compare(argv: list[str]) -> None:
     """Rank results."""
-    options = parse(CompareOptions, "evaluate compare", words)
+    options = parse(CompareOptions, "evaluate compare", argv)
     if len(options.results) < 2:
         raise ValueError("give at least two results to compare, as in: magi evaluate compare build/a build/b")
     from magi.evaluation.protocol.ranking import rank
@@ -194,9 +210,9 @@ def compare(words: list[str]) -> None:
         print(f"{name:<40} {score.value:>10.3f}  ({score.low:.3f} to {score.high:.3f})")
 
 
-def list_protocols(words: list[str]) -> None:
+def list_protocols(argv: list[str]) -> None:
     """Print the names of the protocols, or the fields of one."""
-    options = parse(ListOptions, "evaluate protocols", words)
+    options = parse(ListOptions, "evaluate protocols", argv)
     from magi.config import dump_config
     from magi.evaluation.protocol.protocols import PROTOCOLS, protocol
 
@@ -208,13 +224,24 @@ def list_protocols(words: list[str]) -> None:
         print(f"{name:<28} {one.count}{folds} clips, {one.frames} frames at interval {one.interval}; {one.source}")
 
 
+def import_weights(argv: list[str]) -> None:
+    """Import one weight file; print what it is and where it is kept."""
+    options = parse(ImportWeightsOptions, "evaluate import-weights", argv)
+    from magi.evaluation.networks import import_weights as networks
+
+    imported = networks.import_weights(options.kind, options.file, options.allow_unknown)
+    known = "published file" if imported.source.known else "UNKNOWN file, allowed"
+    print(f"{options.kind}: {known}, SHA-256 {imported.source.sha256}")
+    print(f"{imported.folder}: {imported.tensors} tensors")
+
+
 def model_sources(given: Sequence[str]) -> dict[str, str]:
-    """Name -> MODEL of the words ``NAME=MODEL``; a ``ValueError`` for other words and for a name given twice."""
+    """Name -> MODEL of the arguments ``NAME=MODEL``; a ``ValueError`` for anything else and for a name given twice."""
     sources: dict[str, str] = {}
-    for word in given:
-        name, equals, source = word.partition("=")
+    for argument in given:
+        name, equals, source = argument.partition("=")
         if not (name and equals and source):
-            raise ValueError(f"--models {word}: expected NAME=MODEL, as in fresh=build/run")
+            raise ValueError(f"--models {argument}: expected NAME=MODEL, as in fresh=build/run")
         if name in sources:
             raise ValueError(f"--models: the name '{name}' is given twice")
         sources[name] = source

@@ -43,7 +43,7 @@ VERBS = (
     Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
     Verb("evaluate digits", "evaluate", "evaluate_digits", "predicted built-in videos against their ground truth"),
-    Verb("evaluate import-weights", "weights", "import_weights", "check and keep a published weight file"),
+    Verb("evaluate import-weights", "evaluate", "import_weights", "check and keep a published weight file"),
     Verb("evaluate digits3d", "evaluate", "evaluate_digits3d", "Frechet video distance of predicted built-in videos"),
     Verb("evaluate protocols", "evaluate", "list_protocols", "the named protocols, or all fields of one"),
     Verb("evaluate compare", "evaluate", "compare", "rank results whose protocol cards are equal"),

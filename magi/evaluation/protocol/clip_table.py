@@ -14,8 +14,10 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from magi.data.clips import clip_span
 from magi.data.index.index import VideoIndex
@@ -24,7 +26,8 @@ from magi.evaluation.protocol.protocols import EvaluationProtocol
 from magi.files import write_json, write_text
 from magi.seeding import numpy_generator
 
-SETS = ("real", "floor")
+SetName = Literal["real", "floor"]
+SETS: tuple[SetName, ...] = ("real", "floor")
 TABLE_FILE = "clips.csv"
 _TABLE_KEY = 20
 
@@ -33,14 +36,14 @@ _TABLE_KEY = 20
 class ClipRow:
     """One real clip; ``crop_x`` and ``crop_y`` are shares of the slack left of and above the square."""
 
-    set: str
+    set: SetName
     fold: int
     video: str
     start: int
     interval: int
     frames: int
-    crop_x: float
-    crop_y: float
+    crop_x: Annotated[float, Field(ge=0, le=1)]
+    crop_y: Annotated[float, Field(ge=0, le=1)]
     label: int
     """-1: none."""
 
@@ -48,6 +51,9 @@ class ClipRow:
     def place(self) -> tuple[str, int, float, float]:
         """What no two rows of a fold share."""
         return self.video, self.start, self.crop_x, self.crop_y
+
+
+_ROW = TypeAdapter(ClipRow)
 
 
 @dataclass(frozen=True)
@@ -238,7 +244,7 @@ class _Draw:
         return list(found)[len(taken) :]
 
 
-def _row(protocol: EvaluationProtocol, index: VideoIndex, name: str, fold: int, place: _Place) -> ClipRow:
+def _row(protocol: EvaluationProtocol, index: VideoIndex, name: SetName, fold: int, place: _Place) -> ClipRow:
     record = index.videos[place.video]
     label = -1 if record.label is None else record.label
     return ClipRow(
@@ -265,29 +271,16 @@ def read_table(path: Path, protocol: EvaluationProtocol, index: VideoIndex) -> C
     with open(path, newline="", encoding="utf-8") as file:
         for line, values in enumerate(csv.DictReader(file), start=2):
             try:
-                rows.append(_parsed(values))
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{path}: line {line} is damaged ({error}); write the table again") from None
+                rows.append(_ROW.validate_python(values))
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                field = ".".join(map(str, wrong["loc"]))
+                raise DataError(
+                    f"{path}: line {line} is damaged ({field}: {wrong['msg']}); write the table again"
+                ) from None
     table = ClipTable(tuple(rows))
     _check(table, path, protocol, index)
     return table
-
-
-def _parsed(values: dict[str, str]) -> ClipRow:
-    row = ClipRow(
-        values["set"],
-        int(values["fold"]),
-        values["video"],
-        int(values["start"]),
-        int(values["interval"]),
-        int(values["frames"]),
-        float(values["crop_x"]),
-        float(values["crop_y"]),
-        int(values["label"]),
-    )
-    if row.set not in SETS or not (0 <= row.crop_x <= 1 and 0 <= row.crop_y <= 1):
-        raise ValueError(f"set {row.set!r}, crop {row.crop_x}, {row.crop_y}")
-    return row
 
 
 def _check(table: ClipTable, path: Path, protocol: EvaluationProtocol, index: VideoIndex) -> None:

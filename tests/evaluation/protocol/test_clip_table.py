@@ -135,7 +135,8 @@ def test_a_damaged_or_foreign_table_is_refused(tmp_path: Path) -> None:
         ("\n".join([*lines[:-1], lines[1].replace("real", "floor")]) + "\n", "1 clips come twice"),
         ("\n".join(lines[:-1]) + "\n", "2 rows of set floor"),
         (good.replace("v000", "w000", 1), "holds no clip"),
-        (good.replace("real,0", "unreal,0", 1), "line 2 is damaged"),
+        (good.replace("real,0", "unreal,0", 1), r"line 2 is damaged \(set: "),
+        (lines[0] + "\n" + lines[1].replace(",0.5000,", ",1.5000,", 1) + "\n", r"line 2 is damaged \(crop_x: "),
         ("set,fold\nreal,x\n", "line 2 is damaged"),
     ):
         path.write_text(text)
