@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from magi.cli import weights
+from magi.cli import evaluate
 from magi.cli.main import main
 from magi.errors import CheckpointError
 from magi.evaluation.networks.published_files import PUBLISHED, WEIGHT_KINDS, PublishedFile
@@ -34,7 +34,7 @@ def run(*words: object) -> int:
 
 
 def test_the_command_line_knows_every_kind() -> None:
-    assert typing.get_args(weights.Kind) == WEIGHT_KINDS
+    assert typing.get_args(evaluate.Kind) == WEIGHT_KINDS
 
 
 def test_a_published_file_is_imported(
