@@ -1,4 +1,4 @@
-"""``magi sample`` and ``magi export``: a trained model at work, and handed on."""
+"""``magi sample`` and ``magi export``: generate videos with a model, and write it for others to load."""
 
 import time
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class SampleOptions:
     count: int = 1
     """number of videos"""
     batch: int = 8
-    """videos made at a time"""
+    """videos generated at a time"""
     seed: int = 0
     """seed of the first video"""
     device: Device = "auto"

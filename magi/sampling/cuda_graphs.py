@@ -25,7 +25,8 @@ class _Recording:
 
 @cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """The stream of a device on which everything is tried and recorded; kept, as libraries keep scratch a stream."""
+    """The stream of a device on which everything is tried and recorded; one only, as libraries keep scratch memory for
+    each stream."""
     return torch.cuda.Stream(device)
 
 
@@ -46,8 +47,8 @@ class Replayed:
 
     The function must not wait for the device or draw random numbers, and what it reads besides its inputs must stay at
     its place. Functions that share a ``pool`` of memory overwrite each other's outputs: use one before the next call.
-    ``recordings`` counts graphs, ``replays`` calls. A method's object is not held: it can hold this, and the memory of
-    both is free as soon as it goes.
+    ``recordings`` counts graphs, ``replays`` calls. Of a method only a weak reference is held: its object usually holds
+    this one, and in a circle the memory of both would wait for the garbage collector.
     """
 
     def __init__(self, function: Callable[..., Tensor | None], pool: Any = None) -> None:

@@ -16,7 +16,8 @@ from magi.model.magi import Magi
 
 Precision = Literal["auto", "bf16", "fp32"]
 LEAST_HEAD_WIDTH = 512
-"""On a CPU, products of a narrower head are too small for bf16 to be faster."""
+"""On a CPU, products of a narrower head are too small: at 8 rows bf16 takes 1.07 of the time of float32 at width 256,
+0.61 at 512."""
 
 
 @dataclass(frozen=True)

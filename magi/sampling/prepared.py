@@ -130,7 +130,8 @@ def sampler_key(model: Magi, settings: SamplingConfig, conditions: Conditions, f
     """What a prepared sampler depends on and ``begin`` does not set: shapes, settings, and the weights.
 
     Weights are known by their addresses and versions, without reading them. NOTE: writes through ``.data`` and fused
-    optimizers count no version; after those, call ``forget()`` of the pipeline.
+    optimizers count no version, and graphs hold what PyTorch's switches (TF32, attention backends, autocast) chose when
+    they were recorded; after a change of those, call ``forget()`` of the pipeline.
     """
     tensors = [*model.parameters(), *model.buffers()]
     return (

@@ -1,7 +1,7 @@
-"""Where a model comes from and how it is handed on: the shipped one, a run, an export, a hub id; and writing an export.
+"""Loads a model from where it is (the shipped one, a run, an export, a hub id) and writes exports.
 
 An export is FOLDER/{config.yaml, model.safetensors, README.md, vae/, classes.json}: safetensors, JSON and YAML alone,
-so a folder from a stranger never runs code. It knows files; it does not know how frames are made.
+so loading an untrusted folder never runs code. It does not know how frames are generated.
 """
 
 import json
@@ -72,7 +72,7 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{hub_id}: no such folder, and not to be had from the hub ({reason})") from None
+        raise ValueError(f"{hub_id}: no such folder, and the hub did not provide it ({reason})") from None
 
 
 def load_pretrained(source: str | Path) -> Pretrained:

@@ -188,6 +188,19 @@ def test_copies_start_empty_and_large_caches_are_not_held(built: list[int], monk
     assert len(built) == 4
 
 
+def test_beginning_anew_leaves_in_place_what_graphs_hold() -> None:
+    model, other = tiny_model(), told(2)
+    asked: Any = (FAST.changed(guidance=2.0), told(2), seeded(1, 2))
+    sampler = PreparedSampler(model, *asked, frames=5)
+    before = [sampler.plan.tables, sampler.history, sampler.history.frame_pass, sampler.denoiser]
+    other = type(other)(other.interval_B, other.noise_level_B, 2 - other.label_B)  # type: ignore[operator]
+    sampler.begin(FAST.changed(guidance=5.0), other, seeded(3, 4))
+    after = [sampler.plan.tables, sampler.history, sampler.history.frame_pass, sampler.denoiser]
+    assert all(one is two for one, two in zip(before, after, strict=True))
+    assert sampler.plan.scales[-1] == 5.0
+    assert sampler.history.conditions.label_B.tolist() == [2, 1, 3, 3]  # type: ignore[union-attr]
+
+
 def test_frames_handed_out_are_nobodys_buffers() -> None:
     model, samplers = tiny_model(), SamplerCache()
     made = [frame_BCHW.fill_(7) for frame_BCHW in stream(model, samplers)]
