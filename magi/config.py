@@ -92,6 +92,9 @@ class ModelConfig(Section):
     teacher_forcing: Literal["complete", "masked"] = Field(
         "complete", description="complete is the paper's, masked the baseline"
     )
+    objective: Literal["ddpm"] = Field(
+        "ddpm", description="what the head is trained on: ddpm is the paper's noise prediction with a learned variance"
+    )
     diffusion_steps: int = Field(1000, ge=2, description="steps of the cosine noise schedule in training")
 
     @model_validator(mode="after")

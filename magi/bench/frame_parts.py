@@ -22,8 +22,8 @@ from magi.bench.sampling import (
     shapes_of,
 )
 from magi.config import SamplingConfig
-from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table
 from magi.model.magi import Magi
+from magi.model.objectives.ddpm import ReverseTable, cosine_schedule, respace, reverse_table
 from magi.sampling.denoise import Denoiser
 
 SCALE = 3.0

@@ -21,8 +21,8 @@ from torch import Tensor
 from magi.bench.case import relative_error
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
-from magi.model.diffusion import NoiseSchedule, cosine_schedule, respace
 from magi.model.magi import Magi
+from magi.model.objectives.ddpm import NoiseSchedule, cosine_schedule, respace
 from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.frame import guidance_scale
 

@@ -18,7 +18,6 @@ from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, rela
 from magi.bench.models import random_model
 from magi.bench.runner import free_memory, reason_of
 from magi.config import Config, DataConfig, LatentShape, ModelConfig
-from magi.model.diffusion import add_noise, diffusion_loss
 from magi.model.flops import clip_flops
 from magi.model.magi import Magi
 from magi.model.noise_injection import inject_noise
@@ -109,7 +108,7 @@ def naive_sequence(tokens_BTNC: Tensor, masked_BTN: Tensor) -> ForcedSequence:
 
 def naive_loss(model: Magi, config: Config, device: torch.device) -> Loss:
     """The same loss with nothing pruned."""
-    schedule = MagiLoss(config.model, device).schedule
+    objective = MagiLoss(config.model, device).objective
 
     def loss(tokens_BTNC: Tensor, batch: Batch, total: int) -> Tensor:
         sequence = naive_sequence(tokens_BTNC, batch.masked_BUN)
@@ -117,7 +116,7 @@ def naive_loss(model: Magi, config: Config, device: torch.device) -> Loss:
         count = sequence.observations
         timestep, noise = batch.timestep_RBUN.flatten(1), batch.diffusion_noise_RBUNC.flatten(1, 3)
         clean, weight = tokens_BTNC.flatten(0, 2).expand_as(noise), batch.masked_BUN.flatten().float()
-        noisy = add_noise(schedule, clean, noise, timestep)
+        noisy = objective.corrupt(clean, noise, timestep)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             is_observation_S = torch.arange(2 * count, device=device) < count
             x_BSPD = model._embed(
@@ -125,7 +124,7 @@ def naive_loss(model: Magi, config: Config, device: torch.device) -> Loss:
             )
             z_ND = model._condition(model.transformer(x_BSPD, sequence.attend)[:, count:]).flatten(0, 2)
             prediction = model.head(noisy, timestep, z_ND).to(noise.dtype)
-        parts = diffusion_loss(schedule, prediction, clean, noisy, noise, timestep)
+        parts = objective.loss(prediction, clean, noisy, noise, timestep)
         return ((parts.mse + parts.vlb) * weight).sum() / (total * len(timestep))
 
     return loss

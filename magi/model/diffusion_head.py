@@ -46,9 +46,12 @@ class ResidualBlock(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """Predicts (..., 2C) from noisy tokens (..., C), timesteps (...) and conditions z (..., D)."""
+    """Predicts (..., outputs C) from noisy tokens (..., C), timesteps (...) and conditions z (..., D).
 
-    def __init__(self, channels: int, condition_width: int, width: int, blocks: int) -> None:
+    ``outputs`` is the objective's number of predictions a channel: 2 for noise and variance.
+    """
+
+    def __init__(self, channels: int, condition_width: int, width: int, blocks: int, outputs: int = 2) -> None:
         super().__init__()
         self.timestep = TimestepEmbedding(width)
         self.condition = nn.Linear(condition_width, width)
@@ -56,7 +59,7 @@ class DiffusionHead(nn.Module):
         self.input = nn.Linear(channels, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.output = nn.Linear(width, 2 * channels)
+        self.output = nn.Linear(width, outputs * channels)
 
     @property
     def modulation_width(self) -> int:

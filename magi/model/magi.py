@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from magi.model.conditioning import Conditioning, Conditions, of_slots
 from magi.model.diffusion_head import DiffusionHead
 from magi.model.kv_cache import KVCache
+from magi.model.objectives.contract import make_objective
 from magi.model.positions import interpolate_rows, sinusoidal_1d, sinusoidal_2d
 from magi.model.teacher_forcing import ForcedSequence
 from magi.model.transformer import Transformer
@@ -55,7 +56,8 @@ class Magi(nn.Module):
         self.transformer = Transformer(config)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head_position = nn.Parameter(torch.empty(self.tokens_per_frame, width))
-        self.head = DiffusionHead(self.token_channels, width, config.head_width, config.head_blocks)
+        outputs = make_objective(config).outputs_per_channel
+        self.head = DiffusionHead(self.token_channels, width, config.head_width, config.head_blocks, outputs)
 
         space_ND = sinusoidal_2d(self.rows, self.columns, width)
         space_PD = torch.cat([torch.zeros(self.conditioning.tokens, width), space_ND])
@@ -106,7 +108,7 @@ class Magi(nn.Module):
         noisy_RMC: Tensor,
         timestep_RM: Tensor,
     ) -> Tensor:
-        """Predict noise and variance of the picked tokens: (R, M, 2C).
+        """What the objective has the head predict of the picked tokens; for DDPM noise and variance, (R, M, 2C).
 
         ``picked_M`` (long) names the M tokens whose noisy versions are given, as indices into the flattened (B, U, N)
         tokens of the predicted slots; all of them should be masked. Indices, because a device that looks for the true

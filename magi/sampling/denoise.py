@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magi.model.diffusion import ReverseTable
 from magi.model.diffusion_head import DiffusionHead, FoldedHead
+from magi.model.objectives.contract import ReverseSteps
 from magi.sampling.cuda_graphs import Replayed
 
 MODULATION_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
@@ -38,7 +38,7 @@ class DenoisingHead(Protocol):
         ...
 
     def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
-        """Noise and variance interpolation of noisy tokens."""
+        """What the objective has the head predict of noisy tokens."""
         ...
 
 
@@ -52,7 +52,7 @@ def denoise_tokens(
     head: DenoisingHead,
     z_GMD: Tensor,
     noise_IMC: Tensor,
-    table: ReverseTable,
+    table: ReverseSteps,
     scale: float | Tensor,
     temperature: float,
     time_IW: Tensor | None = None,
@@ -60,8 +60,8 @@ def denoise_tokens(
     """The denoising loop: tokens x_MC given their conditions.
 
     Row 0 of the noise is the start, row i the noise of reverse step i. With G = 2 (with the label, then without) the
-    halves share x_t and noise: the noise prediction is without + scale * (with - without), the variance that of the
-    half with the label. ``time_IW`` are the table's timesteps, embedded by the head, if they are known.
+    halves share x_t and noise, and ``scale`` guides. ``time_IW`` are the table's timesteps, embedded by the head, if
+    they are known.
     """
     x_MC, previous_MC = noise_IMC[0], None
     noise_IMC = noise_IMC * temperature
@@ -72,11 +72,7 @@ def denoise_tokens(
         modulations_I = head.modulations(time_I11W, z_GMD[None]).unbind()
         for index, modulations in zip(chunk, modulations_I, strict=True):
             prediction_GMC = head.denoise(x_MC.to(z_GMD.dtype), modulations).to(x_MC.dtype)
-            predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
-            if len(prediction_GMC) == 2:
-                without, _ = prediction_GMC[1].chunk(2, dim=-1)
-                predicted_noise = torch.lerp(without, predicted_noise, scale)
-            x_MC, previous_MC = table.step(index, x_MC, predicted_noise, interpolation, noise_IMC[index], previous_MC)
+            x_MC, previous_MC = table.step(index, x_MC, prediction_GMC, scale, noise_IMC[index], previous_MC)
     return x_MC
 
 
@@ -115,7 +111,7 @@ class Denoiser:
         self.padded = graphs
         self._steps: dict[int, _Steps] = {}
 
-    def __call__(self, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseTable, scale: Tensor) -> Tensor:
+    def __call__(self, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseSteps, scale: Tensor) -> Tensor:
         """Tokens x_MC; ``scale`` () of the guidance. A graph's next call overwrites them."""
         rows = z_GMD.shape[1]
         if self.padded:
@@ -131,7 +127,7 @@ class Denoiser:
     def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, steps: "_Steps") -> Tensor:
         return denoise_tokens(self.head, z_GMD, noise_IMC, steps.table, scale, self.temperature, steps.time_IW)
 
-    def _prepared(self, device: torch.device, table: ReverseTable) -> "_Steps":
+    def _prepared(self, device: torch.device, table: ReverseSteps) -> "_Steps":
         """What does not depend on tokens, computed once a table."""
         if id(table) not in self._steps:
             self._steps[id(table)] = _Steps(table, self.head.embed_time(table.timesteps.to(device)).detach())
@@ -142,7 +138,7 @@ class Denoiser:
 class _Steps:
     """A table of reverse steps (held, so that its ``id`` stays its own) with its timesteps embedded."""
 
-    table: ReverseTable
+    table: ReverseSteps
     time_IW: Tensor
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from magi.config import SamplingConfig
-from magi.model.diffusion import ReverseTable, cosine_schedule, respace, reverse_table, solver_table
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts, random_order
+from magi.model.objectives.contract import ReverseSteps, make_objective
 from magi.sampling.denoise import Denoiser, draw_noise
 from magi.sampling.history import History
 
@@ -23,14 +23,14 @@ class FramePlan:
 
     counts: tuple[int, ...]
     scales: tuple[float, ...]
-    tables: tuple[ReverseTable, ...]
+    tables: tuple[ReverseSteps, ...]
 
 
 def plan_frame(model: Magi, config: SamplingConfig) -> FramePlan:
     """Counts, guidance scales and reverse steps of ``config``; ValueError for more iterations or steps than exist."""
     counts = cosine_counts(model.tokens_per_frame, config.iterations)
-    steps = annealed_steps(config)
-    tables = {count: _table(model, config, count) for count in set(steps)}
+    steps, objective = annealed_steps(config), make_objective(model.config)
+    tables = {count: objective.steps(config, count) for count in set(steps)}
     return FramePlan(tuple(counts), guidance_scales(config, counts), tuple(tables[count] for count in steps))
 
 
@@ -38,13 +38,6 @@ def annealed_steps(config: SamplingConfig) -> list[int]:
     """Denoising steps of each iteration, falling linearly to ``last_steps`` (DiSA, arXiv 2505.20297)."""
     first, last = config.steps, config.last_steps or config.steps
     return [round(first + (last - first) * i / max(1, config.iterations - 1)) for i in range(config.iterations)]
-
-
-def _table(model: Magi, config: SamplingConfig, steps: int) -> ReverseTable:
-    schedule = respace(cosine_schedule(model.config.diffusion_steps), steps)
-    if config.solver == "ancestral":
-        return reverse_table(schedule, config.x0_limit)
-    return solver_table(schedule, config.x0_limit, stochastic=config.solver == "dpm++sde")
 
 
 def guidance_scales(config: SamplingConfig, counts: Sequence[int]) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from magi.config import ModelConfig, TrainingConfig
 from magi.model.masking import draw_mask, draw_mask_ratio, masked_counts
 from magi.model.noise_injection import draw_noise_amplitude
+from magi.model.objectives.contract import make_objective
 from magi.seeding import torch_generator
 
 
@@ -73,15 +74,13 @@ def draw_corruption(training: TrainingConfig, model: ModelConfig, shape: DrawSha
     views = range(training.masks_per_clip)
     generators = [_of_view("noise", training, sample, view) for view in views]
     frame_shape = (shape.frames, shape.tokens)
-    noisings = training.diffusion_batch_mul
+    noisings, objective = training.diffusion_batch_mul, make_objective(model)
     return Corruption(
         masked_UN=torch.cat([_draw_mask(training, shape, sample, view) for view in views]),
         amplitude=draw_noise_amplitude(model.noise_max, generators[0]),
         noise_TNC=torch.randn(*frame_shape, shape.channels, generator=generators[0]),
         drop_class=bool(torch.rand((), generator=generators[0]) < training.class_dropout),
-        timestep_RUN=torch.cat(
-            [torch.randint(model.diffusion_steps, (noisings, *frame_shape), generator=one) for one in generators], dim=1
-        ),
+        timestep_RUN=torch.cat([objective.draw_time((noisings, *frame_shape), one) for one in generators], dim=1),
         diffusion_noise_RUNC=torch.cat(
             [torch.randn(noisings, *frame_shape, shape.channels, generator=one) for one in generators], dim=1
         ),

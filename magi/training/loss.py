@@ -4,14 +4,14 @@ A callable that takes the model; it knows no optimizer, step or process.
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
 from magi.config import ModelConfig
-from magi.model.diffusion import DiffusionLoss, NoiseSchedule, add_noise, cosine_schedule, diffusion_loss
 from magi.model.noise_injection import inject_noise
+from magi.model.objectives.contract import make_objective
+from magi.model.objectives.ddpm import DiffusionLoss
 from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing
 from magi.training.clip_batch import Batch
 
@@ -21,7 +21,7 @@ class MagiLoss:
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.force = complete_teacher_forcing if config.teacher_forcing == "complete" else masked_teacher_forcing
-        self.schedule = _on_device(cosine_schedule(config.diffusion_steps), device)
+        self.objective = make_objective(config).to(device)
 
     def __call__(self, model: Callable[..., Tensor], tokens_BTNC: Tensor, batch: Batch, total: int) -> DiffusionLoss:
         """The two parts of the loss of ``batch``, scalars in float32; their sum is to be minimised.
@@ -35,13 +35,9 @@ class MagiLoss:
         noise_RMC = batch.diffusion_noise_RBUNC.flatten(1, 3).index_select(1, picked_M)
         clean_MC = tokens_BTNC.repeat(1, views, 1, 1).flatten(0, 2).index_select(0, picked_M)
         clean_RMC = clean_MC.expand_as(noise_RMC)
-        noisy_RMC = add_noise(self.schedule, clean_RMC, noise_RMC, timestep_RM)
+        noisy_RMC = self.objective.corrupt(clean_RMC, noise_RMC, timestep_RM)
         # The model may run in bfloat16; the loss does not.
         prediction = model(sequence, batch.conditions, picked_M, noisy_RMC, timestep_RM).to(noise_RMC.dtype)
-        loss = diffusion_loss(self.schedule, prediction, clean_RMC, noisy_RMC, noise_RMC, timestep_RM)
+        loss = self.objective.loss(prediction, clean_RMC, noisy_RMC, noise_RMC, timestep_RM)
         terms = total * len(timestep_RM)
         return DiffusionLoss(mse=loss.mse.sum() / terms, vlb=loss.vlb.sum() / terms)
-
-
-def _on_device(schedule: NoiseSchedule, device: torch.device) -> NoiseSchedule:
-    return replace(schedule, **{field.name: getattr(schedule, field.name).to(device) for field in fields(schedule)})

@@ -42,7 +42,7 @@ def test_the_model_needs_torch_and_einops_alone() -> None:
         "for name in ('pydantic', 'yaml', 'tyro', 'safetensors', 'diffusers', 'av', 'PIL', 'matplotlib', 'rich'):\n"
         "    sys.modules[name] = None\n"
         "import magi.model.magi, magi.model.masking, magi.model.teacher_forcing, magi.model.noise_injection\n"
-        "import magi.model.diffusion"
+        "import magi.model.objectives.ddpm"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
-from magi.model.diffusion import cosine_schedule, respace, reverse_table, schedule_from_betas, solver_table
 from magi.model.diffusion_head import DiffusionHead, FoldedHead
+from magi.model.objectives.ddpm import cosine_schedule, respace, reverse_table, schedule_from_betas, solver_table
 from magi.sampling import execution
 from magi.sampling.denoise import Denoiser, denoise_tokens, draw_noise, padded_rows
 from magi.sampling.execution import Execution, choose_execution, in_format
@@ -177,7 +177,8 @@ def test_the_solver_is_that_of_diffusers(steps: int, stochastic: bool) -> None:
         timestep = int(spaced.timesteps[index])
         predicted, noise = torch.sin(3 * x), noise_IMC[index]
         expected = oracle.step(predicted, timestep, expected, variance_noise=noise).prev_sample
-        x, previous = table.step(index, x, predicted, torch.zeros_like(x), noise, previous)
+        prediction = torch.cat([predicted, torch.zeros_like(x)], dim=-1)[None]
+        x, previous = table.step(index, x, prediction, 1.0, noise, previous)
         torch.testing.assert_close(x, expected.double(), atol=2e-5, rtol=2e-5)
 
 

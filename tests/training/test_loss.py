@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magi.model.conditioning import Conditions
-from magi.model.diffusion import cosine_schedule
+from magi.model.objectives.ddpm import cosine_schedule
 from magi.model.teacher_forcing import ForcedSequence
 from magi.training.batch import Batch, make_batch
 from magi.training.corruption import DrawShape, draw_corruption

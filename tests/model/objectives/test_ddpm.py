@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from magi.model.diffusion import add_noise, cosine_schedule, diffusion_loss, respace, reverse_step
+from magi.model.objectives.ddpm import add_noise, cosine_schedule, diffusion_loss, respace, reverse_step
 
 
 def test_cosine_schedule_is_nichol_and_dhariwals() -> None:

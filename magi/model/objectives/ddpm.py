@@ -1,14 +1,21 @@
-"""Diffusion of one token: noise schedule, adding noise, loss and reverse step, as pure functions (paper section 4).
+"""The paper's objective, DDPM's: noise schedule, adding noise, loss and reverse steps of one token (paper section 4).
 
 The model's prediction is (..., 2C): the noise, and v in about [-1, 1] that interpolates the log variance of the reverse
 step between its bounds (learned range; Nichol and Dhariwal, arXiv 2102.09672). Knows no model and no loop.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from magi.config import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -177,20 +184,25 @@ class ReverseTable:
         self,
         index: int,
         x_t: Tensor,
-        predicted_noise: Tensor,
-        interpolation: Tensor,
+        prediction_GMC: Tensor,
+        scale: float | Tensor,
         scaled_noise: Tensor,
-        previous_x0: Tensor | None = None,
+        previous: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x of the next step and the x0 of this one; for ancestral steps the same as ``reverse_step``.
 
-        ``scaled_noise`` is noise times temperature. The halves of the prediction are given apart.
+        Under guidance (G = 2) the noise is that without conditions + ``scale`` * (with - without), and the variance
+        that with conditions. ``scaled_noise`` is noise times temperature; ``previous`` the x0 of the step before.
         """
+        predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
+        if len(prediction_GMC) == 2:
+            without, _ = prediction_GMC[1].chunk(2, dim=-1)
+            predicted_noise = torch.lerp(without, predicted_noise, scale)
         x0 = (x_t * self.x0_from_xt[index]).add_(predicted_noise, alpha=self.x0_from_noise[index])
         x0.clamp_(-self.x0_limit, self.x0_limit)
         mean = (x0 * self.mean_from_x0[index]).add_(x_t, alpha=self.mean_from_xt[index])
-        if previous_x0 is not None and self.mean_from_previous[index]:
-            mean.add_(previous_x0, alpha=self.mean_from_previous[index])
+        if previous is not None and self.mean_from_previous[index]:
+            mean.add_(previous, alpha=self.mean_from_previous[index])
         if index == 0 or self.log_std[index] == -math.inf:
             return mean, x0
         std = (interpolation * self.log_std_slope[index]).add_(self.log_std[index]).exp_()
@@ -245,3 +257,42 @@ def solver_table(schedule: NoiseSchedule, x0_limit: float = math.inf, stochastic
         log_std_slope=(0.0,) * len(schedule),
         x0_limit=x0_limit,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class DdpmObjective:
+    """Predict the noise, and between which bounds the reverse step's variance lies; see ``Objective``."""
+
+    schedule: NoiseSchedule
+    outputs_per_channel: int = 2
+
+    @staticmethod
+    @cache
+    def of(steps: int) -> DdpmObjective:
+        """On the cosine schedule of ``steps`` steps; computed once, as every training clip asks for it."""
+        return DdpmObjective(cosine_schedule(steps))
+
+    def draw_time(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Step numbers, long, uniform over the schedule."""
+        return torch.randint(len(self.schedule), shape, generator=generator)
+
+    def corrupt(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """``add_noise``."""
+        return add_noise(self.schedule, x0, noise, time)
+
+    def loss(self, prediction: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, time: Tensor) -> DiffusionLoss:
+        """``diffusion_loss``."""
+        return diffusion_loss(self.schedule, prediction, x0, x_t, noise, time)
+
+    def steps(self, settings: SamplingConfig, count: int) -> ReverseTable:
+        """``count`` steps of the solver that the settings name; ValueError for more than the schedule has."""
+        schedule = respace(self.schedule, count)
+        if settings.solver == "ancestral":
+            return reverse_table(schedule, settings.x0_limit)
+        return solver_table(schedule, settings.x0_limit, stochastic=settings.solver == "dpm++sde")
+
+    def to(self, device: torch.device) -> DdpmObjective:
+        """With the schedule on another device."""
+        schedule = self.schedule
+        moved = {field.name: getattr(schedule, field.name).to(device) for field in fields(schedule)}
+        return replace(self, schedule=replace(schedule, **moved))
