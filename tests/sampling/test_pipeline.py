@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -214,6 +215,18 @@ def test_calls_start_from_what_the_last_one_made_and_moving_frees_it(monkeypatch
         pipe.model.head.output.weight.data.zero_()  # leaves no trace
     pipe.forget()
     assert not torch.equal(pipe(**arguments).video_BTHWC, expected) and len(made) == 5
+
+
+def test_users_of_one_pipeline_at_the_same_time_have_their_own_videos() -> None:
+    """As a server's threads are: frames of one another would show up at once."""
+    pipe, users = tiny_pipeline(), range(4)
+    pipe.model.eval()
+    asked: list[dict[str, Any]] = [{"frames": 9, "labels": user % 2, "seeds": [user]} for user in users]
+    expected = [pipe(**one).video_BTHWC for one in asked]
+    with ThreadPoolExecutor(len(users)) as pool:
+        for _ in range(3):
+            made = pool.map(lambda one: pipe(**one).video_BTHWC, asked)
+            assert all(map(torch.equal, made, expected))
 
 
 def test_mistakes_are_told_before_a_frame_is_made() -> None:
