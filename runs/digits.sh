@@ -21,15 +21,13 @@ magi train digits --run $work/run --data.root $work/latents --vae.weights $work/
     --training.sample-every 0 --model.noise-max 0.7 --sampling.noise-level 1 --sampling.temperature 0.5 \
     --sampling.iterations 2 --sampling.steps 12
 magi export $work/run magi/demo_model --dtype float16
-magi evaluate digits $work/results --models demo=magi/demo_model --videos $work/held_out --count 128 --batch 32 \
-    --speeds full fast
-magi evaluate digits $work/sheet --models demo=magi/demo_model --videos $work/held_out --count 16 --batch 16 \
+magi evaluate digits $work/results --models demo=magi/demo_model --videos $work/held_out --batch 32 \
     --speeds full fast
 
 mkdir -p results
 cp $work/results/result.json results/digits.json
 python runs/tables.py digits
-cp $work/sheet/contact_sheet.png docs/demo.png
+cp $work/results/contact_sheet.png docs/demo.png
 cp $work/results/curves.png docs/demo_curves.png
 cp $work/vae/metrics.jsonl runs/digits_vae.jsonl
 cp $work/run/metrics.jsonl runs/digits_train.jsonl

@@ -117,7 +117,9 @@ def generate_samples(evaluation: Evaluation, worker: tuple[int, int] = (0, 1)) -
 
     ``ValueError`` where model and protocol do not fit together.
     """
-    return not any([_generate_shards(evaluation, name, worker).missing() for name in evaluation.models])
+    plans = [_generate_shards(evaluation, name, worker) for name in evaluation.models]
+    # Only now: another worker may have finished its samples of the first model while this one was at the last.
+    return not any(plan.missing() for plan in plans)
 
 
 def _generate_shards(evaluation: Evaluation, name: str, worker: tuple[int, int]) -> SamplePlan:

@@ -1,5 +1,7 @@
 """Samples of a protocol: none missing, none twice, the same whoever makes them and however often they are stopped."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,24 @@ def test_any_number_of_workers_makes_the_same_samples(
         assert bool(plan.missing()) == (number > 0)
     assert sorted(asked) == sorted(sample_seed(0, k) for k in range(COUNT))
     assert torch.equal(samples(plan), samples(whole[0]))
+
+
+def test_the_last_worker_knows_that_it_is_the_last(index: VideoIndex, tmp_path: Path) -> None:
+    """Of two models: the other worker finishes both while this one is at the second."""
+
+    class Overtaken(Painter):
+        def stream(self, **asked: Any) -> Iterator[Tensor]:
+            if not self.asked:
+                finished.append(generate_samples(both(Painter()), (1, 2)))
+            return super().stream(**asked)
+
+    def both(second: Painter) -> Evaluation:
+        asked = evaluation(Painter(), chosen(context_frames=0), index, tmp_path)
+        return replace(asked, models={"first": Painter(), "second": second})  # type: ignore[dict-item]
+
+    finished: list[bool] = []
+    assert generate_samples(both(Overtaken()), (0, 2))
+    assert finished == [False]
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(
