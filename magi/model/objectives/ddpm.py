@@ -270,7 +270,8 @@ class DdpmObjective:
     @cache
     def of(steps: int) -> DdpmObjective:
         """On the cosine schedule of ``steps`` steps; computed once, as every training clip asks for it."""
-        return DdpmObjective(cosine_schedule(steps))
+        with torch.device("cpu"):  # the first to ask may be building a model without data, on 'meta'
+            return DdpmObjective(cosine_schedule(steps))
 
     def draw_time(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Step numbers, long, uniform over the schedule."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from magi.model.objectives.ddpm import add_noise, cosine_schedule, diffusion_loss, respace, reverse_step
+from magi.model.objectives.ddpm import DdpmObjective, add_noise, cosine_schedule, diffusion_loss, respace, reverse_step
 
 
 def test_cosine_schedule_is_nichol_and_dhariwals() -> None:
@@ -116,3 +116,10 @@ def test_the_bound_trains_the_variance_only() -> None:
     assert (gradient[:, :3] == 0).all() and (gradient[:, 3:] != 0).any(dim=1).all()
     (gradient,) = torch.autograd.grad(loss.mse.sum(), prediction)
     assert (gradient[:, 3:] == 0).all()
+
+
+def test_the_schedule_is_on_the_cpu_whoever_asks_first() -> None:
+    with torch.device("meta"):
+        objective = DdpmObjective.of(37)
+    assert objective.schedule.betas.device.type == "cpu"
+    assert objective is DdpmObjective.of(37)
