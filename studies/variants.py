@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from magi.cli.options import Device, check_device
-from magi.data.video_writer import contact_sheet, write_png
+from magi.data.sample_grid import contact_sheet
+from magi.data.video_writer import write_png
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.parallelize import resolve_device
 from studies.measures import (

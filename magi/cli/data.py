@@ -49,12 +49,12 @@ def data_digits(words: list[str]) -> None:
         raise ValueError(f"--seed {options.seed}: expected 0 or more")
     from magi.data.moving_digits import write_digits
 
-    with progress("writing videos", "videos") as report:
+    with progress("writing videos", "videos") as on_progress:
         written = write_digits(
-            options.out, options.clips, options.size, options.seed, options.glyphs, options.frames, report
+            options.out, options.clips, options.size, options.seed, options.glyphs, options.frames, on_progress
         )
-    kept = options.clips - written
-    print(f"{options.out}: {written} videos written" + (f", {kept} were there" if kept else ""))
+    found = options.clips - written
+    print(f"{options.out}: {written} videos written" + (f", {found} were there" if found else ""))
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class IndexOptions:
     """Decode every video once, safely, and write the index and a report of what was skipped and why.
 
     Sub-folders become class labels, unless annotations or a list name them. Files that have not changed since the last
-    call are not decoded again, and a call that was stopped continues. N workers, each with its own --worker i/N, share
-    the work without talking; the last one to finish writes the index.
+    call are not decoded again, nor are those of another split of the folder, and a call that was stopped continues. N
+    workers, each with its own --worker i/N, share the work without talking; the last one to finish writes the index.
     """
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -73,7 +73,7 @@ class IndexOptions:
     split: str = ""
     """part that the annotations or the list name: trainlist01, train, val, ..."""
     worker: str = "0/1"
-    """i/N: take every N-th block of files from the i-th on"""
+    """i/N: decode the i-th of N shares of the files"""
     processes: int = 0
     """files decoded at a time; 0 is one a core"""
     max_bad_fraction: float = 0.01
@@ -92,17 +92,22 @@ def data_index(words: list[str]) -> None:
     from magi.data.index.index import index_share
     from magi.data.index.sources import Source
 
-    source = Source.of(options.data, options.annotations, options.split)
+    config = DataConfig(
+        root=str(options.data),
+        annotations=options.annotations,
+        split=options.split,
+        max_bad_fraction=options.max_bad_fraction,
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with progress("decoding videos", "videos") as report:
-        share = index_share(source, worker, options.max_bad_fraction, report, jails=options.processes or cores)
+    with progress("decoding videos", "videos") as on_progress:
+        share = index_share(config, worker, options.processes or cores, on_progress=on_progress)
     if share.index is None:
         print(
-            f"{options.data}: worker {options.worker} is done; {share.missing_parts} of {share.parts} parts are with "
-            f"other workers, and the last one to finish writes the index"
+            f"{options.data}: worker {options.worker} is done; {share.missing_files} files are with other workers, and "
+            f"the last one to finish writes the index"
         )
         return
-    index = share.index
+    index, source = share.index, Source.of(options.data, options.annotations, options.split)
     labelled = f" in {len(index.classes)} classes" if index.classes else ""
     missing = f", {index.missing} missing" if index.missing else ""
     print(f"{options.data}: {len(index.videos)} videos{labelled}, {index.skipped} skipped{missing}")
@@ -222,8 +227,8 @@ def _opened_index(data: DataConfig, worker: tuple[int, int]) -> "VideoIndex":
     source = Source.of(Path(data.root), data.annotations, data.split)
     if worker[1] > 1 and not source.index_path.is_file():
         raise ValueError(f"{source.index_path}: no index; before several workers run '{source.index_command}'")
-    with progress("decoding videos", "videos") as report:
-        return open_index(data, report)
+    with progress("decoding videos", "videos") as on_progress:
+        return open_index(data, on_progress)
 
 
 def parse_worker(text: str) -> tuple[int, int]:

@@ -118,13 +118,14 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     usable video, ``ValueError`` for one that is missing or too short.
     """
     from magi.data.clips import clip_span, fit_frames
-    from magi.data.decoding.frames import Skip, read_frames
+    from magi.data.decoding.frames import read_frames
+    from magi.data.decoding.probe import RejectedFile
     from magi.data.decoding.sandbox import probe_safely
 
     if not path.is_file():
         raise ValueError(f"{path}: no such video file (--context)")
     probe = probe_safely(path)
-    if isinstance(probe, Skip):
+    if isinstance(probe, RejectedFile):
         raise DataError(f"{path}: not a usable video: {probe.reason} ({probe.detail})")
     wanted = frames or (probe.frames - 1) // interval + 1
     if clip_span(wanted, interval) > probe.frames:
@@ -172,7 +173,8 @@ def _generate(
 
 
 def _write(options: SampleOptions, videos: "Sequence[np.ndarray]", context: ContextVideo | None) -> None:
-    from magi.data.video_writer import contact_sheet, write_gif, write_mp4, write_png
+    from magi.data.sample_grid import contact_sheet
+    from magi.data.video_writer import write_gif, write_mp4, write_png
 
     given = 0 if context is None else len(context.video_THWC)
     fps = FPS / options.interval if context is None else context.fps

@@ -29,7 +29,8 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
     """
 
     def write(step: int, model: "Magi") -> None:
-        from magi.data.video_writer import contact_sheet, write_png
+        from magi.data.sample_grid import contact_sheet
+        from magi.data.video_writer import write_png
         from magi.sampling.pipeline import MagiPipeline
 
         real_BTHWC, labels, interval = _clips(config, vae)

@@ -102,6 +102,11 @@ def clip_span(frames: int, interval: int) -> int:
     return (frames - 1) * interval + 1
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Up to ``most`` of the numbers 0..count-1, evenly spaced, the first and the last among them where two or more."""
+    return [int(number) for number in np.linspace(0, count - 1, min(count, most)).round()]
+
+
 class ClipDataset:
     """Map-style dataset of drawn clips for a plain ``DataLoader``; takes any sample number >= 0 and holds no state."""
 

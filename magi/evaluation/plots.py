@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magi.data.video_writer import CONTEXT_COLOUR, contact_sheet
+from magi.data.sample_grid import CONTEXT_COLOUR, contact_sheet
 from magi.evaluation.protocol.result import Curve, FrechetScores, GroundTruthScores, JudgedTarget
 from magi.training.log import read_metrics
 

@@ -8,14 +8,14 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from magi.config import DataConfig, VaeTrainingConfig
-from magi.data.clips import ClipDataset, read_clip
+from magi.data.clips import ClipDataset, evenly_spaced, read_clip
 from magi.data.index.index import VideoIndex
 from magi.training.log import readable_time
 
@@ -143,10 +143,6 @@ def open_frames(index: VideoIndex, config: VaeTrainingConfig, on_log: Log) -> Fr
 
 def some_frames(index: VideoIndex, config: VaeTrainingConfig) -> Iterator[np.ndarray]:
     """Frames of up to 200 evenly chosen videos, ``MEASURED_FRAMES`` in all at most."""
-    chosen = evenly(len(index.videos), 200)
+    chosen = evenly_spaced(len(index.videos), 200)
     for number in chosen:
         yield spread_frames(index, number, config, max(1, MEASURED_FRAMES // len(chosen)))
-
-
-def evenly(count: int, most: int) -> Sequence[int]:
-    return sorted({int(number) for number in np.linspace(0, count - 1, min(count, most)).round()})

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from magi.config import VaeTrainingConfig, explain
+from magi.data.clips import evenly_spaced
 from magi.data.index.index import VideoIndex
-from magi.data.video_writer import contact_sheet, write_png
+from magi.data.sample_grid import contact_sheet
+from magi.data.video_writer import write_png
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
 from magi.files import METRICS_FILE
 from magi.training.checkpoint import (
@@ -38,7 +40,7 @@ from magi.training.log import drop_metrics_after, readable_time
 from magi.training.optimizer import load_optimizer, optimizer_tensors, set_learning_rate
 from magi.training.parallelize import resolve_device
 from magi.training.run_folder import StopRequest, locked
-from magi.training.vae_frames import Log, evenly, open_frames, some_frames, split_index, spread_frames
+from magi.training.vae_frames import Log, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
 from magi.vae.own_folder import CONFIG_FILE
@@ -270,7 +272,7 @@ def _finish(trainer: VaeTrainer, training: VideoIndex, held_out: VideoIndex, out
     vae = SmallVae(measured_shape(raw.shape, latents), raw.network).to(trainer.device)
     rows: list[np.ndarray] = []
     errors: list[float] = []
-    for number in evenly(len(held_out.videos), 20):
+    for number in evenly_spaced(len(held_out.videos), 20):
         real_THWC = spread_frames(held_out, number, config, SHEET_COLUMNS)
         again_THWC = vae.decode(vae.encode(torch.from_numpy(real_THWC)[None]))[0].cpu().numpy()
         errors += np.square(real_THWC.astype(np.float64) - again_THWC).mean((1, 2, 3)).tolist()

@@ -9,8 +9,8 @@ from magi import progress
 from magi.cli.main import main
 from magi.config import DataConfig
 from magi.latents.dataset import LatentDataset
-from tests.data.decoding.test_frames import HEIGHT, WIDTH
 from tests.fakes.look_alikes import write_kinetics600, write_ucf101
+from tests.fakes.numbered_videos import HEIGHT, WIDTH
 
 
 def run(verb: str, *words: object) -> int:
@@ -44,7 +44,7 @@ def test_index_and_encode_ucf101(data: Path, tmp_path: Path, capsys: pytest.Capt
 def test_index_kinetics_by_two_workers(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (data / "k600" / "train", "--annotations", data / "k600" / "annotations", "--split", "train")
     assert run("data index", *words, "--worker", "1/2") == 0
-    assert "worker 1/2 is done; 1 of 1 parts are with other workers" in capsys.readouterr().out
+    assert "worker 1/2 is done; 3 files are with other workers" in capsys.readouterr().out
     assert run("data index", *words, "--worker", "0/2") == 3
     assert "2 of 5 videos cannot be used" in capsys.readouterr().err
     assert run("data index", *words, "--max-bad-fraction", 0.5) == 0

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from magi.config import DataConfig
 from magi.data.clips import Clip, ClipDataset, ClipSampler, clip_span, draw_clip, epoch_order, fit_frames, read_clip
-from magi.data.index.index import VideoIndex, build_index
+from magi.data.index.index import VideoIndex, open_index
 from magi.data.video_writer import write_mp4
 from magi.errors import DataError
 
@@ -42,7 +42,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
         path = root / "ab"[number // 2] / f"{number}.mp4"
         path.parent.mkdir(exist_ok=True)
         write_mp4(path, numbered_video(length), 25)
-    return build_index(root)
+    return open_index(DataConfig(root=str(root), workers=1))
 
 
 def test_the_frames_of_a_clip_are_the_right_frames(index: VideoIndex) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from magi.config import DataConfig
 from magi.data.decoding.frames import read_frames
-from magi.data.index.index import build_index
+from magi.data.index.index import open_index
 from magi.data.moving_digits import clip_path, digit_video, glyph_path, write_digits
 
 
@@ -75,7 +76,7 @@ def test_glyphs_pass_through_each_other() -> None:
 
 def test_written_folder_is_videos_with_exact_sidecars(tmp_path: Path) -> None:
     assert write_digits(tmp_path, clips=12, seed=5, frames=9) == 12
-    index = build_index(tmp_path, max_bad_fraction=0.0)
+    index = open_index(DataConfig(root=str(tmp_path), max_bad_fraction=0.0))
     assert index.classes == tuple("0123456789") and len(index.videos) == 12
     for record in index.videos:
         path = tmp_path / record.path

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from magi.data.video_writer import CONTEXT_COLOUR, contact_sheet, sheet_frames, write_gif, write_mp4, write_png
+from magi.data.video_writer import write_gif, write_mp4, write_png
 from magi.files import atomic_write
 
 
@@ -87,32 +87,3 @@ def test_png_keeps_the_pixels(tmp_path: Path) -> None:
     image_HWC = colourful(1, 20, 30)[0]
     write_png(tmp_path / "a.png", image_HWC)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), image_HWC)
-
-
-def test_sheet_shows_the_context_and_the_last_frame() -> None:
-    assert sheet_frames(104, 4, 16)[:4] == [0, 1, 2, 3] and sheet_frames(104, 4, 16)[-1] == 103
-    assert len(sheet_frames(104, 4, 16)) == 16 and 4 in sheet_frames(104, 4, 16)
-    assert sheet_frames(5, 1, 16) == [0, 1, 2, 3, 4]
-    assert sheet_frames(100, 100, 6)[-1] == 99 and len(sheet_frames(100, 100, 6)) <= 6
-    assert sheet_frames(50, 0, 2) == [0, 49] and sheet_frames(50, 3, 1) == [0]
-
-
-def test_sheet_holds_the_frames_and_marks_only_context() -> None:
-    rows = [np.full((6, 96, 96, 3), 10 * number, np.uint8) for number in (1, 2)]
-    rows[1][3] = (7, 77, 200)
-    sheet = np.asarray(contact_sheet(rows, context_frames=2, columns=6, labels=["real", "model"]))
-    marked = np.all(sheet == CONTEXT_COLOUR, axis=-1)
-    assert marked.sum() == 2 * 2 * (100 * 100 - 96 * 96)
-    cells = np.all(sheet == (7, 77, 200), axis=-1)
-    assert cells.sum() == 96 * 96
-    assert marked.nonzero()[1].max() < cells.nonzero()[1].min()
-
-
-def test_sheet_leaves_a_shorter_video_blank_and_refuses_unlike_ones() -> None:
-    long, short = np.zeros((4, 96, 96, 3), np.uint8), np.zeros((2, 96, 96, 3), np.uint8)
-    black = np.all(np.asarray(contact_sheet([long, short])) == 0, axis=-1)
-    assert black.sum() == 6 * 96 * 96
-    with pytest.raises(ValueError, match="one frame size"):
-        contact_sheet([long, np.zeros((4, 48, 96, 3), np.uint8)])
-    with pytest.raises(ValueError, match="label"):
-        contact_sheet([long], labels=["a", "b"])

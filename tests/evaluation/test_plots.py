@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from magi.data.video_writer import CONTEXT_COLOUR
+from magi.data.sample_grid import CONTEXT_COLOUR
 from magi.evaluation.plots import draw_contact_sheet, draw_training, side_by_side
 
 FRAMES, SIZE = 6, 64

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from magi.config import DataConfig, LatentShape
-from magi.data.index.index import VideoIndex, build_index
+from magi.data.index.index import VideoIndex, open_index
 from magi.data.moving_digits import write_digits
 from magi.latents.encode import Encoder, EncodeSettings, Progress, write_latents
 
@@ -19,7 +19,7 @@ def make_index(root: Path) -> VideoIndex:
     """Five videos of 30 frames and one of 3, which is too short for any clip."""
     write_digits(root, clips=5, frames=30)
     write_digits(root / "0" / "short", clips=1, frames=3)
-    return build_index(root)
+    return open_index(DataConfig(root=str(root), workers=1))
 
 
 def encode(video_BTHWC: torch.Tensor) -> torch.Tensor:

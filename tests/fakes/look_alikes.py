@@ -21,7 +21,7 @@ from magi.data.video_writer import write_mp4
 from magi.evaluation.protocol.real_clips import RealClips
 from magi.presets import preset
 from magi.vae.pixel import PixelVae
-from tests.data.decoding.test_frames import UNEVEN_TIMES, write
+from tests.fakes.numbered_videos import UNEVEN_TIMES, write
 
 UCF_CLASSES = ("ApplyEyeMakeup", "BabyCrawling", "YoYo")
 KINETICS_CLASSES = ("abseiling", "air drumming", "zumba")

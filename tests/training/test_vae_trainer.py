@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from magi.config import VaeTrainingConfig
-from magi.data.index.index import VideoIndex, build_index
+from magi.config import DataConfig, VaeTrainingConfig
+from magi.data.index.index import VideoIndex, open_index
 from magi.data.moving_digits import write_digits
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
 from magi.training import vae_trainer
@@ -34,7 +34,7 @@ CONFIG = VaeTrainingConfig(
 def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
     root = tmp_path_factory.mktemp("videos")
     write_digits(root, clips=4, size=32, seed=0, frames=FRAMES)
-    return build_index(root)
+    return open_index(DataConfig(root=str(root), workers=1))
 
 
 def train(index: VideoIndex, out: Path, **settings: object) -> tuple[SmallVae, list[str]]:

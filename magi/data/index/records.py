@@ -1,35 +1,46 @@
-"""Lines of an index: what is known of each listed file, on disk and read back one at a time.
+"""The finished index on disk: one safetensors file of columns, from which a video's record is read when asked for.
 
-An index is JSON lines, a header and then a line a listed file. Of its usable videos only where their lines lie, their
-lengths and labels are held in memory (20 bytes a video); a line, with its table of time stamps, is read when its video
-is asked for.
-
-This module knows no folders to be listed and decodes nothing.
+``frames`` and ``labels`` (-1 for none) have an entry a video, ``numbers`` a row of the columns ``NUMBERS``; ``paths``
+and ``steps`` hold the bytes that a row points to. Of the time stamps a row has the start, and the step where the frame
+rate is constant; another rate has its packed steps in ``steps``, and a video that is read from the start has neither.
 """
 
-import contextlib
 import json
 import os
-import weakref
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from magi.data.decoding.frames import Skip, VideoProbe
-from magi.data.decoding.sandbox import probe_from_json, probe_to_json
-from magi.data.index.sources import ListedFile
+from magi.data.decoding.frames import VideoProbe
+from magi.data.decoding.probe import pack_steps, unpack_steps
 from magi.errors import DataError
+from magi.files import atomic_write
 
-FORMAT = 2
-_READABLE = (1, 2)  # outcomes of format 1 are still good, its labels and its list are not
+FORMAT = 3
+NUMBERS = (
+    "height",
+    "width",
+    "micro_fps",
+    "bytes",
+    "mtime_ns",
+    "start",
+    "step",
+    "path",
+    "path_end",
+    "steps",
+    "steps_end",
+)
+_KEY = "magi_index"
 
-DAMAGED = (ValueError, TypeError, KeyError)
-"""What reading a damaged line raises."""
+DAMAGED = (ValueError, TypeError, KeyError, IndexError, OverflowError, SafetensorError)
+"""What reading a damaged index raises."""
 
 
 @dataclass(frozen=True)
@@ -44,145 +55,90 @@ class VideoRecord(VideoProbe):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line of the index: a listed file and what came of it."""
-
-    file: ListedFile
-    outcome: VideoProbe | Skip
-
-    def record(self) -> VideoRecord:
-        """The usable video."""
-        assert isinstance(self.outcome, VideoProbe)
-        return VideoRecord(**vars(self.outcome), **vars(self.file))
-
-
-@dataclass(frozen=True)
 class IndexHeader:
-    """First line of an index."""
+    """What an index says of all its files."""
 
     classes: tuple[str, ...]
     missing: int
+    """Videos that the annotations name and the folder does not hold."""
+    rejected: dict[str, int]
+    """Listed files that cannot be used, by reason."""
+    listing: str
+    """Digest of what was listed: the paths, sizes, times of modification and labels of all files."""
     format: int = FORMAT
 
 
-def entry_to_line(entry: Entry) -> str:
-    """A line of JSON, without its end."""
-    skip = isinstance(entry.outcome, Skip)
-    outcome = {"skip": [entry.outcome.reason, entry.outcome.detail]} if isinstance(entry.outcome, Skip) else {}
-    return json.dumps({**vars(entry.file), **(outcome if skip else probe_to_json(entry.outcome))})  # type: ignore[arg-type]
+class IndexColumns:
+    """The columns of an index while it is put together: some 120 bytes a video in memory."""
+
+    def __init__(self) -> None:
+        self._frames, self._labels, self._numbers = array("q"), array("i"), array("q")
+        self._paths, self._steps = bytearray(), bytearray()
+
+    def add(self, record: VideoRecord) -> None:
+        """Append a video."""
+        pts, path_begin, steps_begin = record.pts, len(self._paths), len(self._steps)
+        self._paths += record.path.encode(errors="surrogateescape")
+        if pts is not None and not isinstance(pts, range):
+            self._steps += pack_steps(pts)
+        start, step = (pts[0], pts.step if isinstance(pts, range) else 0) if pts is not None else (0, 0)
+        self._frames.append(record.frames)
+        self._labels.append(-1 if record.label is None else record.label)
+        file = (record.height, record.width, round(record.fps * 1e6), record.bytes, record.mtime_ns)
+        self._numbers.extend((*file, start, step, path_begin, len(self._paths), steps_begin, len(self._steps)))
+
+    def write(self, path: Path, header: IndexHeader) -> None:
+        """Write the index atomically; the same columns and header give the same bytes."""
+        columns: dict[str, NDArray[Any]] = {
+            "frames": np.frombuffer(self._frames, np.int64),
+            "labels": np.frombuffer(self._labels, np.int32),
+            "numbers": np.frombuffer(self._numbers, np.int64).reshape(-1, len(NUMBERS)),
+            "paths": np.frombuffer(self._paths, np.uint8),
+            "steps": np.frombuffer(self._steps, np.uint8),
+        }
+        # NOTE: one key, because safetensors writes several in an order that changes from run to run.
+        metadata = {_KEY: json.dumps(asdict(header) | {"numbers": NUMBERS}, sort_keys=True)}
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save(columns, metadata))
 
 
-def entry_from_line(line: str | bytes) -> Entry:
-    """The reverse; raises one of ``DAMAGED`` for anything else."""
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"expected an object, got {type(values).__name__}")
-    label = values.get("label")
-    file = ListedFile(
-        str(values["path"]), int(values["bytes"]), int(values["mtime_ns"]), None if label is None else int(label)
-    )
-    if "skip" in values:
-        reason, detail = values["skip"]
-        return Entry(file, Skip(str(reason), str(detail)))
-    return Entry(file, probe_from_json(values))
-
-
-def header_to_line(header: IndexHeader) -> str:
-    """A line of JSON, without its end."""
-    return json.dumps({"magi_index": FORMAT, "classes": list(header.classes), "missing": header.missing})
-
-
-def read_header(path: Path) -> IndexHeader:
-    """The first line; raises one of ``DAMAGED`` if it is none of an index."""
-    with open(path, "rb") as file:
-        values = json.loads(file.readline())
-    if values["magi_index"] not in _READABLE:
-        raise ValueError(f"format {values['magi_index']} is not {FORMAT}")
-    return IndexHeader(tuple(str(name) for name in values["classes"]), values.get("missing", 0), values["magi_index"])
-
-
-def read_entries(path: Path) -> Iterator[Entry]:
-    """Every line but the header; a ``ValueError`` names the line that is damaged."""
-    with open(path, "rb") as lines:
-        next(lines, None)
-        for number, line in enumerate(lines, start=2):
-            try:
-                yield entry_from_line(line)
-            except DAMAGED as error:
-                raise ValueError(f"line {number}: {error}") from error
-
-
-class _LineFile:
-    """A file of lines that is kept open, so that it stays what it was when another takes its name.
-
-    NOTE: it is read and not mapped into memory: a mapped file that is cut short kills the process that looks at it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open()
-
-    def _open(self) -> None:
-        file = os.open(self._path, os.O_RDONLY)
-        weakref.finalize(self, os.close, file)
-        status = os.fstat(file)
-        self._file, self._identity = file, (status.st_size, status.st_mtime_ns)
-
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, line with its end) of every line but the header."""
-        with open(os.dup(self._file), "rb") as file:
-            file.seek(0)
-            begin = len(file.readline())
-            for line in file:
-                yield begin, line
-                begin += len(line)
-
-    def read(self, begin: int, length: int) -> bytes:
-        """A line; shorter if the file is."""
-        return os.pread(self._file, length, begin)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_identity": self._identity}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._path = state["_path"]
-        self._open()
-        if self._identity != state["_identity"]:
-            raise DataError(f"{self._path}: has been replaced since it was opened; start again")
+def _header_of(file: Any) -> IndexHeader:
+    values = json.loads((file.metadata() or {})[_KEY])
+    if values["format"] != FORMAT or tuple(values["numbers"]) != NUMBERS:
+        raise ValueError(f"format {values['format']} is not {FORMAT}")
+    rejected = {str(reason): int(count) for reason, count in values["rejected"].items()}
+    return IndexHeader(tuple(map(str, values["classes"])), int(values["missing"]), rejected, str(values["listing"]))
 
 
 class IndexedVideos(Sequence[VideoRecord]):
-    """The usable videos of an index file, in its order; a record is read from the file when it is asked for."""
+    """The usable videos of an index file, in its order; a record is read from the file when it is asked for.
+
+    NOTE: the file is mapped into memory, and who cuts it short kills its readers; an index is only ever replaced whole.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises one of ``DAMAGED`` for a file that is no index of today's format."""
+        """``OSError`` or one of ``DAMAGED`` for a file that is no index of today's format."""
         self.path = path
-        if read_header(path).format != FORMAT:
-            raise ValueError(f"format {read_header(path).format} is not {FORMAT}")
-        self._file = _LineFile(path)
-        self.skipped = 0
-        """Files of the index that cannot be used."""
-        places, frames, labels = array("q"), array("q"), array("i")
-        for number, (begin, line) in enumerate(self._file.lines(), start=2):
-            try:
-                values = json.loads(line)
-                if "skip" in values:
-                    self.skipped += 1
-                else:
-                    _check_video(values)
-                    places.extend((begin, len(line)))
-                    frames.append(values["frames"])
-                    labels.append(-1 if values["label"] is None else values["label"])
-            except (*DAMAGED, OverflowError) as error:
-                raise ValueError(f"line {number}: {error}") from error
-        self._places: NDArray[np.int64] = np.array(places, np.int64).reshape(-1, 2)
-        self.frames_V: NDArray[np.int64] = np.array(frames, np.int64)
+        file = self._open()
+        self.header = _header_of(file)
+        self.frames_V: NDArray[np.int64] = file.get_tensor("frames")
         """Frames of every video."""
-        self.labels_V: NDArray[np.int32] = np.array(labels, np.int32)
+        self.labels_V: NDArray[np.int32] = file.get_tensor("labels")
         """Label of every video, -1 for none."""
+        if len(self.labels_V) != len(self) or self._numbers.get_shape() != [len(self), len(NUMBERS)]:
+            raise ValueError(f"columns of {len(self)} videos have other lengths")
+        if len(self) and (self.frames_V.min() < 1 or self.labels_V.max() >= len(self.header.classes)):
+            raise ValueError(f"impossible videos: {self.frames_V.min()} frames, label {self.labels_V.max()}")
+
+    def _open(self) -> Any:
+        status = os.stat(self.path)
+        self._identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        file = safe_open(self.path, "np")
+        self._numbers, self._paths, self._steps = (file.get_slice(name) for name in ("numbers", "paths", "steps"))
+        return file
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.frames_V)
 
     @overload
     def __getitem__(self, number: int) -> VideoRecord: ...
@@ -190,12 +146,28 @@ class IndexedVideos(Sequence[VideoRecord]):
     def __getitem__(self, number: slice) -> Sequence[VideoRecord]: ...
     def __getitem__(self, number: int | slice) -> VideoRecord | Sequence[VideoRecord]:
         if isinstance(number, slice):
-            return tuple(self[place] for place in range(*number.indices(len(self))))
-        begin, length = self._places[number].tolist()
+            return tuple(self[single] for single in range(*number.indices(len(self))))
+        position = range(len(self))[number]
         try:
-            return entry_from_line(self._file.read(begin, length)).record()
+            return self._record(position)
         except DAMAGED as error:
             raise DataError(f"{self.path}: damaged ({error}); delete it and run 'magi data index' again") from error
+
+    def _record(self, number: int) -> VideoRecord:
+        frames, label = self.frames_V.item(number), self.labels_V.item(number)
+        row = self._numbers[number : number + 1][0].tolist()
+        height, width, micro_fps, size, mtime_ns, start, step, path_begin, path_end, steps_begin, steps_end = row
+        path = self._paths[path_begin:path_end].tobytes().decode(errors="surrogateescape")
+        pts: Sequence[int] | None = None
+        if step:
+            pts = range(start, start + step * frames, step)
+        elif steps_end > steps_begin:
+            pts = unpack_steps(start, self._steps[steps_begin:steps_end].tobytes(), frames)
+        if not path or step < 0:
+            raise ValueError(f"impossible video {number}")
+        return VideoRecord(
+            frames, height, width, micro_fps / 1e6, pts, path, None if label < 0 else label, size, mtime_ns
+        )
 
     def __eq__(self, other: object) -> bool:
         """Equal records in the same order, wherever they come from."""
@@ -205,41 +177,12 @@ class IndexedVideos(Sequence[VideoRecord]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is mapped stays in its process; another one opens the same file."""
+        return {name: value for name, value in vars(self).items() if name not in ("_numbers", "_paths", "_steps")}
 
-def _check_video(values: dict[str, Any]) -> None:
-    """A line is read whole when its video is; this much would mislead the draws before, or miss then."""
-    if min(values["frames"], values["height"], values["width"]) < 1 or not values["path"]:
-        raise ValueError(f"impossible video: {values['frames']} frames of {values['height']}x{values['width']}")
-    _ = values["bytes"], values["mtime_ns"], values["pts"], values["fps"]
-
-
-class KnownOutcomes:
-    """What earlier indices say of files, found by path; 24 bytes a file in memory."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """As far as the files can be read: a damaged one is no error, its videos are decoded again."""
-        self._files: list[_LineFile] = []
-        keys, places = array("q"), array("q")
-        for path in paths:
-            with contextlib.suppress(OSError, *DAMAGED):
-                read_header(path)
-                self._files.append(_LineFile(path))
-                for begin, line in self._files[-1].lines():
-                    keys.append(hash(str(json.loads(line)["path"])))
-                    places.extend((len(self._files) - 1, begin, len(line)))
-        order = np.argsort(np.array(keys, np.int64), kind="stable")
-        self._keys = np.array(keys, np.int64)[order]
-        self._places = np.array(places, np.int64).reshape(-1, 3)[order]
-
-    def get(self, file: ListedFile) -> VideoProbe | Skip | None:
-        """The outcome of an unchanged file."""
-        key = hash(file.path)
-        for place in range(int(np.searchsorted(self._keys, key)), len(self._keys)):
-            if self._keys[place] != key:
-                break
-            number, begin, length = self._places[place].tolist()
-            with contextlib.suppress(*DAMAGED):
-                entry = entry_from_line(self._files[number].read(begin, length))
-                if entry.file.unchanged(file):
-                    return entry.outcome
-        return None
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+        if self._identity != state["_identity"]:
+            raise DataError(f"{self.path}: has been replaced since it was opened; start again")

@@ -1,11 +1,8 @@
-"""Which files are to be indexed, by name alone: nothing is opened.
+"""Which videos are to be indexed, by name alone: nothing is opened.
 
-A source is a folder (its first-level folders are the classes), a folder with annotations that name its videos
-(``magi.data.index.annotations``), or a .csv or .jsonl of paths. Files that operating systems leave behind (``._*``,
-``.DS_Store``, ``Thumbs.db``) are counted apart from bad videos, and so are annotated videos that are not there. Links
-are followed, loops of links are not. A listing is walked through, never held: memory is that of one folder's names.
-
-This module knows no decoding.
+A source is a folder (its first-level folders are the classes), a folder with annotations that name its videos, or a
+.csv or .jsonl of paths. Annotated videos that are not there are counted apart from bad ones. A listing is walked
+through, never held in memory.
 """
 
 import os
@@ -16,13 +13,12 @@ from typing import Self
 
 import numpy as np
 
-from magi.data.index.annotations import Annotations, PathList, TableError, open_annotations, open_path_list
+from magi.data.index.folder import INDEX_NAME, kind_of, videos_below, walk_folder
+from magi.data.index.kinetics import open_kinetics
+from magi.data.index.path_list import SUFFIXES, PathList, open_path_list
+from magi.data.index.table import Annotations, TableError
+from magi.data.index.ucf101 import CLASS_LIST, open_ucf101
 from magi.errors import DataError
-
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-LIST_SUFFIXES = (".csv", ".jsonl")
-_OWN_NAMES = "magi-index"
-_JUNK_NAMES = (".ds_store", "thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -44,14 +40,15 @@ class ListedFile:
             return cls(path, 0, 0, label)
         return cls(path, status.st_size, status.st_mtime_ns, label)
 
-    def unchanged(self, other: "ListedFile") -> bool:
-        """Whether both are the same content, whatever their labels."""
-        return (self.path, self.bytes, self.mtime_ns) == (other.path, other.bytes, other.mtime_ns)
+    @property
+    def content(self) -> int:
+        """A number that is the same, within this process, for a file that has not changed, whatever its label."""
+        return hash((self.path, self.bytes, self.mtime_ns))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the videos of an index lie and what names them; also the names of the index and of its report."""
+    """Where the videos of an index lie, what names them, and what the index and its report are called."""
 
     root: Path
     """Folder that relative paths start from."""
@@ -63,7 +60,7 @@ class Source:
     @classmethod
     def of(cls, root: Path, annotations: str = "", split: str = "") -> Self:
         """From the fields of ``data``; ``ValueError`` for a combination that means nothing."""
-        if root.suffix.lower() in LIST_SUFFIXES and not root.is_dir():
+        if root.suffix.lower() in SUFFIXES and not root.is_dir():
             if annotations:
                 raise ValueError(f"data.annotations {annotations!r}: {root} is a list and names its labels itself")
             return cls(root.parent, "-".join(filter(None, (root.name, split))), path_list=root, split=split)
@@ -80,28 +77,24 @@ class Source:
     @property
     def index_path(self) -> Path:
         """The index of this source, in its root."""
-        return self.root / f"{self._name}.jsonl"
+        return self.root / f"{self.name}.safetensors"
 
     @property
     def report_path(self) -> Path:
-        """The account of every file beside the index."""
-        return self.root / f"{self._name}-report.json"
-
-    @property
-    def parts_path(self) -> Path:
-        """Folder of unfinished work."""
-        return self.root / f".{self._name}.parts"
+        """The report beside the index, which accounts for every file."""
+        return self.root / f"{self.name}-report.json"
 
     @property
     def index_command(self) -> str:
         """The command that makes the index."""
-        words = [f"magi data index {self.path_list or self.root}"]
-        words += [f"--annotations {self.annotations}"] if self.annotations else []
-        return " ".join(words + ([f"--split {self.split}"] if self.split else []))
+        argv = [f"magi data index {self.path_list or self.root}"]
+        argv += [f"--annotations {self.annotations}"] if self.annotations else []
+        return " ".join(argv + ([f"--split {self.split}"] if self.split else []))
 
     @property
-    def _name(self) -> str:
-        return f"{_OWN_NAMES}-{self.tag}" if self.tag else _OWN_NAMES
+    def name(self) -> str:
+        """Of the index, without its suffix."""
+        return f"{INDEX_NAME}-{self.tag}" if self.tag else INDEX_NAME
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class Listing:
 
     source: Source
     classes: tuple[str, ...]
-    """Names of the labels; a label is a place here."""
+    """Names of the labels; a label is a position here."""
     count: int
     walk: Callable[[], Iterator[tuple[str, int | None]]]
     """Paths and labels, anew at each call."""
@@ -141,6 +134,26 @@ def list_videos(source: Source) -> Listing:
     return _class_folders(source)
 
 
+def open_annotations(path: Path, split: str) -> Annotations:
+    """The rows of ``split``; ``ValueError`` if a file or the split is missing, ``TableError`` for a bad table."""
+    if not path.exists():
+        raise ValueError(f"data.annotations {path}: no such file or folder")
+    if path.suffix.lower() == ".txt" and path.is_file():
+        raise ValueError(f"data.annotations {path}: is one split file; name its folder, and the split as data.split")
+    if path.is_dir() and (path / CLASS_LIST).is_file():
+        return open_ucf101(path, split)
+    if path.is_dir():
+        tables = sorted(path.glob("*.csv"))
+        if not tables:
+            raise ValueError(
+                f"data.annotations {path}: holds neither {CLASS_LIST} (UCF-101) nor a .csv (Kinetics); "
+                f"name the folder of the split files"
+            )
+    else:
+        tables = [path]
+    return open_kinetics(path, tables, split)
+
+
 def _listed_paths(source: Source, paths: PathList) -> Listing:
     return Listing(source, paths.classes, paths.count, paths.walk)
 
@@ -148,8 +161,8 @@ def _listed_paths(source: Source, paths: PathList) -> Listing:
 def _class_folders(source: Source) -> Listing:
     junk = other = count = 0
     found: set[str] = set()
-    for path in _walk_folder(source.root):
-        kind = _kind(path)
+    for path in walk_folder(source.root):
+        kind = kind_of(path)
         junk, other, count = junk + (kind == "junk"), other + (kind == "other"), count + (kind == "video")
         if kind == "video" and "/" in path:
             found.add(path.partition("/")[0])
@@ -157,7 +170,7 @@ def _class_folders(source: Source) -> Listing:
     labels = {name: label for label, name in enumerate(classes)}
 
     def walk() -> Iterator[tuple[str, int | None]]:
-        for path in _videos(source.root):
+        for path in videos_below(source.root):
             folder, slash, _ = path.partition("/")
             yield path, labels.get(folder) if slash else None
 
@@ -167,8 +180,8 @@ def _class_folders(source: Source) -> Listing:
 def _annotated_folder(source: Source, annotations: Annotations) -> Listing:
     junk = other = count = unlisted = 0
     there = np.zeros(annotations.count, bool)
-    for path in _walk_folder(source.root):
-        kind = _kind(path)
+    for path in walk_folder(source.root):
+        kind = kind_of(path)
         junk, other = junk + (kind == "junk"), other + (kind == "other")
         if kind == "video":
             row = annotations.find(path)
@@ -186,7 +199,7 @@ def _annotated_folder(source: Source, annotations: Annotations) -> Listing:
         )
 
     def walk() -> Iterator[tuple[str, int | None]]:
-        for path in _videos(source.root):
+        for path in videos_below(source.root):
             row = annotations.find(path)
             if row is not None:
                 yield path, annotations.label(row)
@@ -206,46 +219,3 @@ def _check_folder(source: Source, annotations: Annotations, path: str, row: int)
             f"{source.root / path}: lies in the folder of class {annotations.classes[folder]!a}, but "
             f"{annotations.path} says {annotations.classes[label]!a}; the labels do not match"
         )
-
-
-def _kind(path: str) -> str:
-    name = path.rpartition("/")[2]
-    if name.startswith("._") or name.lower() in _JUNK_NAMES:
-        return "junk"
-    if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
-        return "video"
-    return "ours" if name.startswith(_OWN_NAMES) else "other"
-
-
-def _videos(root: Path) -> Iterator[str]:
-    return (path for path in _walk_folder(root) if _kind(path) == "video")
-
-
-def _walk_folder(root: Path) -> Iterator[str]:
-    """Relative paths of all files below ``root``, sorted as whole paths are."""
-    try:
-        yield from _walk(root, "", frozenset())
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable") from error
-
-
-def _walk(root: Path, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Hidden folders are left out, and those that a link leads back up to."""
-    status = os.stat(root / folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    with os.scandir(root / folder) as entries:
-        # With the slash in the key, a folder's files come where their whole paths sort.
-        names = sorted(entry.name + "/" if _is_folder(entry) else entry.name for entry in entries)
-    for name in names:
-        path = f"{folder}/{name}" if folder else name
-        if not name.endswith("/"):
-            yield path
-        elif not name.startswith("."):
-            yield from _walk(root, path[:-1], above | {identity})
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # The second way is for links: it asks the disk, and a link to itself is no error there.
-    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry))

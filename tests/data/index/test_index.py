@@ -4,20 +4,26 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
 from magi.config import DataConfig
-from magi.data.decoding.frames import DecodeLimits, Skip, VideoProbe
-from magi.data.decoding.sandbox import DecodeJail
-from magi.data.index.index import build_index, load_index, open_index
+from magi.data.decoding.frames import VideoProbe
+from magi.data.decoding.probe import DecodeLimits, Outcome, RejectedFile
+from magi.data.decoding.sandbox import DecodingSandbox
+from magi.data.index.index import VideoIndex, build_index, load_index, open_index
+from magi.data.index.records import NUMBERS
 from magi.data.index.sources import Source, list_videos
 from magi.data.video_writer import write_mp4
 from magi.errors import DataError
 
-INDEX_NAME, REPORT_NAME = "magi-index.jsonl", "magi-index-report.json"
+INDEX_NAME, REPORT_NAME = "magi-index.safetensors", "magi-index-report.json"
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +54,21 @@ def folder(video: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are decoded, in order; the jail itself is replaced where the test is not about it."""
+    """Names of the files that are decoded, in order; the sandbox itself is replaced where the test is not about it."""
     names: list[str] = []
 
-    def probe(self: DecodeJail, path: Path) -> VideoProbe | Skip:
+    def probe(self: DecodingSandbox, path: Path) -> Outcome:
         names.append(path.name)
         if path.stat().st_size == 0:
-            return Skip("empty_file", "has 0 bytes")
+            return RejectedFile("empty_file", "has 0 bytes")
         return VideoProbe(12, 32, 48, 25.0, range(0, 12 * 512, 512))
 
-    monkeypatch.setattr(DecodeJail, "probe", probe)
+    monkeypatch.setattr(DecodingSandbox, "probe", probe)
     return names
+
+
+def build(root: Path, max_bad_fraction: float = 1.0, **settings: Any) -> VideoIndex:
+    return build_index(DataConfig(root=str(root), max_bad_fraction=max_bad_fraction), **settings)
 
 
 def report(root: Path) -> dict[str, object]:
@@ -68,7 +78,7 @@ def report(root: Path) -> dict[str, object]:
 
 
 def test_classes_labels_and_accounts(folder: Path) -> None:
-    index = build_index(folder, max_bad_fraction=0.2)
+    index = build(folder, 0.2)
     assert index.classes == ("b one", "two")
     assert [(record.path, record.label) for record in index.videos] == [
         ("b one/deep/er/y.MP4", 0),
@@ -95,13 +105,13 @@ def test_classes_labels_and_accounts(folder: Path) -> None:
         "skipped_files": [{"path": "two/empty.mp4", "reason": "empty_file", "detail": "has 0 bytes"}],
     }
     assert load_index(Source.of(folder)) == index
-    assert not list(folder.glob(".magi*"))
+    assert sorted(path.name for path in folder.glob("*magi*")) == [".magi-index", REPORT_NAME, INDEX_NAME]
 
 
 def test_too_many_bad_files_end_in_one_line_and_a_report(folder: Path, probed: list[str]) -> None:
     (folder / "empty too.mp4").touch()
     with pytest.raises(DataError) as caught:
-        build_index(folder, max_bad_fraction=0.1)
+        build(folder, 0.1)
     message = str(caught.value)
     for part in (str(folder), "2 of 8", "empty_file 2", "--max-bad-fraction 0.1", REPORT_NAME):
         assert part in message
@@ -117,7 +127,7 @@ def test_too_many_bad_files_end_in_one_line_and_a_report(folder: Path, probed: l
 def test_no_usable_video_is_an_error_at_any_tolerance(tmp_path: Path, probed: list[str]) -> None:
     (tmp_path / "a.mp4").touch()
     with pytest.raises(DataError, match=r"1 of 1 videos cannot be used \(empty_file 1\): none is left"):
-        build_index(tmp_path, max_bad_fraction=1.0)
+        build(tmp_path, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +152,16 @@ def test_an_unnamed_folder_is_a_mistake() -> None:
 
 
 def test_only_new_and_changed_files_are_decoded_again(folder: Path, video: Path, probed: list[str]) -> None:
-    first = build_index(folder, 1.0)
+    first = build(folder, 1.0)
     assert len(probed) == 7
     probed.clear()
-    assert build_index(folder, 1.0) == first and not probed
+    assert build(folder, 1.0) == first and not probed
 
     os.utime(folder / "two" / "a.mp4", ns=(1, 1))
     (folder / "two" / "empty.mp4").write_bytes(b"now with content")
     shutil.copy(video, folder / "b one" / "new.mp4")
     (folder / "free.mp4").unlink()
-    second = build_index(folder, 1.0)
+    second = build(folder, 1.0)
     assert sorted(probed) == ["a.mp4", "empty.mp4", "new.mp4"]
     assert [record.path for record in second.videos] == [
         "b one/deep/er/y.MP4",
@@ -170,39 +180,41 @@ def test_chance_failures_are_tried_again_by_building_but_not_by_opening(
     folder: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as busy:
-        busy.setattr(DecodeJail, "probe", lambda self, path: Skip("timeout", "not decoded after 30 seconds"))
+        busy.setattr(
+            DecodingSandbox, "probe", lambda self, path: RejectedFile("timeout", "not decoded after 30 seconds")
+        )
         with pytest.raises(DataError, match="timeout 7"):
-            build_index(folder, 1.0)
+            build(folder, 1.0)
     with pytest.raises(DataError, match="timeout 7"):
         open_index(DataConfig(root=str(folder), max_bad_fraction=1.0))
     assert not probed
-    assert len(build_index(folder, 1.0).videos) == 6 and len(probed) == 7
+    assert len(build(folder, 1.0).videos) == 6 and len(probed) == 7
 
 
 def test_a_new_class_folder_renumbers_the_labels(folder: Path, video: Path, probed: list[str]) -> None:
-    build_index(folder, 1.0)
+    build(folder, 1.0)
     (folder / "a").mkdir()
     shutil.copy(video, folder / "a" / "x.mp4")
-    index = build_index(folder, 1.0)
+    index = build(folder, 1.0)
     assert index.classes == ("a", "b one", "two")
     labels = {record.path.partition("/")[0]: record.label for record in index.videos}
     assert labels == {"a": 0, "b one": 1, "two": 2, "free.mp4": None}
 
 
-def test_any_number_of_jails_gives_the_same_index(folder: Path) -> None:
-    one = build_index(folder, 1.0, workers=1)
+def test_any_number_of_processes_gives_the_same_index(folder: Path) -> None:
+    one = build(folder, 1.0, processes=1)
     (folder / INDEX_NAME).unlink()
-    assert build_index(folder, 1.0, workers=3) == one
+    assert build(folder, 1.0, processes=3) == one
 
 
 def test_progress_counts_every_file(folder: Path, probed: list[str]) -> None:
     steps: list[tuple[int, int]] = []
-    build_index(folder, 1.0, lambda done, total: steps.append((done, total)))
+    build(folder, 1.0, on_progress=lambda done, total: steps.append((done, total)))
     assert steps == [(done, 7) for done in range(1, 8)]
 
 
 def test_an_interrupted_build_keeps_the_old_index_and_continues(folder: Path, probed: list[str]) -> None:
-    build_index(folder, 1.0)
+    build(folder, 1.0)
     before = (folder / INDEX_NAME).read_bytes()
     for name in ("free.mp4", "two/a.mp4", "two/x.mp4"):
         os.utime(folder / name, ns=(1, 1))
@@ -213,35 +225,72 @@ def test_an_interrupted_build_keeps_the_old_index_and_continues(folder: Path, pr
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_index(folder, 1.0, stop)
+        build(folder, 1.0, on_progress=stop)
     assert (folder / INDEX_NAME).read_bytes() == before
     first = list(probed)
     probed.clear()
-    index = build_index(folder, 1.0)
+    index = build(folder, 1.0)
     assert "free.mp4" in first and "free.mp4" not in probed and len(index.videos) == 6
-    assert not list(folder.glob(".magi*"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"magi_index": 99, "classes": []}\n', b"\xff\xfe\n"])
+def read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "np") as file:
+        return dict(file.metadata())
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "format", "numbers", "labels"])
 def test_a_damaged_index_is_refused_by_loading_and_replaced_by_building(
-    folder: Path, probed: list[str], damage: bytes
+    folder: Path, probed: list[str], damage: str
 ) -> None:
-    whole = tuple(build_index(folder, 1.0).videos)
-    (folder / INDEX_NAME).write_bytes(damage)
-    with pytest.raises(DataError, match=r"damaged .* delete it"):
+    whole, path = tuple(build(folder, 1.0).videos), folder / INDEX_NAME
+    columns, content, header = load_file(path), path.read_bytes(), read_metadata(path)
+    if damage == "numbers":
+        columns["numbers"] = columns["numbers"][:-1]
+    if damage == "labels":
+        columns["labels"][2] = 7
+    if damage == "format":
+        header["magi_index"] = header["magi_index"].replace('"format": 3', '"format": 99')
+    contents = {"empty": b"", "text": b"this is no index", "cut": content[:-9]}
+    path.write_bytes(contents[damage] if damage in contents else save(columns, header))
+    with pytest.raises(DataError, match=r"damaged .* delete it and run 'magi data index "):
         load_index(Source.of(folder))
-    assert tuple(build_index(folder, 1.0).videos) == whole
+    assert tuple(build(folder, 1.0).videos) == whole and len(probed) == 7
 
 
-def test_a_cut_index_names_the_line_and_keeps_what_is_good(folder: Path, probed: list[str]) -> None:
-    whole = tuple(build_index(folder, 1.0).videos)
-    content = (folder / INDEX_NAME).read_bytes()
-    (folder / INDEX_NAME).write_bytes(content[: content.index(b"free.mp4") + 20])
-    with pytest.raises(DataError, match="line 5"):
-        load_index(Source.of(folder))
+def test_a_row_that_points_nowhere_is_an_error_when_it_is_read(folder: Path, probed: list[str]) -> None:
+    build(folder, 1.0)
+    path = folder / INDEX_NAME
+    columns, metadata = load_file(path), read_metadata(path)
+    columns["numbers"] = columns["numbers"].copy()
+    columns["numbers"][2, NUMBERS.index("path_end")] = 1 << 40
+    columns["numbers"][3, NUMBERS.index("path_end")] = columns["numbers"][3, NUMBERS.index("path")]
+    path.write_bytes(save(columns, metadata))
+    index = load_index(Source.of(folder))
+    assert index.videos[1].path == "b one/x.mp4"
+    for number in (2, 3):
+        with pytest.raises(DataError, match=r"magi-index\.safetensors: damaged .* delete it"):
+            index.videos[number]
+    with pytest.raises(IndexError):
+        index.videos[6]
+
+
+def test_an_index_of_the_older_format_is_made_anew_without_decoding(folder: Path, probed: list[str]) -> None:
+    """Its lines are outcomes: of unchanged files they are believed, whatever labels they had."""
+    whole = tuple(build(folder, 1.0).videos)
+    lines = [json.dumps({"magi_index": 2, "classes": ["other"], "missing": 0})]
+    for line in (folder / ".magi-index" / "magi-index-0-of-1.jsonl").read_text().splitlines():
+        values = json.loads(line) | {"label": 3}
+        if "rejected" in values:
+            values["skip"] = values.pop("rejected")
+        lines.append(json.dumps(values))
+    (folder / INDEX_NAME).unlink()
+    shutil.rmtree(folder / ".magi-index")
+    (folder / "magi-index.jsonl").write_text("\n".join(lines))
+    os.utime(folder / "two" / "a.mp4", ns=(1, 1))
     probed.clear()
-    assert tuple(build_index(folder, 1.0).videos) == whole
-    assert len(probed) == 4
+    again = open_index(DataConfig(root=str(folder), max_bad_fraction=1.0))
+    assert probed == ["a.mp4"] and again.skipped == 1
+    assert [replace(record, mtime_ns=0) for record in again.videos] == [replace(record, mtime_ns=0) for record in whole]
 
 
 def test_loading_without_an_index_says_how_to_make_one(folder: Path) -> None:
@@ -252,17 +301,17 @@ def test_loading_without_an_index_says_how_to_make_one(folder: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(folder: Path, probed: list[str]) -> None:
     (folder / INDEX_NAME).mkdir()
     with pytest.raises(DataError, match=r"cannot be written .* make the folder writable"):
-        build_index(folder, 1.0)
+        build(folder, 1.0)
 
 
 def test_a_file_that_changes_while_it_is_read_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def probe(self: DecodeJail, path: Path) -> VideoProbe:
+    def probe(self: DecodingSandbox, path: Path) -> VideoProbe:
         if path.name == "free.mp4":
             path.write_bytes(b"other")
         return VideoProbe(12, 32, 48, 25.0, None)
 
-    monkeypatch.setattr(DecodeJail, "probe", probe)
-    build_index(folder, 1.0)
+    monkeypatch.setattr(DecodingSandbox, "probe", probe)
+    build(folder, 1.0)
     assert report(folder)["skipped_by_reason"] == {"changed_on_disk": 1}
 
 
@@ -278,10 +327,10 @@ def test_links_are_followed_but_not_in_circles(folder: Path, video: Path, tmp_pa
     assert listing.classes == ("b one", "linked", "two")
     paths = [file.path for file in listing.files()]
     assert len(paths) == len(set(paths)) == 10
-    build_index(folder, 1.0)
+    build(folder, 1.0)
     assert report(folder)["skipped_by_reason"] == {"unreadable": 2, "empty_file": 1}
 
 
-def test_limits_reach_the_jail(folder: Path) -> None:
+def test_limits_reach_the_sandbox(folder: Path) -> None:
     with pytest.raises(DataError, match="too_many_pixels 6"):
-        build_index(folder, 1.0, limits=DecodeLimits(pixels=100))
+        build(folder, 1.0, limits=DecodeLimits(pixels=100))

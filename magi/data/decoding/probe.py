@@ -1,0 +1,220 @@
+"""One full decode of a video file: what is in it, or why it is rejected; and both as JSON.
+
+Time stamps cannot be trusted in AVI with B-frames, where some are missing or do not increase, and where a trial seek
+returned another frame: then the table is None. Nothing is read but the file itself: playlists are refused.
+
+A hostile file can crash or hang the process that decodes it, so call ``probe_file`` through
+``magi.data.decoding.sandbox`` alone.
+"""
+
+import os
+import stat
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import av.video.frame
+import numpy as np
+
+from magi.data.decoding.containers import declared_end
+from magi.data.decoding.frames import Reformatter, Rejection, VideoProbe, one_line, open_video
+
+FROM_THE_START = "from the start"
+"""What JSON says of a video whose frames cannot be found by a seek."""
+_PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<smil", b"<asx", b"file ", b"#!concat")
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one file may cost before it is given up."""
+
+    seconds: float = 30.0
+    """Wall-clock time, plus ``seconds_per_megabyte`` of the file, so that long videos have their time."""
+    seconds_per_megabyte: float = 4.0
+    memory_bytes: int = 2 << 30
+    """Address space of the decoding process."""
+    pixels: int = 40_000_000
+    """Width x height of a frame; 8K has 33 million."""
+    frames: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class RejectedFile:
+    """Why a file cannot be used: a stable reason code and one line of detail."""
+
+    reason: str
+    detail: str
+
+
+Outcome = VideoProbe | RejectedFile
+
+
+def probe_file(path: Path, limits: DecodeLimits) -> VideoProbe | RejectedFile:
+    """Decode a whole file and say what is in it, or why it cannot be used; never call it outside the sandbox."""
+    try:
+        _check_bytes(path)
+        return _probe(path, limits)
+    except Rejection as rejection:
+        return RejectedFile(rejection.reason, str(rejection))
+    except MemoryError:
+        return RejectedFile("memory_limit", f"needs more than {limits.memory_bytes} bytes of memory")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        return _explain(path, error)
+
+
+def _check_bytes(path: Path) -> None:
+    """Refuse, before FFmpeg sees it, what is no file, empty, or a playlist that names other files."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejection("not_a_regular_file", "is not a regular file")
+    if status.st_size == 0:
+        raise Rejection("empty_file", "has 0 bytes")
+    with open(path, "rb") as file:
+        head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith(_PLAYLIST_STARTS):
+        raise Rejection("playlist_refused", "is a playlist that names other files")
+
+
+def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
+    gray = Reformatter()
+    times: list[int | None] = []
+    checksums: list[int] = []
+    has_b_frames = False
+    shape: tuple[int, int, int] | None = None
+    with open_video(path) as (container, stream):
+        is_avi = container.format.name == "avi"
+        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+        for frame in container.decode(stream):
+            _check_pixels(frame.width, frame.height, limits)
+            if shape not in (None, (frame.height, frame.width, frame.rotation)):
+                raise Rejection("size_changed", f"frame {len(times)} has another size or rotation than the first")
+            shape = frame.height, frame.width, frame.rotation
+            if len(times) == limits.frames:
+                raise Rejection("too_many_frames", f"has more than {limits.frames} frames")
+            times.append(frame.pts)
+            checksums.append(_checksum(frame, gray))
+            has_b_frames |= frame.pict_type == av.video.frame.PictureType.B
+        time_base = float(stream.time_base or 0)
+        rate = float(stream.average_rate or 0)
+        # Some AVI writers leave a wrong size behind, so there the number of frames must tell the same.
+        complete = is_avi and len(times) >= stream.frames
+    if not complete and declared_end(path) > os.path.getsize(path):
+        raise Rejection("truncated", f"ends early: {os.path.getsize(path)} of {declared_end(path)} bytes")
+    if shape is None:
+        raise Rejection("no_frames", "holds no frame that can be decoded")
+    if len(times) == 1:
+        raise Rejection("single_frame", "holds a single frame")
+    pts = None if is_avi and has_b_frames else _pts_table(times)
+    if pts is not None:
+        rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base) if time_base else rate
+        pts = pts if _seek_is_exact(path, pts, checksums, gray) else None
+    height, width, rotation = shape
+    if round(rotation / 90) % 2:
+        height, width = width, height
+    return VideoProbe(len(times), height, width, round(rate, 6), pts)
+
+
+def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
+    if width * height > limits.pixels:
+        raise Rejection("too_many_pixels", f"{width}x{height} is more than {limits.pixels} pixels a frame")
+
+
+def _checksum(frame: av.VideoFrame, gray: Reformatter) -> int:
+    # NOTE: rows are padded unless the width is a multiple of 64; tobytes leaves the padding out.
+    return zlib.crc32(gray.reformat(frame, format="gray", threads=1).to_ndarray().tobytes())
+
+
+def _pts_table(times: Sequence[int | None]) -> Sequence[int] | None:
+    """A ``range`` for a constant rate (small in memory), else a tuple; None if a frame cannot be found by its stamp."""
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or any(a >= b for a, b in pairwise(known)):
+        return None
+    step = known[1] - known[0]
+    constant = range(known[0], known[0] + step * len(known), step)
+    return constant if all(a == b for a, b in zip(known, constant, strict=True)) else tuple(known)
+
+
+def _seek_is_exact(path: Path, pts: Sequence[int], checksums: list[int], gray: Reformatter) -> bool:
+    """Whether a seek to the middle of the file returns the very frame that decoding from the start returned."""
+    middle = len(pts) // 2
+    with open_video(path) as (container, stream):
+        container.seek(pts[middle], stream=stream, backward=True)
+        for frame in container.decode(stream):
+            if frame.pts is None or frame.pts > pts[middle]:
+                return False
+            if frame.pts == pts[middle]:
+                return _checksum(frame, gray) == checksums[middle]
+    return False
+
+
+def _explain(path: Path, error: Exception) -> RejectedFile:
+    """The most precise reason for a file that FFmpeg or the disk refused."""
+    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError):
+        return RejectedFile("unreadable", one_line(error))
+    try:
+        end, size = declared_end(path), os.path.getsize(path)
+    except OSError as changed:
+        return RejectedFile("changed_on_disk", one_line(changed))
+    if end > size:
+        return RejectedFile("truncated", f"ends early: {size} of {end} bytes")
+    if end == 0:
+        return RejectedFile("not_a_video", "is no mp4, mov, avi, mkv or webm file inside")
+    return RejectedFile("decode_error", one_line(error))
+
+
+def pack_steps(pts: Sequence[int]) -> bytes:
+    """The differences of successive time stamps, compressed."""
+    return zlib.compress(np.diff(np.array(pts, "<i8")).tobytes())
+
+
+def unpack_steps(start: int, packed: bytes, frames: int) -> tuple[int, ...]:
+    """The reverse; ``ValueError`` unless it is ``frames`` time stamps that increase strictly."""
+    try:
+        # No more is unpacked than the frames need, however large an untrusted table would become.
+        steps = np.frombuffer(zlib.decompressobj().decompress(packed, 8 * frames), "<i8")
+    except zlib.error as error:
+        raise ValueError(f"time stamps are damaged ({error})") from None
+    if len(steps) != frames - 1 or (steps <= 0).any():
+        raise ValueError(f"time stamps are damaged ({len(steps) + 1} of {frames}, or not increasing)")
+    return tuple((start + np.concatenate(([0], np.cumsum(steps)))).tolist())
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """Plain JSON values; of time stamps two numbers for a constant frame rate, packed steps for another one."""
+    if isinstance(outcome, RejectedFile):
+        return {"rejected": [outcome.reason, outcome.detail]}
+    pts: dict[str, int | str] | str = FROM_THE_START
+    if isinstance(outcome.pts, range):
+        pts = {"start": outcome.pts.start, "step": outcome.pts.step}
+    elif outcome.pts is not None:
+        pts = {"start": outcome.pts[0], "packed_steps": b64encode(pack_steps(outcome.pts)).decode("ascii")}
+    return {"frames": outcome.frames, "height": outcome.height, "width": outcome.width, "fps": outcome.fps, "pts": pts}
+
+
+def outcome_from_json(values: dict[str, Any]) -> Outcome:
+    """The reverse of ``outcome_to_json``; ``ValueError``, ``TypeError`` or ``KeyError`` for anything else."""
+    if "rejected" in values:
+        reason, detail = values["rejected"]
+        return RejectedFile(str(reason), str(detail))
+    frames, height, width, fps = *(int(values[key]) for key in ("frames", "height", "width")), float(values["fps"])
+    if not 0 < min(frames, height, width) <= max(frames, height, width) < 1 << 31 or not 0 <= fps < 1e9:
+        raise ValueError(f"impossible video: {frames} frames of {height}x{width} at {fps} a second")
+    return VideoProbe(frames, height, width, fps, _pts_from_json(values["pts"], frames))
+
+
+def _pts_from_json(table: Any, frames: int) -> range | tuple[int, ...] | None:
+    if table == FROM_THE_START:
+        return None
+    start = int(table["start"])
+    if "step" not in table:
+        return unpack_steps(start, b64decode(table["packed_steps"], validate=True), frames)
+    pts = range(start, start + int(table["step"]) * frames, int(table["step"]))
+    if pts.step < 1 or max(abs(start), abs(pts.stop)) >= 1 << 62:
+        raise ValueError(f"impossible time stamps: from {start} in steps of {pts.step}")
+    return pts
