@@ -63,8 +63,8 @@ class VaeConfig(Section):
     )
     normalization: str = Field(
         "",
-        description="file of the channels' mean and deviation that `magi vae check` wrote; empty takes the one beside "
-        "the weights, then published values (sd, ltx)",
+        description="file of the channels' mean and standard deviation, as another run's vae/normalization.json; empty "
+        "takes those measured with the latents, else those saved or published with the weights, else measures them",
     )
     pixel_stride: int = Field(8, ge=1, description="stride of the pixel adapter (space to depth)")
     frames_per_batch: int = Field(64, ge=1, description="frames encoded or decoded at a time")

@@ -35,8 +35,6 @@ SHAPE = OmniShape(
     temporal_depth=1,
     encoder_blocks="t",
     decoder_blocks="t",
-    latents_mean=(0.0,) * 8,
-    latents_std=(1.0,) * 8,
 )
 SHRUNK = (
     "--size tiny --model.width 32 --model.blocks 2 --model.heads 2 --model.head-width 32 --model.head-blocks 1 "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magi.config import Config, LatentShape
+from magi.files import NORMALIZATION_FILE, VAE_FOLDER
 from magi.progress import Report
 
 if TYPE_CHECKING:
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
     from magi.model.magi import Magi
     from magi.training.parallelize import Distributed
     from magi.vae.contract import VideoAutoencoder
+    from magi.vae.normalization import Normalization
+    from magi.vae.normalized import NormalizedVae
+
+MEASURED_CLIPS = 64
+"""Clips that statistics are measured on where nothing else has them."""
 
 
-def autoencoder(config: Config) -> "tuple[VideoAutoencoder, LatentShape]":
+def autoencoder(config: Config) -> "tuple[NormalizedVae, LatentShape]":
     """The autoencoder of a config and the size of its latents; a ``ValueError`` where sizes do not fit together."""
     from magi.vae.adapters import load_vae
     from magi.vae.contract import latent_shape
@@ -38,7 +44,7 @@ def autoencoder(config: Config) -> "tuple[VideoAutoencoder, LatentShape]":
 
 def planned_latent(config: Config) -> LatentShape:
     """The size of an encoded clip without the autoencoder's weights, where its published size is enough to know it."""
-    from magi.vae.published import published_latent
+    from magi.vae.adapters import published_latent
 
     latent = published_latent(config.vae, config.data, config.model.patch_size)
     if latent is None:
@@ -71,8 +77,8 @@ def build_model(config: Config, latent: LatentShape) -> "Magi":
     return Magi(config.model, latent, torch.Generator().manual_seed(config.training.seed))
 
 
-def open_data(config: Config, vae_id: str, report: Report | None) -> "ClipDataset | LatentDataset":
-    """The clips of ``data.root``, a folder of videos (indexed if it is not yet) or of latents.
+def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) -> "ClipDataset | LatentDataset":
+    """The clips of ``data.root``, a folder of videos (indexed if it is not yet) or of latents, whitened as by ``vae``.
 
     ``ValueError`` where the number of classes is not the model's.
     """
@@ -85,12 +91,56 @@ def open_data(config: Config, vae_id: str, report: Report | None) -> "ClipDatase
         missing = f"{root}: no such folder" if config.data.root else "data.root is empty"
         raise ValueError(f"{missing}; name a folder of videos with --data.root, or write one: magi data digits {root}")
     if is_latents(root):
-        latents = LatentDataset(root, config.data, seed, vae_id)
+        latents = LatentDataset(root, config.data, seed, vae.id, vae.normalization)
         check_classes(config, latents.classes)
         return latents
     index = open_index(config.data, report)
     check_classes(config, index.classes)
     return ClipDataset(index, config.data, seed)
+
+
+def choose_normalization(
+    config: Config, vae: "NormalizedVae", dataset: "ClipDataset | LatentDataset", run: Path, process: "Distributed"
+) -> str:
+    """Let ``vae`` and ``dataset`` whiten by the statistics of the run, the same in all processes; a line says which.
+
+    They are those that the run has recorded, else those of ``vae.normalization``, else those measured while the latents
+    were encoded, else those that came with the autoencoder (saved or published), else measured now on a few clips.
+    """
+    from magi.latents.dataset import LatentDataset
+    from magi.vae.normalization import Normalization
+
+    values = [0.0] * (2 * vae.channels)
+    source = ""
+    if process.is_first:
+        found = _normalization(config, vae, dataset, run)
+        values, source = [*found.mean, *found.std], found.source
+    shared = process.sum(*values)
+    mean, std = tuple(shared[: vae.channels]), tuple(shared[vae.channels :])
+    vae.normalize(Normalization(weights=vae.id, source=source or "the first process", mean=mean, std=std))
+    if isinstance(dataset, LatentDataset):
+        dataset.normalize(vae.normalization)
+    return f"latents   of {vae.id}; mean and standard deviation {source}"
+
+
+def _normalization(
+    config: Config, vae: "NormalizedVae", dataset: "ClipDataset | LatentDataset", run: Path
+) -> "Normalization":
+    from magi.latents.dataset import LatentDataset
+    from magi.vae.normalization import read_normalization
+
+    recorded = run / VAE_FOLDER / NORMALIZATION_FILE
+    if recorded.is_file():
+        return read_normalization(recorded)
+    if vae.fixed or config.vae.normalization:
+        return vae.normalization
+    if isinstance(dataset, LatentDataset):
+        return dataset.measured
+    if vae.measured:
+        return vae.normalization
+    clips = min(MEASURED_CLIPS, len(dataset))
+    videos = (dataset[sample].video_THWC for sample in range(clips))
+    return vae.measure(videos, f"measured on {clips} clips before training")
 
 
 def class_names(dataset: "ClipDataset | LatentDataset") -> tuple[str, ...]:

@@ -13,8 +13,6 @@ from magi.config import DataConfig, VaeConfig
 from magi.progress import progress
 
 if TYPE_CHECKING:
-    import torch
-
     from magi.data.index.index import VideoIndex
 
 SHOWN = 10  # skipped files named on the screen; the report names all
@@ -132,10 +130,11 @@ def _existing_source(path: Path) -> None:
 class EncodeOptions:
     """Put every video through the autoencoder once; training then reads OUT as data.root, which is much faster.
 
-    Restartable: whole shards are kept. N workers, each with its own --worker i/N, share the work without talking; index
+    Restartable: complete shards stay. N workers, each with its own --worker i/N, share the work without talking; index
     DATA first then. A worker decodes on one core, so several of them keep a GPU busy. An autoencoder that takes each
-    frame by itself (pixel, small, sd) keeps every frame, and clips are cut when they are trained on; one whose latents
-    mix frames (cosmos, omni, ltx) keeps clips, which --frames to --seed choose.
+    frame by itself (pixel, small, sd) writes every frame, and clips are cut when they are trained on; one whose latents
+    mix frames (cosmos, omni, ltx) writes clips, which --frames to --seed choose. The mean and standard deviation of
+    each latent channel are measured in passing; training whitens with them.
     """
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -146,8 +145,6 @@ class EncodeOptions:
     """'demo', a folder, 'pixel', or NAME:WEIGHTS with NAME sd, cosmos, omni, ltx or small"""
     pixel_stride: int = 8
     """stride of the pixel adapter"""
-    normalization: str = ""
-    """file that 'magi vae check' wrote; empty takes the one beside the weights"""
     annotations: str = ""
     """as for 'magi data index'"""
     split: str = ""
@@ -190,19 +187,13 @@ def encode(words: list[str]) -> None:
     data = checked(
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
-    from magi.latents.encode import Encoder, EncodeSettings, write_latents
+    from magi.latents.encode import EncodeSettings, write_latents
     from magi.training.parallelize import resolve_device
     from magi.vae.adapters import load_vae
     from magi.vae.contract import latent_shape
 
     vae = load_vae(_vae_config(options)).to(resolve_device(options.device))
-    latent = latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
-
-    def posterior(video_BTHWC: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        found = vae.posterior(video_BTHWC)
-        return found.mean_BTCHW, found.std_BTCHW
-
-    encoder = Encoder(vae.id, vae.temporal_stride, latent, posterior)
+    latent_shape(vae, data)  # refuses a size that the stride does not divide, before hours of decoding
     settings = EncodeSettings(
         frames_per_batch=options.frames_per_batch,
         clips_per_video=options.clips_per_video,
@@ -211,7 +202,7 @@ def encode(words: list[str]) -> None:
     )
     index = _opened_index(data, worker)
     with progress("encoding videos", "videos") as report:
-        written = write_latents(index, options.out, data, encoder, settings, worker, report)
+        written = write_latents(index, options.out, data, vae, settings, worker, report)
     print(f"{options.out}: {written} shards written")
     chosen = "" if vae.temporal_stride == 1 else (
         f" --data.frames {data.frames} --data.interval-min {data.interval_min} --data.interval-max {data.interval_max}"
@@ -243,7 +234,7 @@ def _vae_config(options: EncodeOptions) -> VaeConfig:
     from magi.vae.adapters import named_vae
 
     named = named_vae(options.vae)
-    given = {"normalization": options.normalization, "frames_per_batch": options.frames_per_batch}
+    given = {"frames_per_batch": options.frames_per_batch}
     if options.vae == "pixel":
         given["pixel_stride"] = options.pixel_stride
     return checked(named.model_copy(update=given))

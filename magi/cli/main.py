@@ -36,7 +36,7 @@ VERBS = (
     Verb("data digits", "data", "data_digits", "write the built-in videos as mp4 files, one folder a class"),
     Verb("data index", "data", "data_index", "decode every video once, safely; write the index and a report"),
     Verb("encode", "data", "encode", "latents on disk; restartable; N workers need no coordination"),
-    Verb("vae check", "vae", "check", "quality, speed and normalisation of an autoencoder on your videos"),
+    Verb("vae check", "vae", "check", "quality, speed and leaks of an autoencoder on your videos"),
     Verb("vae import", "vae", "import_weights", "released OmniTokenizer or Cosmos weights as a folder of safetensors"),
     Verb("train-vae", "train", "train_vae", "train a small autoencoder on your own videos"),
     Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),

@@ -13,6 +13,7 @@ from magi.cli.assemble import (
     autoencoder,
     build_model,
     check_memory,
+    choose_normalization,
     class_names,
     data_summary,
     model_summary,
@@ -72,6 +73,10 @@ def train(words: list[str]) -> None:
         dataset = _open_data_together(config, vae, process)
         if process.is_first:
             print("\n".join([model_summary(config, latent), *data_summary(config, dataset)]), flush=True)
+        vae.to(process.device)
+        statistics = choose_normalization(config, vae, dataset, options.run, process)
+        if process.is_first:
+            print(statistics, flush=True)
         check_memory(config, latent, process)
         train_run(
             config,
@@ -122,7 +127,7 @@ def _dry_run(config: Config) -> None:
             raise ValueError(f"data.root {config.data.root or 'is empty'}: no such folder")
         vae, _ = autoencoder(config)
         with progress("decoding videos", "videos") as report:
-            lines[1:] = data_summary(config, open_data(config, vae.id, report))
+            lines[1:] = data_summary(config, open_data(config, vae, report))
     except (ValueError, OSError, DataError, CheckpointError) as error:
         lines.append(f"not ready to train: {error}")
     print("\n".join(f"# {line}" for line in "\n".join(lines).splitlines()))
@@ -134,9 +139,9 @@ def _open_data_together(
     """The dataset in every process; the first one indexes the videos, the others then read its index."""
     if process.is_first:
         with progress("decoding videos", "videos") as report:
-            dataset = open_data(config, vae.id, report)
+            dataset = open_data(config, vae, report)
     process.barrier()
-    return dataset if process.is_first else open_data(config, vae.id, None)
+    return dataset if process.is_first else open_data(config, vae, None)
 
 
 @dataclass(frozen=True)

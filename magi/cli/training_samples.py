@@ -73,7 +73,7 @@ def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[i
     root, data = Path(config.data.root), config.data
     if not (is_latents(root) and read_header(root).by_clips):
         data = data.model_copy(update={"interval_max": data.interval_min})
-    dataset = open_data(config.model_copy(update={"data": data}), vae.id, None)
+    dataset = open_data(config.model_copy(update={"data": data}), vae, None)
     interval = dataset[0].interval
     first = (dataset[number] for number in range(min(SEARCHED, len(dataset))))
     clips = list(islice((clip for clip in first if clip.interval == interval), CLIPS))

@@ -1,9 +1,8 @@
-"""``magi vae check`` and ``magi vae import``: is this autoencoder fit for these videos, and the normalisation it needs.
+"""``magi vae check`` and ``magi vae import``: is this autoencoder fit for these videos; released weights made safe.
 
 Knows no training.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,25 +12,24 @@ import tyro
 
 from magi.cli.options import Device, check_device, checked, existing_folder, parse
 from magi.config import DataConfig
+from magi.files import write_json
 from magi.progress import progress
 
 if TYPE_CHECKING:
     from magi.evaluation.vae_reconstruction import Reconstruction
     from magi.vae.causality import Leak
     from magi.vae.contract import VideoAutoencoder
-    from magi.vae.measured import NormalizationPlace
-
 
 CHANNELS_A_LINE = 4
+# Of CheckOptions, what DataConfig takes as it is.
+_DATA_FIELDS = ("frames", "height", "width", "interval_min", "interval_max", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
 class CheckOptions:
     """Encode and decode clips of DATA: how much is lost, how fast it goes, and what the latents look like.
 
-    Writes the mean and deviation of each latent channel, which training normalises with: to normalization.json in the
-    folder of sd, cosmos and ltx weights (beside a single file), into config.json of an imported omni. A normalisation
-    that is there already is kept. 'small' and 'pixel' have theirs, and are only measured.
+    Nothing is written but --report: training measures the mean and standard deviation of the latents itself.
     """
 
     vae: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="VAE")]
@@ -52,12 +50,6 @@ class CheckOptions:
     """largest interval"""
     seed: int = 0
     """another seed draws other clips"""
-    out: Path | None = None
-    """file for the normalisation, to be named by vae.normalization; needed for a hub id"""
-    overwrite: bool = False
-    """replace a normalisation that is there; latents and runs made with it are refused from then on"""
-    dry_run: bool = False
-    """measure and print, write no normalisation"""
     report: Path | None = None
     """file for the figures, as JSON"""
     max_bad_fraction: float = 0.01
@@ -72,8 +64,8 @@ class CheckOptions:
 class ImportOptions:
     """Turn weights that are published as pickles or compiled modules into a folder of JSON and safetensors, safely.
 
-    OmniTokenizer's *_vae.ckpt is read in a child process that may build tensors and nothing else; the Cosmos tokenizer
-    4x8x8's autoencoder.jit is taken apart and not run. `magi vae check` measures the normalisation afterwards.
+    OmniTokenizer's *_vae.ckpt is read in a child process that may build tensors and nothing else; autoencoder.jit of
+    the Cosmos tokenizer 4x8x8 is parsed and never run. Latents are measured as data is encoded, or training starts.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
@@ -85,9 +77,17 @@ class ImportOptions:
 
 
 def check(words: list[str]) -> None:
-    """Measure an autoencoder on clips of a folder, print the figures, write the normalisation."""
+    """Measure an autoencoder on clips of a folder and print the figures."""
     options = parse(CheckOptions, "vae check", words)
-    data = _data_config(options)
+    for name, value, least in (
+        ("clips", options.clips, 1),
+        ("frames-per-batch", options.frames_per_batch, 1),
+        ("seed", options.seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"--{name} {value}: expected {least} or more")
+    fields = {name: getattr(options, name) for name in _DATA_FIELDS}
+    data = checked(DataConfig.model_construct(root=str(options.data), **fields))
     existing_folder(options.data)
     check_device(options.device)
     import torch
@@ -99,12 +99,12 @@ def check(words: list[str]) -> None:
     from magi.vae.adapters import load_vae, named_vae
     from magi.vae.causality import measure_leak
     from magi.vae.contract import latent_shape
-    from magi.vae.measured import normalization_place
+    from magi.vae.normalization import Normalization
 
-    config = named_vae(options.vae).model_copy(update={"frames_per_batch": options.frames_per_batch})
-    place = None if options.dry_run else normalization_place(config, options.out)
     device = resolve_device(options.device)
-    vae = load_vae(config, unmeasured=True).to(device)
+    config = named_vae(options.vae).model_copy(update={"frames_per_batch": options.frames_per_batch})
+    vae = load_vae(config).to(device)
+    vae.normalize(vae.raw_units())
     latent_shape(vae, data)
     with progress("indexing videos", "videos") as report:
         dataset = ClipDataset(open_index(data, report), data, options.seed)
@@ -112,6 +112,10 @@ def check(words: list[str]) -> None:
         videos = (dataset[sample].video_THWC for sample in range(options.clips))
         at_a_time = max(1, options.frames_per_batch // options.frames)
         measured = measure_reconstruction(vae, videos, options.clips, at_a_time, device, report)
+    if not vae.fixed:  # what later frames change is in units of the standard deviation
+        vae.normalize(
+            Normalization(weights=vae.id, source="these clips", mean=measured.latent_mean, std=measured.latent_std)
+        )
     video_BTHWC = torch.from_numpy(dataset[0].video_THWC)[None].to(device)
     leak = None
     if vae.temporal_stride > 1 and options.frames > 1:
@@ -119,57 +123,10 @@ def check(words: list[str]) -> None:
         leak = measure_leak(vae, video_BTHWC, beginning if options.frames > beginning else 1)
     stream_levels = stream_difference(vae, vae.encode(video_BTHWC))
     print(*_lines(vae, measured), *_causality_lines(vae, leak, stream_levels), sep="\n")
-    identity = _write_normalization(place, vae, measured, options)
     if options.report:
-        figures = {"vae": identity, **asdict(measured), "leak": leak and asdict(leak), "stream_levels": stream_levels}
+        figures = {"vae": vae.id, **asdict(measured), "leak": leak and asdict(leak), "stream_levels": stream_levels}
         settings = {name: str(value) for name, value in asdict(options).items()}
-        options.report.parent.mkdir(parents=True, exist_ok=True)
-        options.report.write_text(json.dumps(figures | {"settings": settings}, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_normalization(
-    place: "NormalizationPlace | None",
-    vae: "VideoAutoencoder",
-    measured: "Reconstruction",
-    options: CheckOptions,
-) -> str:
-    """Write it unless one stays, say what was done, and return the id that the figures belong to."""
-    from magi.vae.measured import put_normalization
-
-    if place is None:
-        return vae.id
-    if place.there and not options.overwrite:
-        print(
-            f"kept {place.path}: it has a normalisation already (--overwrite replaces it; latents and runs made with "
-            f"the old one are refused from then on)"
-        )
-        return vae.id
-    source = (
-        f"measured on {measured.clips} clips of {options.frames} frames at {options.height} x {options.width}, "
-        f"interval {options.interval_min}..{options.interval_max}, seed {options.seed}"
-    )
-    identity = put_normalization(place, vae, measured.latent_mean, measured.latent_std, source)
-    print(f"written {place.path}: with this normalisation the autoencoder is {identity}")
-    return identity
-
-
-def _data_config(options: CheckOptions) -> DataConfig:
-    for name, value in (("clips", options.clips), ("frames-per-batch", options.frames_per_batch)):
-        if value < 1:
-            raise ValueError(f"--{name} {value}: expected 1 or more")
-    if options.seed < 0:
-        raise ValueError(f"--seed {options.seed}: expected 0 or more")
-    return checked(
-        DataConfig.model_construct(
-            root=str(options.data),
-            frames=options.frames,
-            height=options.height,
-            width=options.width,
-            interval_min=options.interval_min,
-            interval_max=options.interval_max,
-            max_bad_fraction=options.max_bad_fraction,
-        )
-    )
+        write_json(options.report, figures | {"settings": settings})
 
 
 def _lines(vae: "VideoAutoencoder", measured: "Reconstruction") -> Iterator[str]:
@@ -187,7 +144,7 @@ def _lines(vae: "VideoAutoencoder", measured: "Reconstruction") -> Iterator[str]
         f"decode {measured.decode_frames_per_second:.1f} frames/s"
     )
     yield f"memory       {measured.peak_megabytes:,.0f} MB at most"
-    yield "latents      mean and deviation of each channel"
+    yield "latents      mean and standard deviation of each channel"
     statistics = enumerate(zip(measured.latent_mean, measured.latent_std, strict=True))
     cells = [f"{channel:>3}: {mean:+.4f} {std:.4f}" for channel, (mean, std) in statistics]
     for row in range(0, len(cells), CHANNELS_A_LINE):
@@ -218,7 +175,7 @@ def import_weights(words: list[str]) -> None:
     name = "cosmos" if is_torchscript(options.checkpoint) else "omni"
     for line in _import_cosmos(options) if name == "cosmos" else _import_omni(options):
         print(line)
-    print(f"next: magi vae check {name}:{options.out} DATA, which measures the normalisation")
+    print(f"next: magi vae check {name}:{options.out} DATA, or magi encode DATA LATENTS --vae {name}:{options.out}")
 
 
 def _import_cosmos(options: ImportOptions) -> Iterator[str]:

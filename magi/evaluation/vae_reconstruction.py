@@ -1,7 +1,7 @@
 """How much an autoencoder loses, what its latents look like, and how fast it goes: clips encoded and decoded.
 
-PSNR and SSIM bound what any model can reach on these latents. The mean and standard deviation of each
-latent channel are what training normalises with. Knows no adapter and no model.
+PSNR and SSIM bound what any model can reach on these latents. The mean and standard deviation of each latent channel
+are what training normalises with. Knows no adapter and no model.
 """
 
 import resource
@@ -24,7 +24,7 @@ from magi.vae.normalization import ChannelStatistics
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Figures over all frames of all clips; mean and standard deviation are of latents drawn from the posterior."""
+    """Figures over all frames of all clips; the mean and standard deviation are of latents as they are drawn."""
 
     clips: int
     frames: int

@@ -3,13 +3,11 @@
 Where every frame was encoded on its own, clips are drawn from latents exactly as from the videos
 (``magi.data.clips.ClipSampler``), so training sees the same frames either way. Where clips were chosen when they were
 encoded, an epoch takes one of each video, the next epoch another one. Latents are drawn from the posterior with noise
-that is a function of (seed, sample), or are its mean.
-
-An autoencoder is known by its id; how latents are written is ``magi.latents.encode``'s to know.
+that is a function of (seed, sample), or are its mean; then they are whitened, by default with the statistics that were
+measured while encoding.
 """
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,18 @@ from magi.latents.files import (
     AGAIN,
     FIT,
     LatentHeader,
-    check_bytes,
-    check_tensors,
+    Shard,
+    ShardTensors,
     lines_path,
+    map_shard,
+    measured_normalization,
     read_header,
     read_shard,
     tensors_path,
 )
-from magi.latents.files import HEADER_NAME as HEADER_NAME
 from magi.latents.files import is_latents as is_latents
 from magi.seeding import RECORDED_KEY, bits, posterior_noise
+from magi.vae.normalization import Normalization
 
 _MOST_MAPS = 16384  # shards that are mapped into memory at a time; Linux allows about 65,000 maps a process
 
@@ -57,23 +57,37 @@ class LatentDataset:
     In memory are some 30 bytes a video; the rest is read when it is asked for.
     """
 
-    def __init__(self, folder: Path, config: DataConfig, seed: int, vae_id: str) -> None:
+    def __init__(
+        self, folder: Path, config: DataConfig, seed: int, vae_id: str, normalization: Normalization | None = None
+    ) -> None:
         self.folder, self.config, self.seed = folder, config, seed
         self.header = header = read_header(folder)
         _check_header(folder, header, config, vae_id)
-        self._table = _read_table(folder, header)
+        shards = _read_shards(folder, header)
+        self._table = _Table.of(header, shards)
         self.draws: ClipSampler | RecordedDraws
         if header.by_clips:
             self.draws = RecordedDraws(self._table.clips_VK2, self._table.counts_V, header, seed)
         else:
             self.draws = ClipSampler(self._table.frames_V, config, seed)
+        self.measured = measured_normalization(header, shards)
+        """The statistics that were measured while encoding."""
+        self.normalize(normalization or self.measured)
         frames = header.latent_frames if header.by_clips else config.frames
-        self.latent_shape = LatentShape(
-            frames=frames, channels=header.channels, height=header.latent_height, width=header.latent_width
-        )
         self._shape = (frames, header.channels, header.latent_height, header.latent_width)
-        self._frame_bytes, self._item = header.frame_bytes, np.dtype(header.dtype).itemsize
-        self._maps: dict[int, torch.Tensor] = {}
+        self._maps: dict[int, ShardTensors] = {}
+
+    def normalize(self, normalization: Normalization) -> None:
+        """Whiten by ``normalization`` from here on."""
+        self._mean_C11, self._std_C11 = (
+            torch.tensor(values)[:, None, None] for values in (normalization.mean, normalization.std)
+        )
+
+    @property
+    def latent_shape(self) -> LatentShape:
+        """The size of a clip."""
+        frames, channels, height, width = self._shape
+        return LatentShape(frames=frames, channels=channels, height=height, width=width)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -90,60 +104,38 @@ class LatentDataset:
         return len(self.draws)
 
     def __getitem__(self, sample: int) -> LatentClip:
-        draw, table = self.draws.draw(sample), self._table
-        video = draw.video
-        latents_TCHW = self._read(video, int(table.mean_V[video]), draw)
-        std = int(table.std_V[video])
-        if self.config.sample_posterior and std >= 0:
+        draw = self.draws.draw(sample)
+        shard = self._shard(draw.video)
+        latents_TCHW = self._cut(shard.mean_FCHW, draw)
+        if self.config.sample_posterior and shard.std_FCHW is not None:
             noise_TCHW = posterior_noise(self._shape, self.seed, sample)
-            latents_TCHW = latents_TCHW.addcmul_(self._read(video, std, draw), noise_TCHW)
+            latents_TCHW = latents_TCHW.addcmul_(self._cut(shard.std_FCHW, draw), noise_TCHW)
+        latents_TCHW.sub_(self._mean_C11).div_(self._std_C11)
         # Latents as written are below 1e5, so the sum of squares is finite if they are, and this is the fastest check.
         flat_N = latents_TCHW.view(-1)
         if not math.isfinite(torch.dot(flat_N, flat_N).item()):
             raise DataError(
-                f"{self.folder}: latents of {self._path(video)} are not finite; delete the folder and {AGAIN}"
+                f"{self.folder}: latents of {self._path(draw.video)} are not finite; delete the folder and {AGAIN}"
             )
-        label = int(table.label_V[video])
+        label = int(self._table.label_V[draw.video])
         return LatentClip(latents_TCHW.numpy(), draw.interval, None if label < 0 else label, sample)
 
-    def _read(self, video: int, begin: int, draw: ClipDraw) -> torch.Tensor:
+    def _cut(self, latents_FCHW: torch.Tensor, draw: ClipDraw) -> torch.Tensor:
         """latents_TCHW float32, a copy; only the frames of the clip are touched."""
-        shard = video // self.header.videos_per_shard
-        mapped = self._maps.get(shard)
-        if mapped is None:
-            mapped = self._map(shard)
-        height, width = self._shape[2:]
-        step = 1 if self.header.by_clips else draw.interval
-        strides = (step * self._frame_bytes // self._item, height * width, width, 1)
-        first = (begin + draw.start * self._frame_bytes) // self._item
-        return mapped.as_strided(self._shape, strides, first).to(torch.float32, copy=True)
+        first, step = int(self._table.first_V[draw.video]) + draw.start, 1 if self.header.by_clips else draw.interval
+        last = first + (self._shape[0] - 1) * step
+        return latents_FCHW[first : last + 1 : step].to(torch.float32, copy=True)
 
-    def _map(self, shard: int) -> torch.Tensor:
-        """The file of a shard as numbers of its dtype; it stays mapped, and holds no file descriptor.
-
-        NOTE: who cuts a mapped file short kills its readers; shards are only ever replaced whole.
-        """
-        size, videos = int(self._table.bytes_S[shard]), self.header.part(shard)
-        check_bytes(self.folder, shard, size)
-        stds = [int(std) for std in self._table.std_V[videos.start : videos.stop]]
-        means = [int(mean) for mean in self._table.mean_V[videos.start : videos.stop]]
-        check_tensors(
-            self.folder,
-            shard,
-            [
-                (number, mean, None if std < 0 else std)
-                for number, mean, std in zip(videos, means, stds, strict=True)
-                if mean >= 0
-            ],
-            self.header,
-        )
-        if len(self._maps) >= _MOST_MAPS:
-            self._maps.clear()
-        dtype = getattr(torch, self.header.dtype)
-        self._maps[shard] = torch.from_file(
-            os.fspath(tensors_path(self.folder, shard)), shared=False, size=size // self._item, dtype=dtype
-        )
-        return self._maps[shard]
+    def _shard(self, video: int) -> ShardTensors:
+        """The tensors that hold a video; they stay mapped."""
+        number = video // self.header.videos_per_shard
+        found = self._maps.get(number)
+        if found is None:
+            if len(self._maps) >= _MOST_MAPS:
+                self._maps.clear()
+            found = map_shard(self.folder, number, self.header, int(self._table.stored_S[number]))
+            self._maps[number] = found
+        return found
 
     def _path(self, video: int) -> str:
         number, place = divmod(video, self.header.videos_per_shard)
@@ -214,45 +206,40 @@ def _check_header(folder: Path, header: LatentHeader, config: DataConfig, vae_id
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Where the latents of every video lie."""
+    """What is known of every video, and where its latents begin in its shard."""
 
     frames_V: NDArray[np.int64]
     label_V: NDArray[np.int32]
-    mean_V: NDArray[np.int64]
-    std_V: NDArray[np.int64]
+    first_V: NDArray[np.int64]
     clips_VK2: NDArray[np.int32]
     counts_V: NDArray[np.int32]
-    bytes_S: NDArray[np.int64]
+    stored_S: NDArray[np.int64]
+    """Latent frames of every shard."""
+
+    @classmethod
+    def of(cls, header: LatentHeader, shards: list[Shard]) -> "_Table":
+        """The videos of all shards in the order of the index."""
+        videos = [video for shard in shards for video in shard.videos]
+        starts = [shard.first_frames(header) for shard in shards]
+        clips_VK2 = np.zeros((len(videos), header.clips_per_video, 2), np.int32)
+        for number, video in enumerate(videos):
+            if video.clips:
+                clips_VK2[number, : len(video.clips)] = video.clips
+        return cls(
+            frames_V=np.array([video.frames for video in videos], np.int64),
+            label_V=np.array([-1 if video.label is None else video.label for video in videos], np.int32),
+            first_V=np.array([first for shard in starts for first in shard[:-1]], np.int64),
+            clips_VK2=clips_VK2,
+            counts_V=np.array([len(video.clips) for video in videos], np.int32),
+            stored_S=np.array([shard[-1] for shard in starts], np.int64),
+        )
 
 
-def _read_table(folder: Path, header: LatentHeader) -> _Table:
-    """The videos of all shards in the order of the index."""
+def _read_shards(folder: Path, header: LatentHeader) -> list[Shard]:
     missing = [shard for shard in range(header.shards) if not lines_path(folder, shard).is_file()]
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} of {header.shards} shards missing, first "
             f"{tensors_path(folder, missing[0]).name}; {AGAIN} to finish"
         )
-    videos, clips = header.videos, header.clips_per_video
-    table = _Table(
-        frames_V=np.zeros(videos, np.int64),
-        label_V=np.zeros(videos, np.int32),
-        mean_V=np.full(videos, -1, np.int64),
-        std_V=np.full(videos, -1, np.int64),
-        clips_VK2=np.zeros((videos, clips, 2), np.int32),
-        counts_V=np.zeros(videos, np.int32),
-        bytes_S=np.zeros(header.shards, np.int64),
-    )
-    for number in range(header.shards):
-        shard = read_shard(folder, number, header)
-        table.bytes_S[number] = shard.bytes
-        for place, video in zip(header.part(number), shard.videos, strict=True):
-            table.frames_V[place] = video.frames
-            table.label_V[place] = -1 if video.label is None else video.label
-            table.counts_V[place] = len(video.clips)
-            if not header.by_clips or video.clips:
-                table.mean_V[place] = video.mean
-                table.std_V[place] = -1 if video.std is None else video.std
-            if video.clips:
-                table.clips_VK2[place, : len(video.clips)] = video.clips
-    return table
+    return [read_shard(folder, number, header) for number in range(header.shards)]

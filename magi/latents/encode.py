@@ -1,7 +1,7 @@
 """Every video through the autoencoder once, into the folder of shards that ``magi.latents.files`` describes.
 
-Restartable: whole shards are kept, and the same call writes the same bytes however often it was stopped. Worker i of N
-takes every N-th shard and needs to know of no other. An autoencoder is a function here.
+Restartable: complete shards stay, and the same call writes the same bytes however often it was stopped. Worker i of N
+takes every N-th shard and needs to know of no other. The statistics of the channels are measured in passing.
 """
 
 import hashlib
@@ -13,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
-from magi.config import DataConfig, LatentShape
+from magi.config import DataConfig
 from magi.data.clips import check_unchanged, clip_span, draw_clip, fit_frames, read_clip
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
 from magi.errors import DataError
-from magi.files import atomic_write
+from magi.files import atomic_write, write_text
 from magi.latents.files import (
     FIT,
     FORMAT,
@@ -29,31 +30,18 @@ from magi.latents.files import (
     EncodedVideo,
     LatentHeader,
     Shard,
-    check_tensors,
     is_latents,
     lines_path,
+    map_shard,
     read_header,
     read_shard,
     shard_text,
-    tensor_places,
     tensors_path,
 )
+from magi.progress import Report
 from magi.seeding import ENCODED_KEY, bits
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What is known here of an autoencoder."""
-
-    id: str
-    temporal_stride: int
-    """1: every frame is encoded on its own."""
-    latent: LatentShape
-    """Of a clip of ``data.frames`` frames."""
-    posterior: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    """From video_BTHWC uint8 to mean and standard deviation (B, T, C, H, W)."""
+from magi.vae.contract import Posterior, VideoAutoencoder, latent_shape
+from magi.vae.normalization import ChannelStatistics
 
 
 @dataclass(frozen=True)
@@ -74,66 +62,63 @@ def write_latents(
     index: VideoIndex,
     out: Path,
     config: DataConfig,
-    encoder: Encoder,
+    vae: VideoAutoencoder,
     settings: EncodeSettings | None = None,
     worker: tuple[int, int] = (0, 1),
-    progress: Progress | None = None,
+    on_progress: Report = lambda done, total: None,
 ) -> int:
     """Encode every video of ``index`` at ``config.height`` x ``config.width`` into ``out``; returns the shards written.
 
-    ``progress`` is told (done, all) videos of this worker. ``ValueError`` if ``out`` holds latents of other settings,
+    ``on_progress`` gets (done, all) videos of this worker. ``ValueError`` if ``out`` holds latents of other settings,
     ``DataError`` naming the video whose file has changed or whose latents are not finite.
     """
     mine, of = worker
     if not 0 <= mine < of:
         raise ValueError(f"worker {mine}/{of}: expected i/N with i from 0 to N - 1")
-    job = _Job(index, out, config, encoder, settings or EncodeSettings())
+    job = _Job(index, out, config, vae, settings or EncodeSettings())
     _claim(out, job.header)
     shards = range(mine, job.header.shards, of)
-    done, total, written = 0, sum(len(job.header.part(shard)) for shard in shards), 0
+    done, total, written = 0, sum(len(job.header.videos_of(shard)) for shard in shards), 0
     for shard in shards:
-        videos = {number: index.videos[number] for number in job.header.part(shard)}
-        if not _is_whole(out, shard, videos, job.header):
-            job.write_shard(shard, videos, _from(done, total, progress))
+        videos = {number: index.videos[number] for number in job.header.videos_of(shard)}
+        if not _is_complete(out, shard, videos, job.header):
+            before = done
+            job.write_shard(shard, videos, lambda here, before=before: on_progress(before + here, total))  # type: ignore[misc]
             written += 1
         done += len(videos)
     for stale in out.glob(f".{HEADER_NAME}.*"):  # left by a kill: nobody writes a header where there is one
         stale.unlink(missing_ok=True)
-    if progress is not None:
-        progress(done, total)
+    on_progress(done, total)
     return written
-
-
-def _from(before: int, total: int, progress: Progress | None) -> Callable[[int], None]:
-    """Progress within a shard as that of the whole work."""
-    return lambda done: None if progress is None else progress(before + done, total)
 
 
 class _Job:
     """One call of ``write_latents``: what does not change from shard to shard."""
 
     def __init__(
-        self, index: VideoIndex, out: Path, config: DataConfig, encoder: Encoder, settings: EncodeSettings
+        self, index: VideoIndex, out: Path, config: DataConfig, vae: VideoAutoencoder, settings: EncodeSettings
     ) -> None:
-        self.index, self.out, self.config, self.encoder, self.settings = index, out, config, encoder, settings
+        self.index, self.out, self.config, self.vae, self.settings = index, out, config, vae, settings
         sizes = (settings.frames_per_batch, settings.videos_per_shard, settings.clips_per_video)
         if min(sizes) < 1 or settings.dtype not in ("float16", "float32"):
             raise ValueError(
                 f"frames_per_batch, videos_per_shard and clips_per_video must be positive and dtype float16 or "
                 f"float32, got {sizes} and {settings.dtype}"
             )
-        by_clips = encoder.temporal_stride > 1
+        by_clips = vae.temporal_stride > 1
+        # Frames that are encoded on their own are cut into clips later, so here their number does not matter.
+        latent = latent_shape(vae, config if by_clips else config.model_copy(update={"frames": 1}))
         self.header = LatentHeader(
             format=FORMAT,
-            vae=encoder.id,
+            vae=vae.id,
             height=config.height,
             width=config.width,
             fit=FIT,
             dtype=settings.dtype,
-            channels=encoder.latent.channels,
-            latent_height=encoder.latent.height,
-            latent_width=encoder.latent.width,
-            latent_frames=encoder.latent.frames if by_clips else 0,
+            channels=latent.channels,
+            latent_height=latent.height,
+            latent_width=latent.width,
+            latent_frames=latent.frames if by_clips else 0,
             frames=config.frames if by_clips else 0,
             interval_min=config.interval_min if by_clips else 0,
             interval_max=config.interval_max if by_clips else 0,
@@ -145,39 +130,31 @@ class _Job:
             source=_source(index),
         )
 
-    def write_shard(self, shard: int, videos: Mapping[int, VideoRecord], progress: Callable[[int], None]) -> None:
-        """Encode the videos of a shard and publish it: tensors first, then the lines that call it whole."""
-        tensors: dict[str, NDArray[np.floating]] = {}
-        clips: dict[int, list[list[int]]] = {}
+    def write_shard(self, shard: int, videos: Mapping[int, VideoRecord], on_video: Callable[[int], None]) -> None:
+        """Encode the videos of a shard and write it: tensors first, then the lines that call it complete."""
+        header, statistics = self.header, ChannelStatistics(self.header.channels)
+        size, dtype = (0, header.channels, header.latent_height, header.latent_width), getattr(torch, header.dtype)
+        means, stds, encoded = [torch.empty(size, dtype=dtype)], [torch.empty(size, dtype=dtype)], []
         for done, (number, record) in enumerate(videos.items(), start=1):
             check_unchanged(self.index, record)
-            clips[number] = self._choose_clips(number, record)
-            parts = list(self._encoded_clips(number, clips[number]) if clips[number] else self._encoded_frames(record))
-            if parts:
-                tensors[f"{number}.mean"] = np.concatenate([mean for mean, _ in parts])
-                if any(std.any() for _, std in parts):
-                    tensors[f"{number}.std"] = np.concatenate([std for _, std in parts])
-            progress(done)
+            clips = self._choose_clips(number, record)
+            for posterior in self._posteriors(number, record, clips):
+                statistics.add(posterior.mean_BTCHW, posterior.std_BTCHW)
+                means.append(self._stored(posterior.mean_BTCHW, record))
+                stds.append(self._stored(posterior.std_BTCHW, record))
+            encoded.append(EncodedVideo(record.path, record.label, record.frames, clips))
+            on_video(done)
+        tensors = {"mean": torch.cat(means)}
+        if any(std.any() for std in stds):
+            tensors["std"] = torch.cat(stds)
         path = tensors_path(self.out, shard)
         for stale in (*self.out.glob(f".{path.name}.*"), *self.out.glob(f".{path.stem}.jsonl.*")):
             stale.unlink(missing_ok=True)  # what a kill has left of this very shard
-        with atomic_write(path) as beside:
-            save_file(tensors, beside, metadata={"settings": self.header.digest})
-            beside.chmod((self.out / HEADER_NAME).stat().st_mode)  # safetensors keeps others from reading it
-            size, (_, places) = beside.stat().st_size, tensor_places(beside)
-        encoded = [
-            EncodedVideo(
-                record.path,
-                record.label,
-                record.frames,
-                places.get(f"{number}.mean", 0),
-                places.get(f"{number}.std"),
-                clips[number],
-            )
-            for number, record in videos.items()
-        ]
-        with atomic_write(lines_path(self.out, shard)) as beside:
-            beside.write_text(shard_text(Shard(self.header.digest, size, encoded)), encoding="utf-8")
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata={"settings": header.digest})
+            temporary.chmod((self.out / HEADER_NAME).stat().st_mode)  # safetensors keeps others from reading it
+        found = (statistics.count, list(statistics.mean), list(statistics.squares))
+        write_text(lines_path(self.out, shard), shard_text(Shard(header.digest, path.stat().st_size, *found, encoded)))
 
     def _choose_clips(self, number: int, record: VideoRecord) -> list[list[int]]:
         """(start, interval) of each clip, a pure function of (seed, video number); none if the video is too short."""
@@ -188,19 +165,15 @@ class _Job:
         draws = (draw_clip(seed, number * count + k, number, record.frames, config) for k in range(count))
         return [[draw.start, draw.interval] for draw in draws]
 
-    def _encoded_clips(self, number: int, clips: list[list[int]]) -> Iterator[tuple[NDArray, NDArray]]:
-        """(mean, std) of each clip, (1, T, C, H, W)."""
-        for start, interval in clips:
-            clip = read_clip(self.index, number, start, self.config.frames, interval, self.config)
-            mean_TCHW, std_TCHW = self._encode(clip.video_THWC, self.index.videos[number], self.header.latent_frames)
-            yield mean_TCHW[None], std_TCHW[None]
-
-    def _encoded_frames(self, record: VideoRecord) -> Iterator[tuple[NDArray, NDArray]]:
-        """(mean, std) (T, C, H, W) of a whole video, a batch of frames at a time; nothing where clips are encoded."""
+    def _posteriors(self, number: int, record: VideoRecord, clips: list[list[int]]) -> Iterator[Posterior]:
+        """Of each clip, or of the frames of a whole video, a batch at a time; in the units of the autoencoder."""
         if self.header.by_clips:
+            for start, interval in clips:
+                clip = read_clip(self.index, number, start, self.config.frames, interval, self.config)
+                yield self._encoded(clip.video_THWC, self.header.latent_frames)
             return
         for video_THWC in self._frames(record):
-            yield self._encode(video_THWC, record, len(video_THWC))
+            yield self._encoded(video_THWC, len(video_THWC))
 
     def _frames(self, record: VideoRecord) -> Iterator[NDArray[np.uint8]]:
         frames: list[NDArray[np.uint8]] = []
@@ -212,26 +185,26 @@ class _Job:
         if frames:
             yield np.stack(frames)
 
-    def _encode(self, video_THWC: NDArray[np.uint8], record: VideoRecord, frames: int) -> tuple[NDArray, NDArray]:
-        header, path = self.header, self.index.root / record.path
-        expected = (frames, header.channels, header.latent_height, header.latent_width)
-        arrays = []
-        for latents_BTCHW in self.encoder.posterior(torch.from_numpy(video_THWC)[None]):
-            if latents_BTCHW.shape != (1, *expected):
+    def _encoded(self, video_THWC: NDArray[np.uint8], frames: int) -> Posterior:
+        header, posterior = self.header, self.vae.posterior_raw(torch.from_numpy(video_THWC)[None])
+        expected = (1, frames, header.channels, header.latent_height, header.latent_width)
+        for latents_BTCHW in (posterior.mean_BTCHW, posterior.std_BTCHW):
+            if latents_BTCHW.shape != expected:
                 raise ValueError(
-                    f"autoencoder {self.encoder.id} made {tuple(latents_BTCHW.shape)} of {len(video_THWC)} frames; "
-                    f"expected {(1, *expected)} of one with temporal stride {self.encoder.temporal_stride}"
+                    f"autoencoder {header.vae} made {tuple(latents_BTCHW.shape)} of {len(video_THWC)} frames; "
+                    f"expected {expected} of one with temporal stride {self.vae.temporal_stride}"
                 )
-            # NOTE: safetensors writes the memory as it lies, and a convolution's output may lie channels last.
-            part_TCHW = latents_BTCHW[0].to("cpu", getattr(torch, header.dtype)).contiguous().numpy()
-            if not np.isfinite(part_TCHW).all():
-                raise DataError(
-                    f"{path}: autoencoder {self.encoder.id} makes latents that are not finite in {header.dtype}; "
-                    f"take the video out, or check the autoencoder"
-                )
-            arrays.append(part_TCHW)
-        mean_TCHW, std_TCHW = arrays
-        return mean_TCHW, std_TCHW
+        return posterior
+
+    def _stored(self, latents_BTCHW: Tensor, record: VideoRecord) -> Tensor:
+        """latents_FCHW as they are written; a ``DataError`` names the video of one that is not finite."""
+        latents_FCHW = latents_BTCHW[0].to("cpu", getattr(torch, self.header.dtype)).contiguous()
+        if not latents_FCHW.isfinite().all():
+            raise DataError(
+                f"{self.index.root / record.path}: autoencoder {self.header.vae} makes latents that are not finite in "
+                f"{self.header.dtype}; take the video out, or check the autoencoder"
+            )
+        return latents_FCHW
 
 
 def _source(index: VideoIndex) -> str:
@@ -255,22 +228,16 @@ def _claim(out: Path, header: LatentHeader) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ValueError(f"{out}: is a file, not a folder; choose another name") from None
-    with atomic_write(out / HEADER_NAME) as beside:
-        beside.write_text(json.dumps(asdict(header), indent=1), encoding="utf-8")
+    write_text(out / HEADER_NAME, json.dumps(asdict(header), indent=1))
 
 
-def _is_whole(out: Path, number: int, videos: Mapping[int, VideoRecord], header: LatentHeader) -> bool:
-    """Whether a shard is there and undamaged; a ``ValueError`` if it is a stranger's, which is never overwritten."""
+def _is_complete(out: Path, number: int, videos: Mapping[int, VideoRecord], header: LatentHeader) -> bool:
+    """Whether a shard is there and undamaged; ``ValueError`` if it is another folder's, which is never overwritten."""
     if not lines_path(out, number).is_file():
         return False
     try:
         shard = read_shard(out, number, header)
-        places = [
-            (place, video.mean, video.std)
-            for place, video in zip(videos, shard.videos, strict=True)
-            if video.clips or not header.by_clips
-        ]
-        check_tensors(out, number, places, header)
+        map_shard(out, number, header, shard.first_frames(header)[-1])
     except DataError:
         return False
     found = [(video.path, video.frames, video.label) for video in shard.videos]

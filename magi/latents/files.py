@@ -1,33 +1,33 @@
 """What encoded latents look like on disk, and what is checked when they are read back.
 
 A folder holds a header (``magi-latents.json``: which autoencoder, at which size, of which videos) and shards of about a
-hundred videos: a safetensors file, and a JSONL beside it that appears last, says that the shard is whole, how large it
-is and where each video lies in it. There are two kinds:
+hundred videos: a safetensors file, and a JSONL that appears last, says that the shard is complete, and holds the
+videos in the order of their latents and the statistics of each channel. There are two kinds:
 
-- of an autoencoder that encodes every frame on its own (2-D): tensors ``N.mean`` and ``N.std`` (T, C, H, W) of every
-  frame of video N, so any clip can be cut when it is trained on;
-- of one whose latents mix frames (3-D): ``N.mean`` and ``N.std`` (K, T, C, H, W) of K clips of video N, whose starts
-  and intervals the line records.
+- of an autoencoder that encodes every frame on its own (2-D): every frame of every video, so any clip can be cut;
+- of one whose latents mix frames (3-D): K clips of each video, whose starts and intervals its line records.
 
-A standard deviation that is zero throughout (a deterministic autoencoder) is left out.
+The tensors ``mean`` and ``std`` (frames, C, H, W) are the posterior in the units of the autoencoder, of all videos of
+a shard one after another. A standard deviation that is zero throughout (a deterministic autoencoder) is left out.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
 
 from magi.errors import DataError
+from magi.vae.normalization import ChannelStatistics, Normalization
 
 HEADER_NAME = "magi-latents.json"
-FORMAT = 2
+FORMAT = 3
 FIT = "cover, centre crop, bicubic"
 """How frames get their size (``magi.data.clips.fit_frames``)."""
 AGAIN = "run 'magi encode' again"
-_LARGEST_TENSOR_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,11 @@ class LatentHeader:
         return -(-self.videos // self.videos_per_shard)
 
     @property
-    def frame_bytes(self) -> int:
-        """Of one latent frame."""
-        return self.channels * self.latent_height * self.latent_width * np.dtype(self.dtype).itemsize
-
-    @property
     def digest(self) -> str:
         """Names these settings inside each shard."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
-    def part(self, shard: int) -> range:
+    def videos_of(self, shard: int) -> range:
         """Numbers of the videos of a shard."""
         first = shard * self.videos_per_shard
         return range(first, min(first + self.videos_per_shard, self.videos))
@@ -85,15 +80,17 @@ class LatentHeader:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A line of a shard's JSONL: a video and where its latents lie in the shard, in bytes."""
+    """A line of a shard's JSONL."""
 
     path: str
     label: int | None
     frames: int
-    mean: int
-    std: int | None
     clips: list[list[int]]
     """(start, interval) of each clip; empty where whole videos are encoded, or for one that is too short."""
+
+    def stored(self, header: LatentHeader) -> int:
+        """Latent frames in the shard."""
+        return len(self.clips) * header.latent_frames if header.by_clips else self.frames
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,16 @@ class Shard:
 
     settings: str
     bytes: int
+    count: int
+    """Values of each channel in the statistics that follow."""
+    mean: list[float]
+    squares: list[float]
+    """Sum of squared distances from the mean of each channel, of latents as they are drawn."""
     videos: list[EncodedVideo]
+
+    def first_frames(self, header: LatentHeader) -> list[int]:
+        """Where each video begins in the tensors, and how many latent frames there are in all."""
+        return list(accumulate((video.stored(header) for video in self.videos), initial=0))
 
 
 def is_latents(root: Path) -> bool:
@@ -140,71 +146,67 @@ def read_header(folder: Path) -> LatentHeader:
 
 def shard_text(shard: Shard) -> str:
     """The JSONL of a shard."""
-    head = {"settings": shard.settings, "bytes": shard.bytes}
-    return "".join(json.dumps(line) + "\n" for line in (head, *(asdict(video) for video in shard.videos)))
+    head = asdict(shard)
+    return "".join(json.dumps(line) + "\n" for line in (head, *head.pop("videos")))
 
 
 def read_shard(folder: Path, number: int, header: LatentHeader) -> Shard:
-    """The JSONL of a shard; ``DataError`` if it or the shard is damaged, ``ValueError`` if it is a stranger's."""
+    """The JSONL of a shard; ``DataError`` if it or the shard is damaged, ``ValueError`` if it is another folder's."""
     path = lines_path(folder, number)
     try:
         head, *lines = path.read_text(encoding="utf-8").splitlines()
         shard = Shard(**json.loads(head), videos=[EncodedVideo(**json.loads(line)) for line in lines])
-        if len(shard.videos) != len(header.part(number)):
-            raise ValueError(f"{len(shard.videos)} videos, not {len(header.part(number))}")
-        for video in shard.videos:
-            _check_place(video, shard.bytes, header)
+        if len(shard.videos) != len(header.videos_of(number)):
+            raise ValueError(f"{len(shard.videos)} videos, not {len(header.videos_of(number))}")
+        if not len(shard.mean) == len(shard.squares) == header.channels:
+            raise ValueError(f"statistics of {len(shard.mean)} channels, not {header.channels}")
     except (OSError, TypeError, ValueError) as error:
         raise DataError(f"{path}: missing or damaged ({error}); delete it and {AGAIN}") from None
     _check_settings(path, shard.settings, header)
-    check_bytes(folder, number, shard.bytes)
+    path = tensors_path(folder, number)
+    now = path.stat().st_size if path.is_file() else -1
+    if now != shard.bytes:
+        raise DataError(f"{path}: missing, damaged or half-written, {max(now, 0)} of {shard.bytes} bytes; {AGAIN}")
     return shard
 
 
-def _check_place(video: EncodedVideo, size: int, header: LatentHeader) -> None:
-    """What would be read of a video lies within its shard."""
-    frames = len(video.clips) * header.latent_frames if header.by_clips else video.frames
-    for begin in (video.mean, video.std):
-        if begin is not None and not 0 <= begin <= size - frames * header.frame_bytes:
-            raise ValueError(f"{video.path!a} does not lie within {size} bytes")
-
-
-def check_bytes(folder: Path, number: int, size: int) -> None:
-    """A ``DataError`` unless the tensors of a shard have the size that its JSONL says."""
-    path = tensors_path(folder, number)
-    try:
-        now = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path}: missing or damaged ({error.strerror}); {AGAIN}") from None
-    if now != size:
-        raise DataError(f"{path}: damaged or half-written, {now} of {size} bytes; {AGAIN}")
-
-
-def _check_settings(path: Path, settings: Any, header: LatentHeader) -> None:
+def _check_settings(path: Path, settings: str | None, header: LatentHeader) -> None:
     if settings != header.digest:
-        raise ValueError(f"{path}: belongs to other settings than {HEADER_NAME} beside it; remove it")
+        raise ValueError(f"{path}: belongs to other settings than {HEADER_NAME} in its folder; remove it")
 
 
-def tensor_places(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """(metadata, where each tensor begins in the file) of a safetensors file; ``DataError`` if it is none."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _LARGEST_TENSOR_HEADER:
-                raise ValueError(f"its header says {length} bytes")
-            values = json.loads(file.read(length))
-        metadata = values.pop("__metadata__", {})
-        return metadata, {name: 8 + length + int(tensor["data_offsets"][0]) for name, tensor in values.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise DataError(f"{path}: missing or damaged ({error}); {AGAIN}") from None
+@dataclass(frozen=True, eq=False)
+class ShardTensors:
+    """The tensors of a shard, mapped into memory: only what is touched is read, and no file stays open.
+
+    NOTE: cutting a mapped file short kills its readers; shards are only ever replaced whole.
+    """
+
+    mean_FCHW: torch.Tensor
+    std_FCHW: torch.Tensor | None
 
 
-def check_tensors(folder: Path, number: int, videos: list[tuple[int, int, int | None]], header: LatentHeader) -> None:
-    """Tensors of a shard are where its lines say: ``videos`` are (number, mean, std); errors as for ``read_shard``."""
+def map_shard(folder: Path, number: int, header: LatentHeader, frames: int) -> ShardTensors:
+    """The tensors of a shard, which should hold ``frames`` latent frames; errors as for ``read_shard``."""
     path = tensors_path(folder, number)
-    metadata, places = tensor_places(path)
-    _check_settings(path, metadata.get("settings"), header)
-    expected = {f"{video}.mean": mean for video, mean, _ in videos}
-    expected |= {f"{video}.std": std for video, _, std in videos if std is not None}
-    if places != expected:
-        raise DataError(f"{path}: damaged, its tensors are not where {lines_path(folder, number).name} says; {AGAIN}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_settings(path, (file.metadata() or {}).get("settings"), header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {AGAIN}") from None
+    wanted = (frames, header.channels, header.latent_height, header.latent_width)
+    dtype = getattr(torch, header.dtype)
+    names = {name for name, tensor in tensors.items() if tuple(tensor.shape) == wanted and tensor.dtype == dtype}
+    if "mean" not in names or names != set(tensors) or not names <= {"mean", "std"}:
+        raise DataError(f"{path}: damaged, it does not hold what {lines_path(folder, number).name} says; {AGAIN}")
+    return ShardTensors(tensors["mean"], tensors.get("std"))
+
+
+def measured_normalization(header: LatentHeader, shards: list[Shard]) -> Normalization:
+    """The statistics of all latents of a folder, as they are drawn from their posteriors."""
+    statistics = ChannelStatistics(header.channels)
+    for shard in shards:
+        statistics.merge(shard.count, shard.mean, shard.squares)
+    videos = sum(video.stored(header) > 0 for shard in shards for video in shard.videos)
+    return statistics.normalization(header.vae, f"measured while {videos} videos were encoded")

@@ -23,6 +23,7 @@ from magi.files import (
     DEMO,
     DEMO_FOLDER,
     MODEL_FILE,
+    NORMALIZATION_FILE,
     VAE_FOLDER,
     atomic_write,
     write_text,
@@ -87,6 +88,8 @@ def load_pretrained(source: str | Path) -> Pretrained:
     # Layers draw initial weights, here only to be overwritten; the global random state is not ours to move.
     with torch.random.fork_rng(devices=[]):
         vae = load_vae(_own_vae(config.vae, folder))
+        if not vae.measured:
+            raise CheckpointError(f"{folder / VAE_FOLDER}: no {NORMALIZATION_FILE}; copy the whole folder again")
         model = Magi(config.model, latent_shape(vae, config.data))
     if (folder / MODEL_FILE).exists():
         load_weights(model, read_tensors(folder / MODEL_FILE), folder / MODEL_FILE)

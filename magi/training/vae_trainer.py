@@ -42,8 +42,8 @@ from magi.training.parallelize import resolve_device
 from magi.training.run_folder import StopRequest, locked
 from magi.training.vae_frames import Log, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
-from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, measured_shape, pixels_to_network
-from magi.vae.own_folder import CONFIG_FILE
+from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, pixels_to_network
+from magi.vae.native_folder import CONFIG_FILE
 from magi.weights import load_weights
 
 SKIPS_ALLOWED = 10
@@ -267,9 +267,8 @@ def _write_metrics(out: Path, values: dict[str, Any]) -> None:
 
 def _finish(trainer: VaeTrainer, training: VideoIndex, held_out: VideoIndex, out: Path, on_log: Log) -> SmallVae:
     """Measure the latents, write the autoencoder, and show and measure reconstructions of held-out videos."""
-    config, raw = trainer.config, trainer.result()
-    latents = (raw.encode(torch.from_numpy(frames)[None])[0] for frames in some_frames(training, config))
-    vae = SmallVae(measured_shape(raw.shape, latents), raw.network).to(trainer.device)
+    config, vae = trainer.config, trainer.result()
+    vae.normalize(vae.measure(some_frames(training, config), "measured after training, on training frames"))
     rows: list[np.ndarray] = []
     errors: list[float] = []
     for number in evenly_spaced(len(held_out.videos), 20):
@@ -281,7 +280,7 @@ def _finish(trainer: VaeTrainer, training: VideoIndex, held_out: VideoIndex, out
     shown = 2 * SHEET_ROWS
     write_png(out / "reconstructions.png", contact_sheet(rows[:shown], columns=SHEET_COLUMNS, labels=labels[:shown]))
     result = {"held_out_psnr_db": psnr(float(np.mean(errors))), "worst_frame_psnr_db": psnr(max(errors)), "id": vae.id}
-    _write_metrics(out, {"step": trainer.step, **result, "latents_std": list(vae.shape.latents_std)})
+    _write_metrics(out, {"step": trainer.step, **result, "latents_std": list(vae.normalization.std)})
     vae.save(out)
     on_log(
         f"{out}: {vae.id}, held-out frames {result['held_out_psnr_db']:.1f} dB, "

@@ -1,75 +1,76 @@
-"""From the ``vae`` section of a config, or from one word of a command, to an adapter.
+"""The one table of adapters, and the ways to one: the ``vae`` section of a config, or one word of a command.
 
-It knows the names of the adapters and where the shipped one lies; nothing of how they work.
+A new autoencoder is its own file, a row here, and a name in ``VaeConfig``. Sizes that were published are known without
+the weights: what a plan and a dry run need. Sources: the model cards of Stable Diffusion 1.4, Cosmos Tokenizer CV4x8x8,
+OmniTokenizer and LTX-Video; an adapter reads the same from its weights.
 """
 
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-from magi.config import VaeConfig
-from magi.files import DEMO_FOLDER, VAE_FOLDER
-from magi.vae.contract import VideoAutoencoder
-from magi.vae.diffusers.small import SmallVae
-from magi.vae.diffusers.weights import CONFIG_FILE
-from magi.vae.normalized import ADAPTERS, PretrainedVae
-from magi.vae.pixel import PixelVae
+from magi.config import DataConfig, LatentShape, VaeConfig
+from magi.vae.contract import check_square, latent_frame_count
+from magi.vae.normalization import read_normalization
 from magi.weights import read_json
 
-NAMES: tuple[str, ...] = get_args(VaeConfig.model_fields["name"].annotation)
+if TYPE_CHECKING:
+    from magi.vae.normalized import NormalizedVae
 
 
-def load_vae(config: VaeConfig, unmeasured: bool = False) -> VideoAutoencoder:
+@dataclass(frozen=True)
+class PublishedSize:
+    """Channels of a latent, pixels of a side and frames that one covers; the first frame is a latent frame alone."""
+
+    channels: int
+    spatial_stride: int
+    temporal_stride: int
+    square_step: int = 0
+    """Where frames must be squares, what divides their side; 0 where they need not."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Where the class of an adapter is (imported only when it is asked for), and what is known without weights."""
+
+    place: str
+    size: PublishedSize | None = None
+    class_name: str = ""
+    """Of diffusers, as the ``config.json`` of its weights names it; empty where the network is ours."""
+
+    def load_class(self) -> "type[NormalizedVae]":
+        """Import the module and return the class."""
+        module, _, name = self.place.partition(":")
+        found: type[NormalizedVae] = getattr(import_module(module), name)
+        return found
+
+
+ADAPTERS = {
+    "pixel": Adapter("magi.vae.pixel:PixelVae"),
+    "small": Adapter("magi.vae.diffusers.small:SmallVae"),
+    "sd": Adapter("magi.vae.diffusers.sd:SdVae", PublishedSize(4, 8, 1), "AutoencoderKL"),
+    "cosmos": Adapter("magi.vae.diffusers.cosmos:CosmosVae", PublishedSize(16, 8, 4), "AutoencoderKLCosmos"),
+    "omni": Adapter("magi.vae.omnitokenizer.adapter:OmniVae", PublishedSize(8, 8, 4, square_step=64)),
+    "ltx": Adapter("magi.vae.diffusers.ltx:LtxVae", PublishedSize(128, 32, 8), "AutoencoderKLLTXVideo"),
+}
+
+
+def adapter_of_class(class_name: str) -> str | None:
+    """Name of the adapter of one of diffusers' classes."""
+    return next((name for name, adapter in ADAPTERS.items() if class_name and adapter.class_name == class_name), None)
+
+
+def load_vae(config: VaeConfig) -> "NormalizedVae":
     """Return the adapter that ``config`` names; ``ValueError`` or ``CheckpointError`` where its weights do not fit.
 
-    With ``unmeasured``, for `magi vae check`, a pretrained one comes in its own units; otherwise one whose
-    normalisation is neither measured nor published is refused.
+    Its statistics are those of ``config.normalization``, else those saved beside the weights, else published ones; if
+    there are none, ``measured`` is False and latents are in the units of the network.
     """
-    if config.name == "pixel":
-        if config.weights:
-            raise ValueError(f"vae.weights {config.weights!r}: the pixel adapter has no weights; use --vae.name small")
-        return PixelVae(config.pixel_stride)
-    if config.normalization and config.name in ("small", "omni"):
-        raise ValueError(
-            f"vae.normalization {config.normalization!r}: the {config.name} adapter keeps its own beside its weights"
-        )
-    if config.name == "small":
-        if not config.weights:
-            raise ValueError("vae.weights: the small adapter needs a folder that `magi train-vae` wrote, or 'demo'")
-        folder = DEMO_FOLDER / VAE_FOLDER if config.weights == "demo" else Path(config.weights)
-        return SmallVae.load(folder, config.frames_per_batch)
-    if config.name == "omni":
-        return _load_omni(config, unmeasured)
-    return pretrained_class(config.name).load(config.weights, config.normalization, config.frames_per_batch, unmeasured)
-
-
-def _load_omni(config: VaeConfig, unmeasured: bool) -> VideoAutoencoder:
-    from magi.vae.omnitokenizer.adapter import OmniVae
-
-    if not config.weights:
-        raise ValueError("vae.weights: the omni adapter needs a folder that `magi vae import` wrote")
-    vae = OmniVae.load(Path(config.weights), config.frames_per_batch)
-    if unmeasured:
-        return vae.renormalised((0.0,) * vae.channels, (1.0,) * vae.channels)
-    if not vae.shape.latents_std:
-        raise ValueError(
-            f"{config.weights}: no measured normalisation; measure it with `magi vae check omni:{config.weights} DATA`"
-        )
+    vae = ADAPTERS[config.name].load_class().from_config(config)
+    if config.normalization:
+        vae.normalize(read_normalization(Path(config.normalization)))
     return vae
-
-
-def pretrained_class(name: str) -> type[PretrainedVae]:
-    """The adapters of diffusers' classes, imported only when one is asked for."""
-    if name == "sd":
-        from magi.vae.diffusers.sd import SdVae
-
-        return SdVae
-    if name == "cosmos":
-        from magi.vae.diffusers.cosmos import CosmosVae
-
-        return CosmosVae
-    from magi.vae.diffusers.ltx import LtxVae
-
-    return LtxVae
 
 
 def named_vae(word: str) -> VaeConfig:
@@ -84,25 +85,51 @@ def named_vae(word: str) -> VaeConfig:
         return VaeConfig(name="pixel", pixel_stride=int(weights)) if colon else VaeConfig(name="pixel")
     if word == "demo":
         return VaeConfig(name="small", weights="demo")
-    if name in NAMES:
+    if name in ADAPTERS:
         if not weights:
             raise ValueError(f"{word}: name the weights too, {name}:FOLDER or {name}:owner/name")
         return VaeConfig.model_validate({"name": name, "weights": weights})
     folder = Path(word).expanduser()
     if not folder.is_dir():
+        names = ", ".join(name for name in ADAPTERS if name != "pixel")
         raise ValueError(f"{word}: no such folder; expected one of an autoencoder, 'demo', 'pixel' or NAME:WEIGHTS "
-                         f"with NAME one of {', '.join(NAMES[1:])}")  # fmt: skip
+                         f"with NAME one of {names}")  # fmt: skip
     return VaeConfig.model_validate({"name": _adapter_of(folder), "weights": str(folder)})
 
 
 def _adapter_of(folder: Path) -> str:
-    if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(f"{folder}: no {CONFIG_FILE}; expected the folder of an autoencoder")
-    values = read_json(folder / CONFIG_FILE)
-    name = ADAPTERS.get(str(values.get("_class_name"))) or values.get("name")
-    if name not in ("small", "omni", *ADAPTERS.values()):
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no config.json; expected the folder of an autoencoder")
+    values = read_json(path)
+    name = adapter_of_class(str(values.get("_class_name"))) or values.get("name")
+    if name == "pixel" or name not in ADAPTERS:
+        classes = ", ".join(adapter.class_name for adapter in ADAPTERS.values() if adapter.class_name)
         raise ValueError(
-            f"{folder / CONFIG_FILE}: no autoencoder that is known ({values.get('_class_name') or name or 'no name'}); "
-            f"expected one of {', '.join(ADAPTERS)}, or a folder that `magi train-vae` or `magi vae import` wrote"
+            f"{path}: no autoencoder that is known ({values.get('_class_name') or name or 'no name'}); "
+            f"expected one of {classes}, or a folder that `magi train-vae` or `magi vae import` wrote"
         )
     return str(name)
+
+
+def published_latent(config: VaeConfig, data: DataConfig, patch: int) -> LatentShape | None:
+    """The size of an encoded clip, None where only the weights tell; ``ValueError`` for one that cannot be encoded."""
+    size = ADAPTERS[config.name].size
+    if config.name == "pixel":
+        size = PublishedSize(3 * config.pixel_stride**2, config.pixel_stride, temporal_stride=1)
+    if size is None:
+        return None
+    stride = size.spatial_stride
+    if data.height % (stride * patch) or data.width % (stride * patch):
+        raise ValueError(
+            f"data.height {data.height} x data.width {data.width}: both must be divisible by {stride * patch} "
+            f"(stride {stride} of vae '{config.name}' x model.patch_size {patch})"
+        )
+    if size.square_step:
+        check_square(data.height, data.width, size.square_step)
+    return LatentShape(
+        frames=latent_frame_count(data.frames, size.temporal_stride),
+        channels=size.channels,
+        height=data.height // stride,
+        width=data.width // stride,
+    )

@@ -12,11 +12,12 @@ from typing import Protocol, Self
 import torch
 
 from magi.config import DataConfig, LatentShape
+from magi.vae.normalization import Normalization
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """A normal distribution for each latent, in the units of ``encode``: about unit variance over the data."""
+    """A normal distribution for each latent; of ``posterior`` whitened: about unit variance over the data."""
 
     mean_BTCHW: torch.Tensor
     std_BTCHW: torch.Tensor
@@ -32,8 +33,13 @@ class VideoAutoencoder(Protocol):
     """Turns video_BTHWC (uint8 RGB) into latents_BTCHW (float32, about unit variance) and back."""
 
     @property
+    def normalization(self) -> Normalization:
+        """The statistics that latents are whitened by."""
+        ...
+
+    @property
     def id(self) -> str:
-        """Name and weight hash; latents on disk carry it."""
+        """Name and weight hash, without statistics; latents on disk carry it."""
         ...
 
     @property
@@ -72,6 +78,10 @@ class VideoAutoencoder(Protocol):
         """Return the distribution (float32) of the latents of video_BTHWC uint8; deterministic, without gradients."""
         ...
 
+    def posterior_raw(self, video_BTHWC: torch.Tensor) -> Posterior:
+        """As ``posterior``, before whitening: what latents on disk hold."""
+        ...
+
     def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
         """Return video_BTHWC uint8 of latents_BTCHW; deterministic, without gradients."""
         ...
@@ -100,6 +110,17 @@ def decode_at_the_end(vae: VideoAutoencoder, latents: Iterable[torch.Tensor]) ->
         yield vae.decode(torch.cat(waiting, dim=1))
 
 
+def latent_frame_count(frames: int, temporal_stride: int) -> int:
+    """1 + n latent frames for 1 + n x ``temporal_stride`` frames; ``ValueError`` for other lengths."""
+    if frames < 1 or (frames - 1) % temporal_stride:
+        below = max(1, 1 + (frames - 1) // temporal_stride * temporal_stride)
+        raise ValueError(
+            f"{frames} frames: this autoencoder takes 1 + {temporal_stride} k frames; use {below} or "
+            f"{below + temporal_stride} (data.frames, or the frames of a context or a request)"
+        )
+    return (frames - 1) // temporal_stride + 1
+
+
 def check_size(height: int, width: int, spatial_stride: int) -> None:
     """Refuse, with a ``ValueError``, a size in pixels that ``spatial_stride`` does not divide."""
     if height % spatial_stride or width % spatial_stride or min(height, width) < 1:
@@ -107,6 +128,16 @@ def check_size(height: int, width: int, spatial_stride: int) -> None:
             f"height {height} x width {width}: both must be divisible by the autoencoder's stride {spatial_stride}; "
             f"try {max(1, round(height / spatial_stride)) * spatial_stride} x "
             f"{max(1, round(width / spatial_stride)) * spatial_stride}"
+        )
+
+
+def check_square(height: int, width: int, step: int) -> None:
+    """Refuse, with a ``ValueError``, what is no square with a side in pixels that ``step`` divides."""
+    if height != width or height < step or height % step:
+        side = max(1, round(min(height, width) / step)) * step
+        raise ValueError(
+            f"height {height} x width {width}: this autoencoder takes squares with a side divisible by {step}; "
+            f"try {side} x {side}"
         )
 
 

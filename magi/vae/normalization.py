@@ -1,12 +1,11 @@
 """Mean and standard deviation of each latent channel, so that the model sees latents of about unit variance.
 
-The paper leaves the normalisation open. It is measured on the user's own clips by ``magi vae check`` and kept in a
-small JSON beside the weights, which names the weights that it was measured with. This module knows no network.
+The paper leaves the normalisation open. It is measured on the user's own clips, while they are encoded or before
+training starts, and recorded beside the autoencoder of a run. This module knows no network.
 """
 
-import json
 import math
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from magi.config import Section, explain
 from magi.errors import CheckpointError
+from magi.files import write_json
 from magi.weights import read_json
 
 _SMALLEST_STD = 1e-6  # a channel that never changes: dividing by zero would make it infinite
@@ -23,7 +23,7 @@ _SMALLEST_STD = 1e-6  # a channel that never changes: dividing by zero would mak
 class Normalization(Section):
     """What ``normalization.json`` holds; a latent is ``(network's latent - mean) / std``, channel by channel."""
 
-    weights: str = Field(description="identity of the weights and their configuration that the numbers belong to")
+    weights: str = Field(description="id of the autoencoder that the numbers belong to")
     source: str = Field(description="where the numbers come from, in words")
     mean: tuple[float, ...] = Field(min_length=1, description="of each channel")
     std: tuple[float, ...] = Field(min_length=1, description="of each channel")
@@ -42,7 +42,7 @@ class Normalization(Section):
 def read_normalization(path: Path) -> Normalization:
     """Read what ``write_normalization`` wrote; a missing, damaged or wrong file is a one-line ``CheckpointError``."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such normalisation file; write one with `magi vae check`")
+        raise CheckpointError(f"{path}: no such normalisation file; name the one in the folder 'vae' of a run")
     try:
         return Normalization.model_validate(read_json(path))
     except ValidationError as error:
@@ -50,11 +50,8 @@ def read_normalization(path: Path) -> Normalization:
 
 
 def write_normalization(path: Path, normalization: Normalization) -> None:
-    """Write the JSON beside ``path`` and rename it, so that no half of a file is ever read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(normalization.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Write the JSON atomically."""
+    write_json(path, normalization.model_dump(mode="json"))
 
 
 class ChannelStatistics:
@@ -66,29 +63,43 @@ class ChannelStatistics:
         self._mean_C, self._squares_C = torch.zeros(2, channels, dtype=torch.float64)
 
     def add(self, mean_BTCHW: torch.Tensor, std_BTCHW: torch.Tensor | None = None) -> None:
-        """Take in latents, or the means and deviations of distributions that latents are drawn from.
+        """Add latents, or the means and standard deviations of distributions that latents are drawn from.
 
         Leading axes may be missing; the channel is third from the end.
         """
         values_CN = mean_BTCHW.detach().movedim(-3, 0).flatten(1).double().cpu()
-        new = values_CN.shape[1]
         mean_C = values_CN.mean(1)
-        # Joining two groups by their means and squared distances loses no digits where the mean is large (Chan 1979).
-        step_C, self.count = mean_C - self._mean_C, self.count + new
-        self._squares_C += (values_CN - mean_C[:, None]).square().sum(1)
-        self._squares_C += step_C.square() * new * (self.count - new) / self.count
-        self._mean_C += step_C * new / self.count
+        squares_C = (values_CN - mean_C[:, None]).square().sum(1)
         if std_BTCHW is not None:  # what is drawn varies by both: the means, and around them
-            self._squares_C += std_BTCHW.detach().movedim(-3, 0).flatten(1).double().cpu().square().sum(1)
+            squares_C += std_BTCHW.detach().movedim(-3, 0).flatten(1).double().cpu().square().sum(1)
+        self.merge(values_CN.shape[1], mean_C, squares_C)
+
+    def merge(self, count: int, mean: Sequence[float] | torch.Tensor, squares: Sequence[float] | torch.Tensor) -> None:
+        """Add ``count`` values of each channel by their mean and the sum of their squared distances from it."""
+        if not count:
+            return
+        # Joining two groups by their means and squared distances loses no digits where the mean is large (Chan 1979).
+        step_C, self.count = torch.as_tensor(mean, dtype=torch.float64) - self._mean_C, self.count + count
+        self._squares_C += torch.as_tensor(squares, dtype=torch.float64)
+        self._squares_C += step_C.square() * count * (self.count - count) / self.count
+        self._mean_C += step_C * count / self.count
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel."""
-        assert self.count, "nothing was added"
+        """Mean of each channel; 0 where nothing was added."""
         return tuple(self._mean_C.tolist())
+
+    @property
+    def squares(self) -> tuple[float, ...]:
+        """Sum of the squared distances from the mean, of each channel."""
+        return tuple(self._squares_C.tolist())
 
     @property
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel, over all values seen; at least 1e-6."""
         assert self.count, "nothing was added"
         return tuple((self._squares_C / self.count).sqrt().clamp(min=_SMALLEST_STD).tolist())
+
+    def normalization(self, weights: str, source: str) -> Normalization:
+        """The statistics so far as the normalisation of the autoencoder whose id is ``weights``."""
+        return Normalization(weights=weights, source=source, mean=self.mean, std=self.std)

@@ -74,7 +74,8 @@ def test_mistakes_are_one_line(words: str, message: str, capsys: pytest.CaptureF
 def test_frames_that_the_autoencoder_cannot_take_are_told_by_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "k600-omni", "--dry-run", "--data.frames", "16"]) == 0
     assert (
-        "# not ready to train: data.frames 16: this autoencoder takes 1 + 4 k frames; try 17" in capsys.readouterr().out
+        "# not ready to train: 16 frames: this autoencoder takes 1 + 4 k frames; use 13 or 17"
+        in capsys.readouterr().out
     )
 
 

@@ -22,7 +22,7 @@ class Rough(PixelVae):
     """Loses a known amount of every frame but the darkest, and is uncertain by a known amount."""
 
     def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
-        mean_BTCHW = self.encode(video_BTHWC)
+        mean_BTCHW = super().posterior(video_BTHWC).mean_BTCHW
         return Posterior(mean_BTCHW, torch.full_like(mean_BTCHW, 0.25))
 
     def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
@@ -75,10 +75,10 @@ def test_exact_and_tiny_frames_have_no_figure_instead_of_a_wrong_one() -> None:
 
 def test_latents_that_are_not_finite_name_the_clip() -> None:
     class Broken(PixelVae):
-        def encode(self, video_BTHWC: torch.Tensor) -> torch.Tensor:
-            latents_BTCHW = super().encode(video_BTHWC)
-            latents_BTCHW[video_BTHWC[:, 0, 0, 0, 0] == 255] = math.nan
-            return latents_BTCHW
+        def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
+            posterior = super().posterior(video_BTHWC)
+            posterior.mean_BTCHW[video_BTHWC[:, 0, 0, 0, 0] == 255] = math.nan
+            return posterior
 
     videos = [np.full((1, 8, 8, 3), 255 if number == 3 else 0, np.uint8) for number in range(5)]
     for size in (1, 2, 5):

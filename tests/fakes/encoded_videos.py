@@ -5,10 +5,14 @@ from pathlib import Path
 
 import torch
 
-from magi.config import DataConfig, LatentShape
+from magi.config import DataConfig
 from magi.data.index.index import VideoIndex, open_index
 from magi.data.moving_digits import write_digits
-from magi.latents.encode import Encoder, EncodeSettings, Progress, write_latents
+from magi.latents.encode import EncodeSettings, write_latents
+from magi.latents.files import read_header
+from magi.progress import Report
+from magi.vae.contract import Posterior
+from magi.vae.normalization import Normalization
 
 CONFIG = DataConfig(frames=4, height=32, width=32, interval_min=1, interval_max=9)
 CLIPS = CONFIG.model_copy(update={"frames": 5})
@@ -43,19 +47,29 @@ def some_spread(mean_BTCHW: torch.Tensor) -> torch.Tensor:
     return 0.1 + mean_BTCHW.abs() / 8
 
 
-def encoder(
-    config: DataConfig = CONFIG, encode: Encode = encode, id: str = "mean-1", spread: Encode = no_spread
-) -> Encoder:
-    """An encoder of ``encode`` for clips of ``config``; 3-D if it is ``encode_clip``."""
-    by_clips = encode is encode_clip
-    frames = 1 + (config.frames - 1) // 4 if by_clips else config.frames
-    latent = LatentShape(frames=frames, channels=3, height=config.height // 8, width=config.width // 8)
+class MeanVae:
+    """As much of an adapter as encoding needs: ``encode``, and 3-D if that is ``encode_clip``."""
 
-    def posterior(video_BTHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean_BTCHW = encode(video_BTHWC)
-        return mean_BTCHW, spread(mean_BTCHW)
+    channels, spatial_stride = 3, 8
 
-    return Encoder(id, 4 if by_clips else 1, latent, posterior)
+    def __init__(self, encode: Encode, id: str, spread: Encode) -> None:
+        self.encode, self.id, self.spread = encode, id, spread
+        self.temporal_stride = 4 if encode is encode_clip else 1
+
+    def check_frame_size(self, height: int, width: int) -> None:
+        assert not height % 8 and not width % 8
+
+    def latent_frames(self, frames: int) -> int:
+        return 1 + (frames - 1) // self.temporal_stride
+
+    def posterior_raw(self, video_BTHWC: torch.Tensor) -> Posterior:
+        mean_BTCHW = self.encode(video_BTHWC)
+        return Posterior(mean_BTCHW, self.spread(mean_BTCHW))
+
+
+def in_raw_units(folder: Path) -> Normalization:
+    """The identity, for what compares with the encoder's own output."""
+    return Normalization(weights=read_header(folder).vae, source="a test", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def write(
@@ -66,12 +80,13 @@ def write(
     id: str = "mean-1",
     spread: Encode = no_spread,
     worker: tuple[int, int] = (0, 1),
-    progress: Progress | None = None,
+    on_progress: Report = lambda done, total: None,
     **settings: int | str,
 ) -> int:
     """``write_latents`` with two videos a shard and three clips a video."""
     given = EncodeSettings(**{"videos_per_shard": 2, "clips_per_video": 3} | settings)  # type: ignore[arg-type]
-    return write_latents(index, out, config, encoder(config, encode, id, spread), given, worker, progress)
+    vae = MeanVae(encode, id, spread)
+    return write_latents(index, out, config, vae, given, worker, on_progress)  # type: ignore[arg-type]
 
 
 def names(folder: Path) -> list[str]:

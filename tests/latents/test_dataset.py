@@ -17,7 +17,7 @@ from magi.errors import DataError
 from magi.latents.dataset import LatentDataset, is_latents
 from magi.latents.files import HEADER_NAME, read_header
 from magi.seeding import posterior_noise
-from tests.fakes.encoded_videos import CLIPS, CONFIG, encode, encode_clip, make_index, some_spread, write
+from tests.fakes.encoded_videos import CLIPS, CONFIG, encode, encode_clip, in_raw_units, make_index, some_spread, write
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def replace(config: DataConfig = CONFIG, **changes: object) -> DataConfig:
 
 
 def open_latents(folder: Path, config: DataConfig = CONFIG, seed: int = 0) -> LatentDataset:
-    return LatentDataset(folder, config, seed, "mean-1")
+    return LatentDataset(folder, config, seed, "mean-1", in_raw_units(folder) if is_latents(folder) else None)
 
 
 def test_clips_from_latents_are_those_from_videos(index: VideoIndex, tmp_path: Path) -> None:
@@ -181,26 +181,41 @@ def test_shard_of_the_right_size_that_is_no_safetensors_is_refused(
         open_latents(tmp_path)[0]
 
 
-def test_line_that_points_outside_its_shard_is_refused(index: VideoIndex, tmp_path: Path) -> None:
+def test_lines_that_say_something_else_than_the_tensors_are_refused(index: VideoIndex, tmp_path: Path) -> None:
     write(index, tmp_path, videos_per_shard=6)
     path = tmp_path / "shard-00000.jsonl"
     lines = path.read_text().splitlines()
-    for changes in ({"mean": -8}, {"frames": 10**6}, {"std": 10**9}):
-        path.write_text("\n".join([*lines[:2], json.dumps(json.loads(lines[2]) | changes), *lines[3:]]) + "\n")
-        with pytest.raises(DataError, match="does not lie within"):
-            open_latents(tmp_path)
-    moved = [json.loads(line) for line in lines[1:]]
-    moved[1]["mean"], moved[2]["mean"] = moved[2]["mean"], moved[1]["mean"]
-    path.write_text("\n".join([lines[0], *map(json.dumps, moved)]) + "\n")
-    with pytest.raises(DataError, match="not where"):
-        open_latents(tmp_path)[0]
+    for frames in (29, 10**6):
+        changed = json.dumps(json.loads(lines[2]) | {"frames": frames})
+        path.write_text("\n".join([*lines[:2], changed, *lines[3:]]) + "\n")
+        with pytest.raises(DataError, match=r"it does not hold what shard-00000\.jsonl says; run 'magi encode' again"):
+            open_latents(tmp_path)[0]
+    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"mean": [0.0]}), *lines[1:]]) + "\n")
+    with pytest.raises(DataError, match="statistics of 1 channels, not 3"):
+        open_latents(tmp_path)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_latents_are_raw_on_disk_and_whitened_on_load(index: VideoIndex, by_clips: Path, sampled: bool) -> None:
+    """By default with what was measured while encoding: all of them together have mean 0 and variance 1."""
+    config = replace(CLIPS, sample_posterior=sampled)
+    dataset, raw = LatentDataset(by_clips, config, 0, "mean-1"), open_latents(by_clips, config)
+    mean_C, std_C = np.array(dataset.measured.mean), np.array(dataset.measured.std)
+    clips, raws = (np.stack([found[sample].latents_TCHW for sample in range(15)]) for found in (dataset, raw))
+    np.testing.assert_allclose(clips, (raws - mean_C[:, None, None]) / std_C[:, None, None], rtol=1e-4, atol=1e-5)
+    values_CN = clips.swapaxes(0, 2).reshape(3, -1)
+    assert np.abs(values_CN.mean(1)).max() < 0.1 and np.abs(values_CN.std(1) - 1).max() < 0.1
+    other = dataset.measured.model_copy(update={"mean": (1.0, 2.0, 3.0), "std": (2.0, 4.0, 8.0)})
+    dataset.normalize(other)
+    expected = (raws[0] - np.array(other.mean)[:, None, None]) / np.array(other.std)[:, None, None]
+    np.testing.assert_allclose(dataset[0].latents_TCHW, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_not_finite_on_disk_names_the_video(index: VideoIndex, tmp_path: Path) -> None:
     write(index, tmp_path, videos_per_shard=6)
     path = tmp_path / "shard-00000.safetensors"
     latents = load_file(path)
-    latents["0.mean"][:, 0, 0, 0] = np.nan
+    latents["mean"][: index.videos[0].frames, 0, 0, 0] = np.nan
     save_file(latents, path, metadata={"settings": read_header(tmp_path).digest})
     with pytest.raises(DataError, match=index.videos[0].path):
         fresh = open_latents(tmp_path)
@@ -215,7 +230,7 @@ def test_folders_of_latents_and_of_videos_are_told_apart(index: VideoIndex, tmp_
         open_latents(index.root)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\x00\xff", '{"format": 2}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\x00\xff", '{"format": 3}'])
 def test_damaged_header_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / HEADER_NAME).write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=f"{HEADER_NAME}: damaged or of another version") as error:
@@ -223,11 +238,14 @@ def test_damaged_header_is_one_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_folder_of_the_first_format_is_one_line(index: VideoIndex, tmp_path: Path) -> None:
-    old = {"format": 1, "vae": "x", "height": 64, "width": 64, "classes": [], "videos": 1, "videos_per_shard": 100}
+@pytest.mark.parametrize("older", [1, 2])
+def test_folder_of_an_older_format_is_one_line(index: VideoIndex, tmp_path: Path, older: int) -> None:
+    old = {"format": older, "vae": "x", "height": 64, "width": 64, "classes": [], "videos": 1, "videos_per_shard": 100}
     (tmp_path / HEADER_NAME).write_text(json.dumps(old | {"source": "y"}))
     for attempt in (lambda: open_latents(tmp_path), lambda: write(index, tmp_path)):
-        with pytest.raises(DataError, match=r"format 1 is not 2\); delete the folder and run 'magi encode' again"):
+        with pytest.raises(
+            DataError, match=rf"format {older} is not 3\); delete the folder and run 'magi encode' again"
+        ):
             attempt()
 
 

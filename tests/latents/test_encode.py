@@ -4,18 +4,19 @@ import contextlib
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+from magi.config import DataConfig
 from magi.data.index.index import VideoIndex
 from magi.errors import DataError
-from magi.latents.files import HEADER_NAME
+from magi.latents.files import HEADER_NAME, measured_normalization, read_header, read_shard
 from tests.fakes.encoded_videos import (
     CLIPS,
     CONFIG,
@@ -58,34 +59,40 @@ def test_stopped_encoding_continues_without_doing_anything_twice(index: VideoInd
     assert names(tmp_path) == [HEADER_NAME, "shard-00000.jsonl", "shard-00000.safetensors"]
     first = (tmp_path / "shard-00000.safetensors").stat().st_mtime_ns
     seen: list[tuple[int, int]] = []
-    assert write(index, tmp_path, progress=lambda *done: seen.append(done)) == 2
+    assert write(index, tmp_path, on_progress=lambda *done: seen.append(done)) == 2
     assert seen[-1] == (6, 6) and seen == sorted(seen)
     assert (tmp_path / "shard-00000.safetensors").stat().st_mtime_ns == first
 
 
-def _killed_after(seconds: float, work: Callable[[], object]) -> None:
-    """``work`` in a process of its own, which is killed then."""
+def _killed_at(call: int, index: VideoIndex, out: Path, **settings: int) -> None:
+    """Encode in a process of its own, which is killed when the autoencoder is called for the ``call``-th time."""
     child = os.fork()
     if child == 0:
+        calls = 0
+
+        def killed(video_BTHWC: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(video_BTHWC)
+
         with contextlib.suppress(BaseException):
-            work()
+            write(index, out, encode=killed, **settings)
         os._exit(0)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "killed, not finished"
 
 
 def test_killed_encoding_ends_with_the_same_bytes(index: VideoIndex, tmp_path: Path) -> None:
-    """SIGKILL at moments spread over the work; what is left is continued, and nothing of the kills stays behind."""
+    """SIGKILL within one shard after another; what is left is continued, and nothing of the kills stays behind."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = {"videos_per_shard": 1, "frames_per_batch": 8}
-    began = time.monotonic()
     write(index, whole, **settings)
-    lasts = time.monotonic() - began
-    for share in (0.02, 0.1, 0.2, 0.3, 0.4):
-        _killed_after(share * lasts, lambda: write(index, killed, **settings))
+    for call in (1, 3, 5, 7, 2):
+        _killed_at(call, index, killed, **settings)
     # What a kill between writing and renaming leaves.
-    (killed / "shard-00005.jsonl").unlink(missing_ok=True)
+    assert len(names(killed)) < len(names(whole))
     for name in ("shard-00005.safetensors", "shard-00005.jsonl", HEADER_NAME):
         (killed / f".{name}.0badc0de.part").write_bytes(b"half")
     write(index, killed, **settings)
@@ -201,12 +208,29 @@ def test_line_of_a_shard_says_what_is_in_it(index: VideoIndex, tmp_path: Path) -
     ]
 
 
-def test_standard_deviation_is_kept_only_where_there_is_one(index: VideoIndex, tmp_path: Path) -> None:
+def test_standard_deviation_is_written_only_where_there_is_one(index: VideoIndex, tmp_path: Path) -> None:
     write(index, tmp_path / "none", videos_per_shard=6)
     write(index, tmp_path / "some", spread=some_spread, videos_per_shard=6)
-    assert {name.split(".")[1] for name in load_file(tmp_path / "none" / "shard-00000.safetensors")} == {"mean"}
+    assert set(load_file(tmp_path / "none" / "shard-00000.safetensors")) == {"mean"}
     tensors = load_file(tmp_path / "some" / "shard-00000.safetensors")
-    assert len(tensors) == 12 and tensors["2.std"].shape == tensors["2.mean"].shape == (30, 3, 4, 4)
+    assert tensors["std"].shape == tensors["mean"].shape == (5 * 30 + 3, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("config", "how"), [(CONFIG, encode), (CLIPS, encode_clip)])
+def test_statistics_are_those_of_all_latents_as_they_are_drawn(
+    index: VideoIndex, tmp_path: Path, config: DataConfig, how: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Over every latent of every shard: the variance of the means, and the mean of the variances around them."""
+    write(index, tmp_path, config, how, spread=some_spread, dtype="float32")
+    shards = [load_file(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    mean_CN, std_CN = (
+        np.concatenate([shard[name] for shard in shards]).swapaxes(0, 1).reshape(3, -1) for name in ("mean", "std")
+    )
+    header = read_header(tmp_path)
+    found = measured_normalization(header, [read_shard(tmp_path, n, header) for n in range(header.shards)])
+    assert found.mean == pytest.approx(mean_CN.mean(1), rel=1e-5)
+    assert found.std == pytest.approx(np.sqrt(mean_CN.var(1) + np.square(std_CN).mean(1)), rel=1e-5)
+    assert found.weights == header.vae and "measured while 5 videos" in found.source.replace("6 videos", "5 videos")
 
 
 def test_clips_are_chosen_by_seed_and_video_alone(index: VideoIndex, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from magi.sampling.pipeline import MagiPipeline
 from magi.training.checkpoint import Checkpoint, save_checkpoint
 from magi.vae.contract import latent_shape
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape
+from magi.vae.normalization import Normalization
 from magi.vae.pixel import PixelVae
 
 CONFIG = Config(
@@ -106,15 +107,16 @@ def test_a_run_gives_the_averaged_weights_of_its_newest_intact_checkpoint(tmp_pa
 
 
 def test_a_small_autoencoder_travels_with_the_export(tmp_path: Path) -> None:
-    shape = SmallVaeShape(channels=2, patch=2, widths=(8, 8), layers=1, norm_groups=8, latents_mean=(0.5, 1.0))
+    shape = SmallVaeShape(channels=2, patch=2, widths=(8, 8), layers=1, norm_groups=8)
     vae = SmallVae(shape)
+    vae.normalize(Normalization(weights=vae.id, source="this test", mean=(0.5, 1.0), std=(1.0, 2.0)))
     config = CONFIG.model_copy(update={"vae": VaeConfig(name="small", weights="/somewhere/private/vae")})
     model = Magi(config.model, latent_shape(vae, config.data), torch.Generator())
     MagiPipeline(model, vae, config).save_pretrained(tmp_path / "out")
     state = torch.get_rng_state()
     loaded = MagiPipeline.from_pretrained(tmp_path / "out")
     assert torch.equal(torch.get_rng_state(), state)
-    assert loaded.vae.id == vae.id
+    assert loaded.vae.id == vae.id and loaded.vae.normalization == vae.normalization
     assert loaded.classes is None
     assert loaded(frames=2).video_BTHWC.shape == (1, 2, 8, 8, 3)
 

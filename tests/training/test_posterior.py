@@ -11,7 +11,7 @@ from magi.data.clips import ClipDataset
 from magi.data.index.index import VideoIndex
 from magi.errors import DataError
 from magi.latents.dataset import LatentDataset
-from magi.latents.encode import Encoder, EncodeSettings, write_latents
+from magi.latents.encode import EncodeSettings, write_latents
 from magi.model.magi import Magi
 from magi.training.trainer import Trainer
 from magi.vae.contract import Posterior
@@ -25,8 +25,8 @@ LATENT = LatentShape(frames=3, channels=192, height=4, width=4)
 class SpreadVae(PixelVae):
     """A pixel adapter that is unsure of every latent."""
 
-    def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
-        mean_BTCHW = self.encode(video_BTHWC)
+    def encode_raw(self, video_BTHWC: torch.Tensor) -> Posterior:
+        mean_BTCHW = super().encode_raw(video_BTHWC).mean_BTCHW
         return Posterior(mean_BTCHW, 0.25 + 0.1 * mean_BTCHW.abs())
 
 
@@ -49,17 +49,11 @@ def losses(config: Config, clips: ClipDataset | LatentDataset) -> list[float]:
 
 def test_raw_videos_and_latents_are_trained_on_alike(index: VideoIndex, tmp_path: Path) -> None:
     vae, found = SpreadVae(8), {}
-
-    def posterior(video_BTHWC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        both = vae.posterior(video_BTHWC)
-        return both.mean_BTCHW, both.std_BTCHW
-
-    encoder = Encoder(vae.id, 1, LATENT, posterior)
-    write_latents(index, tmp_path, config(True).data, encoder, EncodeSettings(dtype="float32"))
+    write_latents(index, tmp_path, config(True).data, vae, EncodeSettings(dtype="float32"))
     for sampled in (True, False):
         settings = config(sampled)
         raw = ClipDataset(index, settings.data, settings.training.seed)
-        encoded = LatentDataset(tmp_path, settings.data, settings.training.seed, vae.id)
+        encoded = LatentDataset(tmp_path, settings.data, settings.training.seed, vae.id, vae.normalization)
         found[sampled] = losses(settings, raw)
         assert found[sampled] == pytest.approx(losses(settings, encoded), rel=1e-6)
     assert found[True][-1] != pytest.approx(found[False][-1], rel=1e-4)  # the noise is seen, and well beyond rounding

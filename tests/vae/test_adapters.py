@@ -1,6 +1,7 @@
 """Claim: the vae section of a config names an adapter, or the mistake in it is said in one line."""
 
 from pathlib import Path
+from typing import get_args
 
 import huggingface_hub
 import pytest
@@ -9,12 +10,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from magi.config import VaeConfig
 from magi.errors import CheckpointError
 from magi.files import DEMO_FOLDER
-from magi.vae.adapters import NAMES, load_vae, named_vae
+from magi.vae.adapters import ADAPTERS, load_vae, named_vae
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape
-from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.shape import OmniShape
 from magi.vae.pixel import PixelVae
-from tests.fakes.tiny_vaes import CLASSES, tiny_vae
+from tests.fakes.tiny_vaes import CLASSES, any_tiny_vae, some_normalization, tiny_vae
 
 
 def test_the_pixel_adapter_takes_its_stride() -> None:
@@ -63,6 +63,7 @@ def test_a_hub_id_may_name_a_folder_in_it_and_only_safe_files_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae, asked = tiny_vae("sd"), []
+    vae.normalize(some_normalization(vae))
     vae.save(tmp_path / "vae")
 
     def download(repository: str, allow_patterns: list[str]) -> str:
@@ -78,24 +79,8 @@ def test_a_hub_id_may_name_a_folder_in_it_and_only_safe_files_are_asked_for(
         raise LocalEntryNotFoundError("not here\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
-    with pytest.raises(ValueError, match=r"^owner/other: no such folder, and not to be had from the hub \(not here\)$"):
+    with pytest.raises(ValueError, match=r"^owner/other: no such folder, and not available from the hub \(not here\)$"):
         load_vae(VaeConfig(name="sd", weights="owner/other"))
-
-
-def test_an_imported_omni_must_be_measured_first(tmp_path: Path) -> None:
-    shape = OmniShape(channels=2, width=8, heads=2, head_width=4, window=2, temporal_depth=1)
-    vae = OmniVae(shape)
-    vae.save(tmp_path)
-    config = VaeConfig(name="omni", weights=str(tmp_path))
-    with pytest.raises(ValueError, match="no measured normalisation; measure it with `magi vae check omni:"):
-        load_vae(config)
-    assert isinstance(load_vae(config, unmeasured=True), OmniVae)
-    measured = vae.renormalised((0.5, 1.0), (2.0, 3.0))
-    measured.save(tmp_path)
-    assert load_vae(config).id == measured.id
-    assert load_vae(config, unmeasured=True).id == vae.renormalised((0.0, 0.0), (1.0, 1.0)).id
-    with pytest.raises(ValueError, match="the omni adapter keeps its own"):
-        load_vae(config.model_copy(update={"normalization": "x.json"}))
 
 
 def test_one_word_names_an_adapter_and_its_weights(tmp_path: Path) -> None:
@@ -110,7 +95,25 @@ def test_one_word_names_an_adapter_and_its_weights(tmp_path: Path) -> None:
         )
     SmallVae(SmallVaeShape(widths=(8,))).save(tmp_path / "small")
     assert named_vae(str(tmp_path / "small")).name == "small"
-    assert NAMES == ("pixel", "small", "sd", "cosmos", "omni", "ltx")
+
+
+def test_the_table_and_the_config_name_the_same_adapters() -> None:
+    assert set(ADAPTERS) == set(get_args(VaeConfig.model_fields["name"].annotation))
+    for name, adapter in ADAPTERS.items():
+        assert adapter.load_class().name == name
+
+
+@pytest.mark.parametrize("name", ["sd", "cosmos", "omni", "ltx"])
+def test_published_sizes_are_those_of_the_classes(name: str) -> None:
+    """As far as a small network says: strides follow from the structure, and channels for omni."""
+    size, vae = ADAPTERS[name].size, any_tiny_vae(name)
+    assert size is not None and (size.spatial_stride, size.temporal_stride) == (
+        vae.spatial_stride,
+        vae.temporal_stride,
+    )
+    shape = OmniShape()
+    if name == "omni":
+        assert (size.channels, size.square_step) == (shape.channels, shape.size_step)
 
 
 @pytest.mark.parametrize(

@@ -19,30 +19,19 @@ from magi.sampling.pipeline import MagiPipeline
 from magi.vae.adapters import load_vae
 from magi.vae.causality import CAUSAL_BELOW, measure_leak
 from magi.vae.contract import VideoAutoencoder, latent_shape
-from magi.vae.omnitokenizer.adapter import OmniVae
-from magi.vae.omnitokenizer.shape import OmniShape
 from magi.vae.pixel import PixelVae
-from tests.fakes.tiny_vaes import some_video, tiny_vae
+from tests.fakes.tiny_vaes import any_tiny_vae, some_video, tiny_vae
 
 CONTEXT, WHOLE = {"cosmos": 5, "ltx": 9, "omni": 5}, {"cosmos": 9, "ltx": 17, "omni": 9}
 SIDE = {"cosmos": 16, "ltx": 32, "omni": 16}
 
 
-def tiny_omni() -> OmniVae:
-    """Its released configuration, narrow: window attention, then full attention, over 2 x 2 patches."""
-    shape = OmniShape(channels=4, width=16, heads=2, head_width=8, window=2, encoder_blocks="tw", temporal_depth=1)
-    shape = shape.model_copy(update={"latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = OmniVae(shape)
-        for parameter in vae.network.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return vae
-
-
 @pytest.fixture(scope="module")
 def vaes() -> dict[str, VideoAutoencoder]:
-    return {"cosmos": tiny_vae("cosmos"), "ltx": tiny_vae("ltx"), "omni": tiny_omni()}
+    made = {name: any_tiny_vae(name) for name in CONTEXT}
+    for vae in made.values():
+        vae.normalize(vae.raw_units().model_copy(update={"source": "a test"}))
+    return dict(made)
 
 
 @pytest.mark.parametrize("name", CONTEXT)

@@ -39,6 +39,7 @@ def test_the_identity_names_the_stride_and_the_folder_says_it_too(tmp_path: Path
     vae.save(tmp_path / "vae")
     assert vae.id == "pixel-8" and vae.to("cpu") is vae and vae.latent_frames(7) == 7
     assert json.loads((tmp_path / "vae" / "config.json").read_text(encoding="utf-8")) == {"name": "pixel", "stride": 8}
+    assert vae.fixed and vae.measured, "its latents need no statistics"
 
 
 def test_a_stride_below_one_is_refused() -> None:

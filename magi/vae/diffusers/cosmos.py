@@ -10,16 +10,15 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from magi.vae.diffusers.adapter import DiffusersVae, to_video
 from magi.vae.diffusers.cosmos_stream import CosmosStream
-from magi.vae.normalized import PretrainedVae, to_video
 
 
-class CosmosVae(PretrainedVae):
+class CosmosVae(DiffusersVae):
     """AutoencoderKLCosmos behind the contract; it decodes a stream at the price of the new frames alone."""
 
     name = "cosmos"
-    class_name = "AutoencoderKLCosmos"
-    streams = True
+    streams = True  # its decoder is causal
 
     @property
     def spatial_stride(self) -> int:
@@ -39,4 +38,4 @@ class CosmosVae(PretrainedVae):
         """
         stream = CosmosStream(self.network)
         for latents_BTCHW in latents:
-            yield to_video(stream.decode(self.own_units(latents_BTCHW).transpose(1, 2)))
+            yield to_video(stream.decode(self.undo_whitening(latents_BTCHW).transpose(1, 2)))

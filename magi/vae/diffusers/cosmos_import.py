@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from magi.untrusted.reader import read_untrusted
+from magi.vae.adapters import ADAPTERS
 from magi.vae.diffusers.cosmos import CosmosVae
 from magi.vae.diffusers.weights import CONFIG_FILE, build_network, save_network
 from magi.weights import load_weights
@@ -59,7 +60,7 @@ def import_cosmos(path: Path, out: Path, values: Mapping[str, Any] | None = None
     if (out / CONFIG_FILE).exists() or out.is_file():
         raise ValueError(f"{out}: exists already; give another folder for the imported autoencoder")
     released = read_untrusted(path).tensors
-    network = build_network(CosmosVae.class_name, RELEASED if values is None else values)
+    network = build_network(ADAPTERS["cosmos"].class_name, RELEASED if values is None else values)
     levels = len(network.config.decode_block_out_channels) - 1
     wanted = network.state_dict()
     state = {diffusers_name(name, levels): tensor for name, tensor in released.items() if not name.endswith(_BUFFERS)}
@@ -67,7 +68,7 @@ def import_cosmos(path: Path, out: Path, values: Mapping[str, Any] | None = None
     load_weights(network, {name: tensor for name, tensor in state.items() if name not in spare}, path)
     vae = CosmosVae(network)
     save_network(network, out)
-    return ImportedCosmos(out, vae.weights_id, sum(tensor.numel() for tensor in wanted.values()), len(spare))
+    return ImportedCosmos(out, vae.id, sum(tensor.numel() for tensor in wanted.values()), len(spare))
 
 
 def diffusers_name(name: str, levels: int) -> str:

@@ -1,4 +1,4 @@
-"""Decoding with the Cosmos tokenizer latent by latent: the decoder of diffusers with a memory of the past.
+"""Decoding with the Cosmos tokenizer latent by latent: the decoder of diffusers with a cache of the past.
 
 The decoder is causal: a convolution over time looks at two earlier frames, attention over time at all of them. Here
 each of those layers keeps what the next chunk needs, so that a chunk costs its own frames and the joined chunks are
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 
 class CosmosStream:
-    """One video, or one batch of them, decoded chunk by chunk; several streams of one network do not meet."""
+    """One video, or one batch of them, decoded chunk by chunk; streams of one network share no state."""
 
     def __init__(self, network: Any) -> None:
         """``network`` is an AutoencoderKLCosmos; its weights are shared, not copied."""
         weights = {id(tensor): tensor for tensor in (*network.decoder.parameters(), *network.decoder.buffers())}
         self._decoder = copy.deepcopy(network.decoder, weights)
         self._post_quant_conv = network.post_quant_conv
-        _remember(self._decoder)
+        _add_caches(self._decoder)
 
     @torch.no_grad()
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
@@ -29,32 +29,32 @@ class CosmosStream:
         return images_BCTHW
 
 
-def _remember(module: nn.Module) -> None:
-    """Give every layer under ``module`` that looks along time a memory."""
+def _add_caches(module: nn.Module) -> None:
+    """Give every layer under ``module`` that looks along time a cache."""
     from diffusers.models.autoencoders import autoencoder_kl_cosmos as cosmos
 
     for name, child in module.named_children():
         if isinstance(child, cosmos.CosmosCausalConv3d) and child.temporal_pad:
-            setattr(module, name, _RememberingConv(child))
+            setattr(module, name, _CachedCausalConv(child))
         elif isinstance(child, cosmos.CosmosUnpatcher3d):
-            setattr(module, name, _RememberingUnpatcher(child))
+            setattr(module, name, _StreamingUnpatcher(child))
         elif isinstance(child, cosmos.CosmosUpsample3d) and child.temporal_upsample:
-            _remember(child)
-            setattr(module, name, _RememberingUpsample(child))
+            _add_caches(child)
+            setattr(module, name, _StreamingUpsample(child))
         else:
             if isinstance(child, cosmos.CosmosCausalAttention) and isinstance(
                 child.processor, cosmos.CosmosTemporalAttentionProcessor2_0
             ):
-                child.processor = _RememberingAttention(child.processor)
-            _remember(child)
+                child.processor = _CachedAttention(child.processor)
+            _add_caches(child)
 
 
-class _RememberingConv(nn.Module):
+class _CachedCausalConv(nn.Module):
     """A causal convolution whose padding in front is the end of the last chunk instead of copies of the first frame."""
 
     def __init__(self, conv: Any) -> None:
         super().__init__()
-        assert conv.stride[0] == 1, "a stride in time needs a memory of its own"
+        assert conv.stride[0] == 1, "a stride in time needs a cache of its own"
         self.conv = conv
         self.past_BCTHW: Tensor | None = None
 
@@ -69,7 +69,7 @@ class _RememberingConv(nn.Module):
         return nn.Conv3d.forward(conv, padded_BCTHW)
 
 
-class _RememberingAttention:
+class _CachedAttention:
     """Attention over time that sees the inputs of earlier chunks before those of its own."""
 
     def __init__(self, processor: Any) -> None:
@@ -87,8 +87,8 @@ class _RememberingAttention:
         return seen_BCTHW[:, :, -new:]
 
 
-class _RememberingUpsample(nn.Module):
-    """Every frame twice, but the very first of the video once; the layer's convolution has its own memory."""
+class _StreamingUpsample(nn.Module):
+    """Every frame twice, but the very first of the video once; the layer's convolution has its own cache."""
 
     def __init__(self, upsample: Any) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _RememberingUpsample(nn.Module):
         return torch.cat(twice, dim=2)
 
 
-class _RememberingUnpatcher(nn.Module):
+class _StreamingUnpatcher(nn.Module):
     """The first latent frame makes one frame, each later one ``patch_size``: only the first chunk loses frames."""
 
     def __init__(self, unpatcher: Any) -> None:

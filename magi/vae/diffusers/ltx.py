@@ -6,18 +6,17 @@ Its encoder is causal, its decoder is not: a clip is decoded as a whole. It know
 
 import torch
 
+from magi.vae.diffusers.adapter import DiffusersVae
 from magi.vae.diffusers.weights import State
 from magi.vae.normalization import Normalization
-from magi.vae.normalized import PretrainedVae
 
 _STATISTICS = ("latents_mean", "latents_std")
 
 
-class LtxVae(PretrainedVae):
+class LtxVae(DiffusersVae):
     """AutoencoderKLLTXVideo behind the contract."""
 
     name = "ltx"
-    class_name = "AutoencoderKLLTXVideo"
 
     @property
     def spatial_stride(self) -> int:
@@ -41,13 +40,14 @@ class LtxVae(PretrainedVae):
     def _learned(self) -> State:
         return {name: tensor for name, tensor in self.network.state_dict().items() if name not in _STATISTICS}
 
-    def _published(self) -> Normalization | None:
+    def published(self) -> Normalization | None:
+        """Buffers of the network; None where they are those of a new one: nobody measured."""
         mean_C, std_C = self.network.latents_mean.float(), self.network.latents_std.float()
         if torch.equal(mean_C, torch.zeros_like(mean_C)) and torch.equal(std_C, torch.ones_like(std_C)):
-            return None  # as a new network has them: nobody measured
+            return None
         return Normalization(
-            weights=self.weights_id,
-            source="published mean and deviation in the weight file",
+            weights=self.id,
+            source="published mean and standard deviation in the weight file",
             mean=tuple(mean_C.tolist()),
             std=tuple((std_C / self.network.config.scaling_factor).tolist()),
         )

@@ -4,15 +4,11 @@ Paper section 4 uses it with 16 frames of UCF-101. Weights: a diffusers folder o
 autoencoder alone or a whole checkpoint, in the naming of diffusers or of the original release). It knows no time.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
-
-from magi.vae.contract import Posterior
+from magi.vae.diffusers.adapter import DiffusersVae
 from magi.vae.diffusers.weights import State
 from magi.vae.normalization import Normalization
-from magi.vae.normalized import PretrainedVae, spread, to_network
 
 # Stable Diffusion 1.x and 2.x, as in the config.json published with the weights.
 SD_CONFIG: dict[str, Any] = {
@@ -33,14 +29,12 @@ _ORIGINAL_PREFIXES = ("first_stage_model.", "encoder.down.", "vae.encoder.down."
 _ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-class SdVae(PretrainedVae):
+class SdVae(DiffusersVae):
     """AutoencoderKL behind the contract, frame by frame."""
 
     name = "sd"
-    class_name = "AutoencoderKL"
     single_file = True
     temporal_stride = 1
-    streams = True
 
     @property
     def spatial_stride(self) -> int:
@@ -52,41 +46,21 @@ class SdVae(PretrainedVae):
         return SD_CONFIG
 
     @staticmethod
-    def _today(state: State) -> State:
-        return todays_names(state)
+    def _current_names(state: State) -> State:
+        return current_names(state)
 
-    def _published(self) -> Normalization | None:
+    def published(self) -> Normalization | None:
+        """One scaling factor and shift for all channels."""
         scale, shift = self.network.config.scaling_factor, self.network.config.get("shift_factor") or 0.0
         return Normalization(
-            weights=self.weights_id,
+            weights=self.id,
             source=f"published scaling factor {scale:g}" + (f" and shift {shift:g}" if shift else ""),
             mean=(shift,) * self.channels,
             std=(1.0 / scale,) * self.channels,
         )
 
-    def _posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
-        dists = [
-            self.network.encode(to_network(frames_BTHWC.to(self.device))[:, :, 0]).latent_dist
-            for frames_BTHWC in self._frames_at_a_time(video_BTHWC)
-        ]
-        lead = video_BTHWC.shape[:2]
-        mean_NCHW = torch.cat([dist.mode().float() for dist in dists])
-        std_NCHW = torch.cat([spread(dist).float() for dist in dists])
-        return Posterior(mean_NCHW.unflatten(0, lead), std_NCHW.unflatten(0, lead))
 
-    def _decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
-        images = [self.network.decode(frames[:, 0]).sample for frames in self._frames_at_a_time(latents_BTCHW)]
-        return torch.cat(images).unflatten(0, latents_BTCHW.shape[:2]).transpose(1, 2)
-
-    def _frames_at_a_time(self, clips_BT: torch.Tensor) -> Iterable[torch.Tensor]:
-        return self.clips_at_a_time(clips_BT.flatten(0, 1)[:, None], 1)
-
-    def decode_stream(self, latents: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yield video_BTHWC uint8 for each latents_BTCHW: frames do not know each other, a chunk costs itself."""
-        return (self.decode(latents_BTCHW) for latents_BTCHW in latents)
-
-
-def todays_names(state: State) -> State:
+def current_names(state: State) -> State:
     """Weights under the names of diffusers' class: as they are, or from older names, or from the original release's."""
     if any(name.startswith(_ORIGINAL_PREFIXES) for name in state):
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint

@@ -1,6 +1,6 @@
 """Finds, checks and builds the networks of diffusers' autoencoder classes: folder, single file or hub id.
 
-Only safetensors and JSON are read, so weights from a stranger run no code; diffusers is imported when a network is
+Only safetensors and JSON are read, so no weights run code; diffusers is imported when a network is
 built. Knows no normalisation and no video.
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from magi.errors import CheckpointError
-from magi.files import NORMALIZATION_FILE
+from magi.files import NORMALIZATION_FILE, atomic_write
+from magi.vae.adapters import adapter_of_class
 from magi.weights import load_weights, read_json, read_tensors
 
 CONFIG_FILE = "config.json"
@@ -52,7 +53,7 @@ def find_files(name: str, weights: str, single_file: bool = False) -> WeightFile
             raise CheckpointError(f"{path}: pickled weights are refused, because loading them runs code; "
                                   f"use the safetensors file of the same weights")  # fmt: skip
         if not single_file:
-            raise ValueError(f"{path}: a file; the {name} adapter needs the folder with {CONFIG_FILE} beside it")
+            raise ValueError(f"{path}: a file; the {name} adapter needs a folder with {CONFIG_FILE}")
         return WeightFiles(path, None)
     if not path.is_dir():
         path = _download(weights)
@@ -79,17 +80,17 @@ def _download(weights: str) -> Path:
         root = snapshot_download(repository, allow_patterns=[os.path.normpath(f"{folder}/{name}") for name in names])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{weights}: no such folder, and not to be had from the hub ({reason})") from None
+        raise ValueError(f"{weights}: no such folder, and not available from the hub ({reason})") from None
     return Path(root) / folder
 
 
-def read_config(folder: Path, class_name: str, adapters: Mapping[str, str]) -> dict[str, Any]:
+def read_config(folder: Path, class_name: str) -> dict[str, Any]:
     """The network's configuration; ``CheckpointError`` for another class, with the adapter that takes it, if any."""
     path = folder / CONFIG_FILE
     values = read_json(path)
     found = values.get("_class_name")
     if found != class_name:
-        other = adapters.get(str(found))
+        other = adapter_of_class(str(found))
         hint = f"use --vae.name {other}" if other else "give other weights"
         raise CheckpointError(f"{path}: the config of {found or 'no diffusers class'}, not of {class_name}; {hint}")
     return values
@@ -113,7 +114,7 @@ def load_network(
 ) -> Any:
     """The network of ``values`` with the weights of ``files``, on the CPU in float32; all weights fit, or none is used.
 
-    ``rename`` turns older names of the weights into those of today. ``CheckpointError`` of one line for anything else.
+    ``rename`` turns older names of the weights into current ones. ``CheckpointError`` of one line for anything else.
     """
     state = read_tensors(files.weights)
     network = build_network(class_name, values, files.folder / CONFIG_FILE if files.folder else files.weights)
@@ -139,12 +140,10 @@ def _plain(value: Any) -> str:
 
 
 def save_network(network: Any, folder: Path) -> None:
-    """Write ``config.json`` and the safetensors file as diffusers does, each beside and then renamed."""
+    """Write ``config.json`` and the safetensors file as diffusers does, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        network.save_pretrained(beside, max_shard_size="1000GB")
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        network.save_pretrained(temporary, max_shard_size="1000GB")
         for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(beside / name, folder / name)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            with atomic_write(folder / name) as path:
+                shutil.move(Path(temporary) / name, path)

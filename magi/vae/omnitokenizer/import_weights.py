@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from magi.config import explain
 from magi.errors import CheckpointError
 from magi.untrusted.reader import ReadLimits, UntrustedCheckpoint, read_untrusted
+from magi.vae.native_folder import CONFIG_FILE
 from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.attention import window_offsets
 from magi.vae.omnitokenizer.network import OmniNetwork
@@ -27,7 +28,6 @@ from magi.vae.omnitokenizer.released_names import (
     released_name,
 )
 from magi.vae.omnitokenizer.shape import OmniShape
-from magi.vae.own_folder import CONFIG_FILE
 from magi.weights import load_weights, sha256, shortened
 
 _SIZES = {
@@ -76,7 +76,7 @@ def import_released(
     """Read a released checkpoint (``*_vae.ckpt``) and write ``out/config.json`` and ``out/model.safetensors``.
 
     ``CheckpointError`` for a file that is not one of the continuous autoencoder, complete, finite and of the expected
-    hash, if one is given; ``ValueError`` if ``out`` is taken. The latents' statistics are left at 0 and 1.
+    hash, if one is given; ``ValueError`` if ``out`` is taken.
     """
     if out.is_file() or (out / CONFIG_FILE).exists():
         raise ValueError(f"{out}: exists already; give another folder for the imported autoencoder")
@@ -138,7 +138,7 @@ def _network(checkpoint: Path, shape: OmniShape, tensors: Mapping[str, torch.Ten
 
 def _notes(released: UntrustedCheckpoint) -> tuple[str, ...]:
     """What a user should know about the file, a line each."""
-    notes = ["the latents have no statistics yet: measure them with `magi vae check` before training"]
+    notes = []
     unnamed = [theirs for theirs in _SIZES if theirs not in released.hyper_parameters]
     if unnamed:
         notes.append(f"the file does not name {shortened(unnamed)}: taken from the released configuration")

@@ -1,10 +1,9 @@
-"""The sizes of OmniTokenizer's continuous autoencoder and the measured statistics of its latents.
+"""The sizes of OmniTokenizer's continuous autoencoder.
 
 Source: Wang et al., "OmniTokenizer", 2024, and the flags of its released training scripts (KL variant). The defaults
 are those of the released K600 and UCF weights. This module knows no tensors.
 """
 
-import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,7 +14,7 @@ PIXEL_CHANNELS = 3
 
 
 class OmniShape(Section):
-    """What ``config.json`` holds: the architecture and the statistics of the latents."""
+    """What ``config.json`` holds: the architecture."""
 
     name: Literal["omni"] = "omni"
     channels: int = Field(8, ge=1, le=1024, description="channels of a latent")
@@ -30,8 +29,6 @@ class OmniShape(Section):
     decoder_blocks: str = Field("tttt", pattern="^[tw]{1,64}$", description="spatial layers of the decoder")
     temporal_depth: int = Field(4, ge=1, le=64, description="layers of each of the two temporal transformers")
     window: int = Field(8, ge=1, le=64, description="patches of a side of an attention window")
-    latents_mean: tuple[float, ...] = Field((), description="of each channel; empty is 0")
-    latents_std: tuple[float, ...] = Field((), description="of each channel; empty is 1")
     source_sha256: str = Field("", description="of the released checkpoint that the weights were imported from")
 
     @property
@@ -62,19 +59,4 @@ class OmniShape(Section):
             )
         if "w" in self.encoder_blocks + self.decoder_blocks and self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}, for window attention")
-        for name, values in (("latents_mean", self.latents_mean), ("latents_std", self.latents_std)):
-            if len(values) not in (0, self.channels) or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name} must be {self.channels} finite numbers, got {list(values)}")
-        if any(value <= 0 for value in self.latents_std):
-            raise ValueError(f"latents_std must be positive, got {list(self.latents_std)}")
         return self
-
-
-def check_square(height: int, width: int, step: int) -> None:
-    """Refuse, with a ``ValueError``, what is no square with a side in pixels that ``step`` divides."""
-    if height != width or height < step or height % step:
-        side = max(1, round(min(height, width) / step)) * step
-        raise ValueError(
-            f"height {height} x width {width}: this autoencoder takes squares with a side divisible by {step}; "
-            f"try {side} x {side}"
-        )

@@ -117,7 +117,7 @@ class TemporalLayer(nn.Module):
         return tokens_BTHWD + self.feed_forward(tokens_BTHWD)
 
 
-class Transformer(nn.Module):
+class OmniTransformer(nn.Module):
     """Layers, then a norm."""
 
     def __init__(self, layers: list[nn.Module], width: int) -> None:
@@ -132,11 +132,11 @@ class Transformer(nn.Module):
         return self.norm_out(tokens_BTHWD)
 
 
-def spatial_transformer(blocks: str, shape: OmniShape) -> Transformer:
+def spatial_transformer(blocks: str, shape: OmniShape) -> OmniTransformer:
     """Return a transformer of one layer for each letter of ``blocks``: t full, w window attention."""
-    return Transformer([SpatialLayer(shape) if kind == "t" else WindowLayer(shape) for kind in blocks], shape.width)
+    return OmniTransformer([SpatialLayer(shape) if kind == "t" else WindowLayer(shape) for kind in blocks], shape.width)
 
 
-def temporal_transformer(shape: OmniShape) -> Transformer:
+def temporal_transformer(shape: OmniShape) -> OmniTransformer:
     """Return a transformer over time."""
-    return Transformer([TemporalLayer(shape) for _ in range(shape.temporal_depth)], shape.width)
+    return OmniTransformer([TemporalLayer(shape) for _ in range(shape.temporal_depth)], shape.width)

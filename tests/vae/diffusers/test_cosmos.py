@@ -69,7 +69,7 @@ def test_the_posterior_is_a_point_and_the_classs_default_statistics_are_not_used
     posterior = vae.posterior(some_video(1, 5, 16, 16))
     assert not posterior.std_BTCHW.any()
     assert torch.equal(posterior.sample(torch.Generator().manual_seed(0)), posterior.mean_BTCHW)
-    assert vae._published() is None
+    assert vae.published() is None
     other = tiny_vae("cosmos", latents_mean=None, latents_std=None)
     assert other.id == vae.id
 

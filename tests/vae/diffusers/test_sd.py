@@ -12,7 +12,7 @@ from magi.config import VaeConfig
 from magi.errors import CheckpointError
 from magi.vae.adapters import load_vae
 from magi.vae.diffusers import sd
-from magi.vae.diffusers.sd import SD_CONFIG, SdVae, todays_names
+from magi.vae.diffusers.sd import SD_CONFIG, SdVae, current_names
 from tests.fakes.tiny_vaes import SD, some_video, tiny_network, tiny_vae
 
 
@@ -65,7 +65,7 @@ def test_a_single_file_loads_under_any_of_its_names(form: str, monkeypatch: pyte
     save_file(FORMS[form](vae.network.state_dict()), tmp_path / "v1-4.safetensors")
     with pytest.warns(UserWarning, match="published scaling factor"):
         loaded = load_vae(VaeConfig(name="sd", weights=str(tmp_path / "v1-4.safetensors")))
-    assert isinstance(loaded, SdVae) and loaded.weights_id == vae.weights_id
+    assert isinstance(loaded, SdVae) and loaded.id == vae.id
     loaded.save(tmp_path / "folder")
     assert load_vae(VaeConfig(name="sd", weights=str(tmp_path / "folder"))).id == loaded.id
 
@@ -74,12 +74,14 @@ def test_a_folder_of_older_names_loads(tmp_path: Path) -> None:
     network = tiny_network("sd")
     network.save_pretrained(tmp_path)
     save_file(older_names(network.state_dict()), tmp_path / "diffusion_pytorch_model.safetensors")
-    assert SdVae.load(str(tmp_path), unmeasured=True).weights_id == SdVae(network).weights_id
+    with pytest.warns(UserWarning, match="published"):
+        loaded = SdVae.load(str(tmp_path))
+    assert loaded.id == SdVae(network).id
 
 
 def test_names_of_today_stay() -> None:
     state = tiny_network("sd").state_dict()
-    assert todays_names(state).keys() == state.keys()
+    assert current_names(state).keys() == state.keys()
 
 
 def test_single_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_single_files_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) ->
     refused(disguised, CheckpointError, "v1-4.safetensors: a pickle or zip archive")
     save_file({"weight": torch.zeros(2)}, disguised)
     refused(disguised, CheckpointError, "v1-4.safetensors: weights of another architecture: .* missing")
-    with pytest.raises(ValueError, match=r"a file; the cosmos adapter needs the folder"):
+    with pytest.raises(ValueError, match=r"a file; the cosmos adapter needs a folder"):
         load_vae(VaeConfig(name="cosmos", weights=str(disguised)))
 
 

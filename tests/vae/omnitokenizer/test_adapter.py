@@ -10,6 +10,7 @@ import torch
 from magi.config import DataConfig
 from magi.errors import CheckpointError
 from magi.vae.contract import latent_shape
+from magi.vae.normalization import Normalization
 from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.attention import grid_angles, rotate, window_offsets
 from magi.vae.omnitokenizer.network import OmniNetwork, from_patches, to_patches
@@ -18,12 +19,14 @@ from magi.vae.omnitokenizer.transformer import PositionConvolution, tangle, unta
 from tests.fakes.omni_vectors import SMALL, network
 
 MEAN, STD = (0.5, -1.0, 0.0, 0.25), (2.0, 1.0, 0.5, 0.75)
-SHAPE = SMALL.model_copy(update={"latents_mean": MEAN, "latents_std": STD})
+SHAPE = SMALL
 
 
 @pytest.fixture(scope="module")
 def vae() -> OmniVae:
-    return OmniVae(SHAPE, network("small"))
+    vae = OmniVae(SHAPE, network("small"))
+    vae.normalize(Normalization(weights=vae.id, source="this test", mean=MEAN, std=STD))
+    return vae
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def test_clips_do_not_know_each_other_or_the_size_of_a_batch(
     vae: OmniVae, video: torch.Tensor, frames_per_batch: int
 ) -> None:
     sizes: list[int] = []
-    chunked = OmniVae(SHAPE, vae.network, frames_per_batch)
+    chunked = OmniVae(SHAPE, vae.network, vae.normalization, frames_per_batch)
     handle = vae.network.encoder.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     latents_BTCHW = chunked.encode(video)
     handle.remove()
@@ -207,7 +210,7 @@ def test_a_size_it_cannot_take_is_refused_before_any_video(vae: OmniVae) -> None
     ("size", "message"),
     [
         ((1, 2, 3, 4, 4), "4 channels"),
-        ((1, 0, 4, 4, 4), "at least one latent frame"),
+        ((1, 0, 4, 4, 4), "at least one clip of one latent frame"),
         ((1, 2, 4, 4, 2), "squares"),
         ((1, 2, 4, 3, 3), "divisible by 8"),
         ((0, 2, 4, 4, 4), "at least one clip"),
@@ -262,41 +265,53 @@ def test_files_come_back_exactly_with_the_same_id(vae: OmniVae, video: torch.Ten
     again = OmniVae.load(tmp_path / "omni", frames_per_batch=5)
     assert again.id == vae.id and again.shape == vae.shape and again.frames_per_batch == 5
     assert torch.equal(again.encode(video[:1]), vae.encode(video[:1]))
-    assert sorted(path.name for path in (tmp_path / "omni").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "omni").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "normalization.json",
+    ]
 
 
-def test_the_id_follows_weights_and_statistics_but_not_the_file_they_came_in(vae: OmniVae) -> None:
+def test_the_id_follows_weights_but_not_statistics_or_the_file_they_came_in(vae: OmniVae) -> None:
     other = OmniNetwork(SHAPE)
     assert vae.id.startswith("omni-") and OmniVae(SHAPE, other).id != vae.id
-    assert vae.renormalised(MEAN, (1.0,) * 4).id != vae.id
+    assert OmniVae(SHAPE, vae.network).id == vae.id, "no statistics"
     assert OmniVae(SHAPE.model_copy(update={"source_sha256": "0" * 64}), vae.network).id == vae.id
-    assert vae.renormalised((), ()).id == vae.renormalised((0.0,) * 4, (1.0,) * 4).id
 
 
 def test_measured_statistics_make_unit_variance(vae: OmniVae, video: torch.Tensor) -> None:
-    raw_CN = vae.renormalised((), ()).encode(video).permute(2, 0, 1, 3, 4).flatten(1)
-    measured = vae.renormalised(raw_CN.mean(1).tolist(), raw_CN.std(1, correction=0).tolist())
-    latents_CN = measured.encode(video).permute(2, 0, 1, 3, 4).flatten(1)
-    torch.testing.assert_close(latents_CN.mean(1), torch.zeros(4), rtol=0, atol=1e-5)
-    torch.testing.assert_close(latents_CN.std(1, correction=0), torch.ones(4), rtol=0, atol=1e-5)
-    for mean, std in (((0.0,) * 3, ()), ((), (1.0, 1.0, 0.0, 1.0)), ((float("nan"),) * 4, ())):
-        with pytest.raises(ValueError, match="latents_") as raised:
-            vae.renormalised(mean, std)
-        assert "\n" not in str(raised.value)
+    """Of latents as they are drawn: the variance of the means, and the mean of the variances around them."""
+    measured = OmniVae(SHAPE, vae.network)
+    assert not measured.measured
+    measured.normalize(measured.measure(list(video.numpy()), "this test"))
+    assert measured.measured
+    posterior = measured.posterior(video)
+    mean_CN, std_CN = (values.movedim(2, 0).flatten(1) for values in (posterior.mean_BTCHW, posterior.std_BTCHW))
+    torch.testing.assert_close(mean_CN.mean(1), torch.zeros(4), rtol=0, atol=1e-5)
+    variance_C = mean_CN.var(1, correction=0) + std_CN.square().mean(1)
+    torch.testing.assert_close(variance_C, torch.ones(4), rtol=0, atol=1e-4)
+
+
+def test_statistics_of_other_weights_or_channels_are_refused(vae: OmniVae) -> None:
+    other = OmniVae(SHAPE)
+    with pytest.raises(CheckpointError, match=r"measured with omni-.*the weights are omni-"):
+        other.normalize(vae.normalization)
+    with pytest.raises(CheckpointError, match="3 channels, the autoencoder 4"):
+        other.normalize(Normalization(weights=other.id, source="this test", mean=(0.0,) * 3, std=(1.0,) * 3))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "small"}, "not the config of an imported OmniTokenizer"),
-        ({"weights_sha256": None}, "not the config"),
+        ({"name": "small"}, "not a config that `magi vae import` writes"),
+        ({"weights_sha256": None}, "not a config"),
         ({"weights_sha256": "0" * 64}, "do not have the hash"),
         ({"width": 48}, "another architecture"),
         ({"head_width": 6}, "multiple of 4"),
         ({"heads": 3}, "multiple of heads"),
         ({"encoder_blocks": "tx"}, "encoder_blocks"),
         ({"width": 10**9}, "width"),
-        ({"latents_std": [1, 1, 1, -1]}, "positive"),
+        ({"latents_mean": [0, 0, 0, 0], "latents_std": [1, 1, 1, -1]}, "positive"),
         ({"colour": 1}, "colour: unknown key"),
     ],
 )
@@ -304,6 +319,7 @@ def test_configs_that_do_not_fit_are_one_line(
     vae: OmniVae, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     vae.save(tmp_path)
+    (tmp_path / "normalization.json").unlink()  # as in folders of earlier versions
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=message) as raised:

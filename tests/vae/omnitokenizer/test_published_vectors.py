@@ -14,7 +14,7 @@ from torch import nn
 
 from magi.vae.omnitokenizer.network import OmniNetwork
 from magi.vae.omnitokenizer.released_names import differing_names, is_window_table, released_name, unused
-from magi.vae.omnitokenizer.transformer import Transformer
+from magi.vae.omnitokenizer.transformer import OmniTransformer
 from tests.fakes.omni_vectors import SHAPES, hashed, network, pixels, released_shapes, vector, weight
 
 TOLERANCE = 1e-4
@@ -131,7 +131,7 @@ def test_how_much_later_frames_leak_is_what_was_measured_of_the_original() -> No
         assert (rms_T - torch.tensor(expected)).abs().max() < 0.0051  # they have two decimals
 
 
-def _listen(transformer: Transformer, name: str, found: dict[str, float], expected: dict[str, Any]) -> list[Any]:
+def _listen(transformer: OmniTransformer, name: str, found: dict[str, float], expected: dict[str, Any]) -> list[Any]:
     """Compare the inputs of layers, their branches and the output of a transformer as they pass."""
 
     def compare(tap: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
