@@ -135,7 +135,7 @@ class TrainingConfig(Section):
     )
     compile: bool = Field(False, description="torch.compile of each block")
     diffusion_batch_mul: int = Field(4, ge=1, description="noisings of each masked token a step (MAR)")
-    masks_per_clip: int = Field(
+    masked_views: int = Field(
         1,
         ge=1,
         description="masked views of a clip that share its complete frames: 4 of them cost 1.25 of masked teacher "
@@ -274,12 +274,24 @@ class Config(Section):
                 f"data.interval_max {self.data.interval_max} exceeds "
                 f"model.interval_vocabulary {self.model.interval_vocabulary}"
             )
-        if self.training.masks_per_clip > 1 and self.model.teacher_forcing == "masked":
+        if self.training.masked_views > 1 and self.model.teacher_forcing == "masked":
             raise ValueError(
-                f"training.masks_per_clip {self.training.masks_per_clip} needs model.teacher_forcing complete: masked "
-                "views share the complete frames, which masked teacher forcing has not; set it to 1"
+                f"training.masked_views {self.training.masked_views} needs model.teacher_forcing complete: masked "
+                "views share the complete frames, and masked teacher forcing has none; set it to 1"
             )
         return self
+
+
+RENAMED_KEYS = {"training": {"masks_per_clip": "masked_views"}}
+"""By section: keys of older files, which are still read, and what they are called now."""
+
+
+def _with_new_keys(name: Any, section: Any) -> Any:
+    renamed = RENAMED_KEYS.get(name)
+    if renamed is None or not isinstance(section, dict):
+        return section
+    # Where a file has both names, the older one stays and is refused as unknown.
+    return {new if (new := renamed.get(key, key)) not in section else key: value for key, value in section.items()}
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -314,7 +326,7 @@ def parse_config(values: Any, source: str) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected a mapping of sections, got {type(values).__name__}")
     try:
-        return Config.model_validate(values)
+        return Config.model_validate({name: _with_new_keys(name, section) for name, section in values.items()})
     except ValidationError as error:
         raise ValueError(explain(error, source, Config)) from None
 

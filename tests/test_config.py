@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from magi.config import Config, SamplingConfig, dump_config, load_config, parse_config
+from magi.config import RENAMED_KEYS, Config, SamplingConfig, dump_config, load_config, parse_config
 
 
 def test_defaults_are_the_papers() -> None:
@@ -60,6 +60,16 @@ def test_older_configs_have_two_precisions_that_agree(older: dict[str, str], pre
     assert parse_config({"sampling": {"steps": 7} | older}, "f").sampling == SamplingConfig(
         steps=7, precision=precision
     )
+
+
+def test_older_names_of_keys_are_read() -> None:
+    """All of them, with their values; a file that has both names is refused."""
+    for section, names in RENAMED_KEYS.items():
+        for older, name in names.items():
+            value = getattr(getattr(Config(), section), name) + 1
+            assert parse_config({section: {older: value}}, "f") == parse_config({section: {name: value}}, "f")
+            with pytest.raises(ValueError, match=rf"^f: {section}\.{older}: unknown key"):
+                parse_config({section: {older: value, name: value}}, "f")
 
 
 def test_settings_are_changed_by_name() -> None:

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from magi.config import Config, LatentShape, ModelConfig, SamplingConfig, TrainingConfig
+from magi.config import LatentShape, ModelConfig, SamplingConfig, TrainingConfig
 from magi.latents.dataset import LatentClip
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.generate import generate
 from magi.training.batch import make_batch
-from magi.training.corruption import DrawShape, draw_corruption
+from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.loss import MagiLoss
 
 FRAMES, SIZE, STEPS = 5, 8, 250
@@ -29,20 +29,18 @@ def test_one_clip_is_reproduced_from_its_first_frame() -> None:
         width=48, blocks=2, heads=4, head_width=48, head_blocks=2, frames=FRAMES, dropout=0.0, noise_max=0.1
     )
     training = TrainingConfig(batch=8, learning_rate=3e-3)
-    config = Config(model=model_config, training=training)
     latents_TCHW = moving_square()
     model = Magi(model_config, LATENT, torch.Generator().manual_seed(0))
     loss = MagiLoss(model_config, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95))
-    shape = DrawShape(FRAMES, model.tokens_per_frame, model.token_channels)
+    shape = TokenShape(FRAMES, model.tokens_per_frame, model.token_channels)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * min(1.0, 2 * (STEPS - step) / STEPS)
         samples = range(step * training.batch, (step + 1) * training.batch)
         clips = [LatentClip(latents_TCHW.numpy(), interval=1, label=None, sample=sample) for sample in samples]
-        batch = make_batch(
-            clips, [draw_corruption(training, model_config, shape, sample) for sample in samples], config
-        )
+        corruptions = [draw_corruption(training, model_config, shape, sample) for sample in samples]
+        batch = make_batch(clips, corruptions, model_config)
         assert batch.latents_BTCHW is not None
         parts = loss(model, model.patchify(batch.latents_BTCHW), batch, int(batch.masked_BUN.sum()))
         optimizer.zero_grad()

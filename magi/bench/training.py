@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +19,13 @@ from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, rela
 from magi.bench.models import random_model
 from magi.bench.runner import free_memory, reason_of
 from magi.config import Config, DataConfig, LatentShape, ModelConfig
+from magi.latents.dataset import LatentClip
 from magi.model.flops import clip_flops
 from magi.model.magi import Magi
 from magi.model.noise_injection import inject_noise
 from magi.model.teacher_forcing import ForcedSequence, SlotPattern
-from magi.training.clip_batch import Batch, stack_draws
-from magi.training.corruption import DrawShape, draw_corruption
+from magi.training.batch import Batch, make_batch
+from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
 from magi.training.optimizer import make_optimizer
@@ -63,14 +65,15 @@ class RandomClips:
 
 def draw_clips(config: Config, model: Magi, clips: int, device: torch.device, first: int = 0) -> RandomClips:
     """``clips`` random clips, corrupted as samples ``first``.. of a run; a clip depends on its number alone."""
-    shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
-    samples = tuple(range(first, first + clips))
-    draws = [draw_corruption(config.training, config.model, shape, sample) for sample in samples]
-    batch = stack_draws(draws, config, samples=samples, interval_B=torch.ones(clips, dtype=torch.long)).to(device)
-    size = (shape.frames, shape.tokens, shape.channels)
-    generators = (torch.Generator(device).manual_seed(sample) for sample in samples)
-    tokens = [torch.randn(size, device=device, generator=generator) for generator in generators]
-    return RandomClips(batch, torch.stack(tokens))
+    latent, samples = model.latent, range(first, first + clips)
+    shape = TokenShape(latent.frames, model.tokens_per_frame, model.token_channels)
+    size = (latent.frames, latent.channels, latent.height, latent.width)
+    random = [np.random.default_rng(sample).standard_normal(size, np.float32) for sample in samples]
+    drawn = [LatentClip(latents, 1, None, sample) for sample, latents in zip(samples, random, strict=True)]
+    corruptions = [draw_corruption(config.training, config.model, shape, sample) for sample in samples]
+    batch = make_batch(drawn, corruptions, config.model).to(device)
+    assert batch.latents_BTCHW is not None
+    return RandomClips(batch, model.patchify(batch.latents_BTCHW))
 
 
 def micro_batches(config: Config, model: Magi, clips: int, size: int, device: torch.device) -> list[RandomClips]:

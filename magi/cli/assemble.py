@@ -112,7 +112,7 @@ def choose_normalization(
 
     values = [0.0] * (2 * vae.channels)
     source = ""
-    if process.is_first:
+    if process.is_main:
         found = _normalization(config, vae, dataset, run)
         values, source = [*found.mean, *found.std], found.source
     shared = process.sum(*values)
@@ -187,7 +187,7 @@ def check_memory(config: Config, latent: LatentShape, process: "Distributed") ->
     """Warn, in one line, before a run whose memory will not be enough; on a CPU there is no plan."""
     import torch
 
-    if process.device.type != "cuda" or not process.is_first:
+    if process.device.type != "cuda" or not process.is_main:
         return
     from magi.training.plan import GIB, Gpu, plan, will_not_fit
 

@@ -71,11 +71,11 @@ def train(words: list[str]) -> None:
     with init_distributed(options.device) as process:
         vae, latent = autoencoder(config)
         dataset = _open_data_together(config, vae, process)
-        if process.is_first:
+        if process.is_main:
             print("\n".join([model_summary(config, latent), *data_summary(config, dataset)]), flush=True)
         vae.to(process.device)
         statistics = choose_normalization(config, vae, dataset, options.run, process)
-        if process.is_first:
+        if process.is_main:
             print(statistics, flush=True)
         check_memory(config, latent, process)
         train_run(
@@ -137,11 +137,11 @@ def _open_data_together(
     config: Config, vae: "VideoAutoencoder", process: "Distributed"
 ) -> "ClipDataset | LatentDataset":
     """The dataset in every process; the first one indexes the videos, the others then read its index."""
-    if process.is_first:
+    if process.is_main:
         with progress("decoding videos", "videos") as report:
             dataset = open_data(config, vae, report)
     process.barrier()
-    return dataset if process.is_first else open_data(config, vae, None)
+    return dataset if process.is_main else open_data(config, vae, None)
 
 
 @dataclass(frozen=True)

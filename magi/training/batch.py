@@ -1,12 +1,13 @@
-"""Clips and their draws become one batch, inside the loader's workers.
+"""What one training pass takes: clips, their conditions and their corruption, stacked inside the loader's workers.
 
-It knows what a dataset yields (``Clip`` or ``LatentClip``) and the draws; no model, device or process.
+It knows what a dataset yields (``Clip`` or ``LatentClip``) and the corruption; no model, device or process.
 """
 
 import hashlib
 import signal
-from collections.abc import Generator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,14 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from magi.config import Config
+from magi.config import ModelConfig, TrainingConfig
 from magi.data.clips import Clip, ClipDataset
 from magi.errors import DataError
 from magi.latents.dataset import LatentClip, LatentDataset
-from magi.training.batch_sampler import StepBatchSampler
-from magi.training.clip_batch import Batch as Batch
-from magi.training.clip_batch import stack_draws
-from magi.training.corruption import Corruption, DrawShape, draw_corruption
+from magi.model.conditioning import Conditions
+from magi.model.noise_injection import noise_level
+from magi.training.batch_sampler import StepBatchSampler, step_samples
+from magi.training.corruption import Corruption, TokenShape, draw_corruption, masked_tokens
 
 
 class Clips(Protocol):
@@ -45,73 +46,138 @@ def data_identity(clips: Clips) -> str | None:
     return f"{len(clips.index.videos)} videos {digest.hexdigest()[:16]}"
 
 
-def make_batch(clips: list[Clip | LatentClip], draws: list[Corruption], config: Config) -> Batch:
-    """Stack clips with their draws; ``ValueError`` for a label that the model has no class for."""
+@dataclass(frozen=True)
+class Batch:
+    """B clips: ``video_BTHWC`` (uint8) or ``latents_BTCHW``, their conditions and their ``Corruption``.
+
+    ``picked_M`` holds the indices of the M masked tokens in the flattened (B, U, N) tokens: counted here, on the CPU,
+    so that no device has to tell its host how many there are. ``step_masked`` counts those of the whole optimizer
+    step, over all its micro-batches and processes: what the loss is a mean over.
+    """
+
+    samples: tuple[int, ...]
+    video_BTHWC: Tensor | None
+    latents_BTCHW: Tensor | None
+    conditions: Conditions
+    masked_BUN: Tensor
+    picked_M: Tensor
+    step_masked: int
+    amplitude_B: Tensor
+    noise_BTNC: Tensor
+    timestep_RBUN: Tensor
+    diffusion_noise_RBUNC: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; ``DataLoader`` looks for this name."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed, conditions=self.conditions.map(function))
+
+
+def make_batch(
+    clips: Sequence[Clip | LatentClip],
+    corruptions: Sequence[Corruption],
+    model: ModelConfig,
+    step_masked: int | None = None,
+) -> Batch:
+    """Stack clips with their corruption, on the CPU; ``step_masked`` is None where they are a whole step.
+
+    ``ValueError`` for a label that the model has no class for.
+    """
     videos = [torch.from_numpy(np.ascontiguousarray(clip.video_THWC)) for clip in clips if isinstance(clip, Clip)]
     latents = [
         torch.from_numpy(np.array(clip.latents_TCHW, np.float32)) for clip in clips if isinstance(clip, LatentClip)
     ]
-    return stack_draws(
-        draws,
-        config,
+    amplitude_B = torch.stack([corruption.amplitude for corruption in corruptions])
+    if model.teacher_forcing == "masked":
+        amplitude_B = torch.zeros_like(amplitude_B)  # no observation frames, so none that could be noisy
+    masked_BUN = torch.stack([corruption.masked_UN for corruption in corruptions])
+    picked_M = masked_BUN.flatten().nonzero().squeeze(1)
+    return Batch(
         samples=tuple(clip.sample for clip in clips),
         video_BTHWC=torch.stack(videos) if videos else None,
         latents_BTCHW=torch.stack(latents) if latents else None,
-        interval_B=torch.tensor([clip.interval for clip in clips]),
-        label_B=_labels(clips, draws, config.model.classes) if config.model.classes else None,
+        conditions=Conditions(
+            interval_B=torch.tensor([clip.interval for clip in clips]),
+            noise_level_B=noise_level(amplitude_B, model.noise_max, model.noise_levels),
+            label_B=_labels(clips, corruptions, model.classes) if model.classes else None,
+        ),
+        masked_BUN=masked_BUN,
+        picked_M=picked_M,
+        step_masked=len(picked_M) if step_masked is None else step_masked,
+        amplitude_B=amplitude_B,
+        noise_BTNC=torch.stack([corruption.noise_TNC for corruption in corruptions]),
+        timestep_RBUN=torch.stack([corruption.timestep_RUN for corruption in corruptions], dim=1),
+        diffusion_noise_RBUNC=torch.stack([corruption.diffusion_noise_RUNC for corruption in corruptions], dim=1),
     )
 
 
-def _labels(clips: list[Clip | LatentClip], draws: list[Corruption], classes: int) -> Tensor:
+def _labels(clips: Sequence[Clip | LatentClip], corruptions: Sequence[Corruption], classes: int) -> Tensor:
     labels = []
-    for clip, draw in zip(clips, draws, strict=True):
+    for clip, corruption in zip(clips, corruptions, strict=True):
         if clip.label is None or not 0 <= clip.label < classes:
             raise ValueError(
                 f"model.classes is {classes}, but a clip has label {clip.label}; "
                 f"set model.classes to the number of class folders"
             )
-        labels.append(classes if draw.drop_class else clip.label)
+        labels.append(classes if corruption.drop_class else clip.label)
     return torch.tensor(labels)
 
 
-class _Batches(Dataset["Batch | Exception"]):
-    """From the sample numbers of a micro-batch to a batch; expected errors are values, so that they stay one line."""
+class MicroBatches(Dataset["Batch | Exception"]):
+    """From the sample numbers of a micro-batch to its batch; expected errors are values, so that they stay one line."""
 
-    def __init__(self, clips: Clips, config: Config, shape: DrawShape) -> None:
-        self.clips, self.config, self.shape = clips, config, shape
+    def __init__(self, clips: Clips, training: TrainingConfig, model: ModelConfig, shape: TokenShape) -> None:
+        self.clips, self.training, self.model, self.shape = clips, training, model, shape
 
     def __getitems__(self, samples: list[int]) -> Batch | Exception:
         try:
             clips = [self.clips[sample] for sample in samples]
-            draws = [draw_corruption(self.config.training, self.config.model, self.shape, sample) for sample in samples]
-            return make_batch(clips, draws, self.config)
+            corruptions = [draw_corruption(self.training, self.model, self.shape, sample) for sample in samples]
+            return make_batch(clips, corruptions, self.model, self._step_masked(samples[0]))
         except (DataError, ValueError) as error:
             return error
+
+    def _step_masked(self, sample: int) -> int:
+        """Masked tokens of the step that a sample belongs to.
+
+        Mask ratios are pure functions of the sample number, so every worker knows those of all processes: nothing is
+        exchanged, and no device waits for the number.
+        """
+        batch = self.training.batch
+        return masked_tokens(self.training, self.shape, step_samples(sample // batch, batch))
 
 
 def _keep(batch: Any) -> Any:
     return batch  # a batch already: the dataset takes all numbers of a micro-batch at once
 
 
-def _quiet_worker(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal, but the trainer ends its workers; its death they notice."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def load_batches(
-    clips: Clips, config: Config, shape: DrawShape, order: StepBatchSampler, pin: bool
+    micro_batches: MicroBatches, order: StepBatchSampler, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
-    """The batches of ``order``, loaded ahead by ``data.workers`` processes; errors of a clip are raised here."""
+    """The batches of ``order``, loaded ahead by ``workers`` processes; errors of a clip are raised here."""
     loader = DataLoader(
-        _Batches(clips, config, shape),
+        micro_batches,
         batch_sampler=order,
         collate_fn=_keep,
-        num_workers=config.data.workers,
-        worker_init_fn=_quiet_worker,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
         pin_memory=pin,
         # A generator of its own: the loader draws a seed for its workers, which must not move the global state.
-        generator=torch.Generator().manual_seed(config.training.seed),
+        generator=torch.Generator(),
     )
     batches = iter(loader)
     try:
@@ -120,7 +186,7 @@ def load_batches(
                 raise batch
             yield batch
     finally:
-        # NOTE: said aloud, because with pinned memory the iterator has outlived its last user, and its workers, which
-        # ignore signals, were then waited for at exit for ever. One process has no such method.
+        # NOTE: ended explicitly. With pinned memory the iterator has outlived its last user, and at exit its workers,
+        # which ignore signals, were waited for without end. One process has no such method.
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()

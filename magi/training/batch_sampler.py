@@ -5,20 +5,20 @@ them from the r-th on. What a sample number means (video, start, interval) is th
 here has state, so the order is the same for any number of loader workers and processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
 
-def step_samples(step: int, batch: int, rank: int = 0, world: int = 1) -> list[int]:
+def step_samples(step: int, batch: int, rank: int = 0, world: int = 1) -> range:
     """Sample numbers of one process in one step, counted from 0."""
-    return list(range(step * batch + rank, (step + 1) * batch, world))
+    return range(step * batch + rank, (step + 1) * batch, world)
 
 
-def micro_batches(samples: list[int], micro_batch: int) -> list[list[int]]:
+def micro_batches(samples: Sequence[int], micro_batch: int) -> list[list[int]]:
     """A process's samples of a step cut into forward passes of ``micro_batch`` clips (0: all at once)."""
     size = micro_batch or len(samples)
-    return [samples[start : start + size] for start in range(0, len(samples), size)]
+    return [list(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -29,14 +29,8 @@ class StepBatchSampler(Sampler[list[int]]):
             raise ValueError(
                 f"training.batch {batch} is below the number of processes {world}; raise it or use fewer processes"
             )
-        self.first, self.last, self.batch, self.micro_batch, self.rank, self.world = (
-            first,
-            last,
-            batch,
-            micro_batch,
-            rank,
-            world,
-        )
+        self.first, self.last = first, last
+        self.batch, self.micro_batch, self.rank, self.world = batch, micro_batch, rank, world
 
     def of_step(self, step: int) -> list[list[int]]:
         """The micro-batches of this process in one step."""

@@ -151,7 +151,7 @@ def clear_unfinished(run: Path) -> None:
             entry.unlink()
 
 
-def set_damaged_aside(run: Path, good: int) -> None:
+def quarantine_damaged(run: Path, good: int) -> None:
     """Rename checkpoints newer than the one restored, which are damaged, so that they do not count as kept ones."""
     for folder in checkpoint_folders(run):
         if step_of(folder) > good:

@@ -1,4 +1,4 @@
-"""Everything random of one training clip, drawn from (seed, sample number) alone (paper section 4).
+"""Everything random of a training clip, drawn from (seed, sample number) alone (paper section 4).
 
 Mask ratios and positions, observation noise, class dropout, diffusion timesteps and noise all come from CPU generators
 of the clip's own. So a clip is trained on in the same way in any micro-batch, on any number of processes and loader
@@ -6,6 +6,7 @@ workers, and after any resume. It knows no files, models or processes.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from magi.seeding import torch_generator
 
 
 @dataclass(frozen=True)
-class DrawShape:
-    """Sizes of a clip's draws: latent frames T, tokens a frame N, channels of a token C."""
+class TokenShape:
+    """Sizes of a clip's tokens: T latent frames of N tokens with C channels each."""
 
     frames: int
     tokens: int
@@ -28,11 +29,11 @@ class DrawShape:
 
 @dataclass(frozen=True)
 class Corruption:
-    """The draws of one clip; R is ``training.diffusion_batch_mul``.
+    """What is random of one clip; R is ``training.diffusion_batch_mul``.
 
-    ``amplitude`` () and ``noise_TNC`` of the observation noise; ``drop_class``. Of each masked view, U predicted slots
-    in all, one view after another: ``masked_UN`` bool; ``timestep_RUN`` (long, 0..steps - 1) and
-    ``diffusion_noise_RUNC``, drawn for all tokens though only masked ones are trained.
+    ``amplitude`` () and ``noise_TNC`` are the observation noise; ``drop_class`` replaces the label by the null class.
+    The rest is drawn for each masked view, U predicted slots in all, one view after another: ``masked_UN`` bool;
+    ``timestep_RUN`` and ``diffusion_noise_RUNC``, of all tokens though only masked ones are trained.
     """
 
     masked_UN: Tensor
@@ -44,34 +45,32 @@ class Corruption:
 
 
 def _of_view(kind: str, training: TrainingConfig, sample: int, view: int) -> torch.Generator:
-    """A view's draws depend on nothing but its number, so the first is the one of a clip with one view."""
+    """A view's generator depends on nothing but its number, so the first is the one of a clip with one view."""
     return torch_generator(kind, training.seed, sample, *([view] if view else []))
 
 
-def _draw_ratio(training: TrainingConfig, shape: DrawShape, sample: int, view: int) -> tuple[Tensor, torch.Generator]:
+def _draw_ratio(training: TrainingConfig, shape: TokenShape, sample: int, view: int) -> tuple[Tensor, torch.Generator]:
     """The mask ratio_T of a view, and its generator for what follows; masks have generators of their own."""
     generator = _of_view("mask", training, sample, view)
     mean, std, minimum = training.mask_ratio_mean, training.mask_ratio_std, training.mask_ratio_min
     return draw_mask_ratio(shape.frames, mean, std, minimum, generator), generator
 
 
-def _draw_mask(training: TrainingConfig, shape: DrawShape, sample: int, view: int) -> Tensor:
+def _draw_mask(training: TrainingConfig, shape: TokenShape, sample: int, view: int) -> Tensor:
     ratio_T, generator = _draw_ratio(training, shape, sample, view)
     return draw_mask(ratio_T, shape.tokens, generator)
 
 
-def masked_tokens(training: TrainingConfig, shape: DrawShape, samples: list[int]) -> int:
-    """How many tokens all views of the clips ``samples`` have masked; every process can tell without the others.
-
-    The device is idle meanwhile, so no more is drawn than the ratios.
-    """
-    views = [(sample, view) for sample in samples for view in range(training.masks_per_clip)]
+@lru_cache(maxsize=4)
+def masked_tokens(training: TrainingConfig, shape: TokenShape, samples: range) -> int:
+    """How many tokens all masked views of the clips ``samples`` have masked, without drawing the masks themselves."""
+    views = [(sample, view) for sample in samples for view in range(training.masked_views)]
     return sum(int(masked_counts(_draw_ratio(training, shape, *one)[0], shape.tokens).sum()) for one in views)
 
 
-def draw_corruption(training: TrainingConfig, model: ModelConfig, shape: DrawShape, sample: int) -> Corruption:
-    """All draws of the clip with number ``sample``."""
-    views = range(training.masks_per_clip)
+def draw_corruption(training: TrainingConfig, model: ModelConfig, shape: TokenShape, sample: int) -> Corruption:
+    """All that is random of the clip with number ``sample``."""
+    views = range(training.masked_views)
     generators = [_of_view("noise", training, sample, view) for view in views]
     frame_shape = (shape.frames, shape.tokens)
     noisings, objective = training.diffusion_batch_mul, make_objective(model)

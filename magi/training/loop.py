@@ -20,8 +20,8 @@ from magi.training.checkpoint import (
     clear_unfinished,
     find_checkpoint,
     load_checkpoint,
+    quarantine_damaged,
     save_checkpoint,
-    set_damaged_aside,
 )
 from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
 from magi.training.optimizer import learning_rate
@@ -56,7 +56,7 @@ def train(
     in use.
     """
     with init_distributed(device) as process:
-        if not process.is_first:
+        if not process.is_main:
             _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
             return
         with locked(run):
@@ -76,9 +76,9 @@ def _train(
 ) -> None:
     trainer = Trainer(config, dataset, vae, model, process)
     _continue(trainer, run)
-    if process.is_first:
+    if process.is_main:
         _write_run(config, vae, classes, run, trainer.step)
-    log = TrainingLog(run, trainer.step, config.training.steps, is_main=process.is_first, tensorboard=tensorboard)
+    log = TrainingLog(run, trainer.step, config.training.steps, is_main=process.is_main, tensorboard=tensorboard)
     if trainer.step:
         log.say(f"continuing {run} after step {trainer.step}")
     if trainer.step >= config.training.steps:
@@ -94,7 +94,7 @@ def _train(
 def _continue(trainer: Trainer, run: Path) -> None:
     """Restore the newest intact checkpoint in every process, if there is one; all refuse where the first refuses."""
     process, found, refusal = trainer.process, 0.0, None
-    if process.is_first:
+    if process.is_main:
         for name in (STOP_FILE, STOPPED_FILE):  # of an earlier stop, before any process looks for them
             (run / name).unlink(missing_ok=True)
         try:
@@ -110,8 +110,8 @@ def _continue(trainer: Trainer, run: Path) -> None:
     if found:
         checkpoint = load_checkpoint(run, int(found))
         trainer.restore(checkpoint, run)
-    if process.is_first:
-        set_damaged_aside(run, int(found))
+    if process.is_main:
+        quarantine_damaged(run, int(found))
         drop_metrics_after(run, int(found))
 
 
@@ -138,7 +138,7 @@ def _loop(trainer: Trainer, run: Path, log: TrainingLog, stop: StopRequest, on_s
         if last or result.stop or step % training.checkpoint_every == 0:
             _save(trainer, run, log, required=last or result.stop)
         if result.stop and not last:
-            if trainer.process.is_first:
+            if trainer.process.is_main:
                 write_text(run / STOPPED_FILE, f"{step}\n")
             trainer.process.barrier()  # no process may leave while the first still saves: its launcher would end it
             raise StoppedCleanly(f"{run}: stopped after step {step}, state saved; the same command continues")
@@ -184,7 +184,7 @@ def _report_skip(trainer: Trainer, log: TrainingLog) -> None:
 def _save(trainer: Trainer, run: Path, log: TrainingLog, required: bool) -> None:
     """Save in the first process; a full disk ends the run only where there is no later chance (``required``)."""
     checkpoint = trainer.checkpoint()
-    if not trainer.process.is_first:
+    if not trainer.process.is_main:
         return
     try:
         save_checkpoint(run, checkpoint, trainer.config.training.keep_checkpoints)

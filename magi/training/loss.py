@@ -13,7 +13,7 @@ from magi.model.noise_injection import inject_noise
 from magi.model.objectives.contract import make_objective
 from magi.model.objectives.ddpm import DiffusionLoss
 from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing
-from magi.training.clip_batch import Batch
+from magi.training.batch import Batch
 
 
 class MagiLoss:
@@ -26,8 +26,8 @@ class MagiLoss:
     def __call__(self, model: Callable[..., Tensor], tokens_BTNC: Tensor, batch: Batch, total: int) -> DiffusionLoss:
         """The two parts of the loss of ``batch``, scalars in float32; their sum is to be minimised.
 
-        ``total`` is the number of masked tokens of the whole optimizer step, over all views, micro-batches and
-        processes: the parts of a step then add up to the mean over its masked tokens and noisings.
+        ``total`` is the number of masked tokens of the whole optimizer step (``Batch.step_masked``): the parts
+        of its micro-batches then add up to the mean over its masked tokens and noisings.
         """
         sequence = inject_noise(self.force(tokens_BTNC, batch.masked_BUN), batch.noise_BTNC, batch.amplitude_B)
         picked_M, views = batch.picked_M, batch.masked_BUN.shape[1] // tokens_BTNC.shape[1]

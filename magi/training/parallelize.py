@@ -37,8 +37,8 @@ class Distributed:
     device: torch.device
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
@@ -106,7 +106,7 @@ def parallelize(model: Magi, config: TrainingConfig, process: Distributed) -> nn
     if process.world == 1:
         return model
     if config.parallel == "fsdp":
-        return _shard(model, blocks, config.batch, process)
+        return _fully_shard(model, blocks, config.batch, process)
     return _replicate(model, process)
 
 
@@ -144,7 +144,7 @@ def _replicate(model: nn.Module, process: Distributed) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **constant_buffers)
 
 
-def _shard(model: nn.Module, blocks: list[nn.Module], batch: int, process: Distributed) -> nn.Module:
+def _fully_shard(model: nn.Module, blocks: list[nn.Module], batch: int, process: Distributed) -> nn.Module:
     """FSDP2: every process holds a share of each parameter; a block is whole only while it runs.
 
     Weights travel in float32 and gradients are summed in it; autocast, as under DDP, decides what is computed in which
@@ -161,46 +161,46 @@ def _shard(model: nn.Module, blocks: list[nn.Module], batch: int, process: Distr
     # FSDP hangs a hook on what forward returns, and warns of a view, where an in-place change would lose the hook.
     model.register_forward_hook(lambda _, __, prediction: prediction.clone())
     fully_shard(model, mesh=mesh)
-    model.register_load_state_dict_pre_hook(_spread_loaded)
+    model.register_load_state_dict_pre_hook(_shard_loaded)
     return model
 
 
-def _spread_loaded(model: nn.Module, state: dict[str, Any], *_: Any) -> None:
-    """A sharded model loads whole tensors: each process keeps its share."""
-    state.update(spread(state, model))
+def _shard_loaded(model: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """A sharded model loads full tensors: each process keeps its shard."""
+    state.update(shard(state, model))
 
 
-def spread(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Shares of whole tensors, each cut as the parameter of ``model`` that the last part of its name names.
+def shard(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """This process's shards of full tensors, each cut as the parameter of ``model`` named by the last part of its name.
 
     ``exp_avg/NAME`` is cut as the parameter NAME; what has another shape, and everything of a model that is not
-    sharded, stays whole.
+    sharded, stays full.
     """
     parameters = dict(model.named_parameters())
-    return {name: _cut(tensor, parameters.get(name.rpartition("/")[2])) for name, tensor in tensors.items()}
+    return {name: _shard_like(tensor, parameters.get(name.rpartition("/")[2])) for name, tensor in tensors.items()}
 
 
-def _cut(tensor: Tensor, like: Tensor | None) -> Tensor:
+def _shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
         return tensor
-    # No source rank: every process has read the whole tensor, so nothing is sent.
+    # No source rank: every process has read the full tensor, so nothing is sent.
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all shares of a sharded one put together, for which every process must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all shards of a sharded one put together, for which every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, Tensor], process: Distributed) -> dict[str, Tensor]:
-    """Whole tensors in the first process (sharded ones on its CPU), nothing in the others; every process must call it.
+def gather(tensors: Mapping[str, Tensor], process: Distributed) -> dict[str, Tensor]:
+    """Full tensors in the main process (sharded ones on its CPU), nothing in the others; every process must call it.
 
-    One tensor at a time is whole on a device.
+    One tensor at a time is full on a device.
     """
     result = {}
     for name, tensor in tensors.items():
-        one = whole(tensor.detach())
-        if process.is_first:
+        one = full_tensor(tensor.detach())
+        if process.is_main:
             result[name] = one.cpu() if isinstance(tensor, DTensor) else one
     return result
 

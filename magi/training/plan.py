@@ -124,7 +124,7 @@ def masked_tokens(config: Config, latent: LatentShape) -> float:
     training, patch = config.training, config.model.patch_size
     ratio = mean_mask_ratio(training.mask_ratio_mean, training.mask_ratio_std, training.mask_ratio_min)
     tokens = (latent.height // patch) * (latent.width // patch)
-    return ratio * tokens * latent.frames * training.masks_per_clip
+    return ratio * tokens * latent.frames * training.masked_views
 
 
 def plan(
@@ -144,7 +144,7 @@ def plan(
     share = math.ceil(training.batch / gpus)
     micro_batch = min(training.micro_batch or share, share)
     masked = masked_tokens(config, latent)
-    clip = clip_flops(config.model, latent, masked, training.diffusion_batch_mul, training.masks_per_clip)
+    clip = clip_flops(config.model, latent, masked, training.diffusion_batch_mul, training.masked_views)
     parameters = count_parameters(config, latent)
     number = 4 if precise or training.precision == "fp32" else 2
     work = share * (clip.total + (clip.recomputed if training.activation_checkpointing else 0.0))
@@ -166,7 +166,7 @@ def _memory(
     config: Config, latent: LatentShape, parameters: int, micro_batch: int, gpus: int, compute_bytes: int
 ) -> Memory:
     training, model = config.training, config.model
-    views, recompute = training.masks_per_clip, training.activation_checkpointing
+    views, recompute = training.masked_views, training.activation_checkpointing
     sharded = training.parallel == "fsdp" and gpus > 1
     held = 4.0 * parameters / (gpus if sharded else 1)  # float32
     block = 12 * model.width**2 * 2  # parameters of a block, nearly

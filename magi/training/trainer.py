@@ -15,14 +15,14 @@ from magi.config import Config
 from magi.errors import CheckpointError
 from magi.model.magi import Magi
 from magi.seeding import posterior_noise, seed_of
-from magi.training.batch import Batch, Clips, data_identity, load_batches
-from magi.training.batch_sampler import StepBatchSampler, step_samples
+from magi.training.batch import Batch, Clips, MicroBatches, data_identity, load_batches
+from magi.training.batch_sampler import StepBatchSampler
 from magi.training.checkpoint import Checkpoint, check_same_run
-from magi.training.corruption import DrawShape, masked_tokens
+from magi.training.corruption import TokenShape
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
 from magi.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors, set_learning_rate
-from magi.training.parallelize import Distributed, gathered, gradients_stay_local, parallelize, spread, whole
+from magi.training.parallelize import Distributed, full_tensor, gather, gradients_stay_local, parallelize, shard
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import load_weights
 
@@ -52,7 +52,7 @@ class Trainer:
         self.config, self.clips, self.process = config, clips, process
         self.model = model.to(process.device)
         self.vae = vae.to(process.device) if vae is not None else None
-        self.shape = DrawShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
+        self.shape = TokenShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
         # Sharding replaces the parameters, so what holds on to them comes after.
         self.wrapped = parallelize(self.model, config.training, process)
         self.ema = Ema(self.model, config.training.ema_decay)
@@ -67,7 +67,7 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """All that the run continues from, in the first process; every process must call it."""
         ema, optimizer = self.ema.state(self.model), optimizer_tensors(self.optimizer, self.model)
-        model, ema, optimizer = (gathered(part, self.process) for part in (self.model.state_dict(), ema, optimizer))
+        model, ema, optimizer = (gather(part, self.process) for part in (self.model.state_dict(), ema, optimizer))
         return Checkpoint(model, ema, optimizer, self.checkpoint_state())
 
     def checkpoint_state(self) -> dict[str, object]:
@@ -92,8 +92,8 @@ class Trainer:
                     f"{source}: the run was started with {name} {before}, now {now[key]}; give a new --run, or that one"
                 )
         load_weights(self.model, checkpoint.model, source)
-        load_optimizer(self.optimizer, self.model, spread(checkpoint.optimizer, self.model))
-        self.ema.load(spread(checkpoint.ema, self.model))
+        load_optimizer(self.optimizer, self.model, shard(checkpoint.optimizer, self.model))
+        self.ema.load(shard(checkpoint.ema, self.model))
         self.step, self.skips_in_a_row = checkpoint.step, int(checkpoint.state["skips_in_a_row"])
 
     def start(self) -> None:
@@ -102,7 +102,9 @@ class Trainer:
         self.order = StepBatchSampler(
             self.step, training.steps, training.batch, training.micro_batch, process.rank, process.world
         )
-        self._batches = load_batches(self.clips, self.config, self.shape, self.order, pin=process.device.type == "cuda")
+        batches = MicroBatches(self.clips, training, self.config.model, self.shape)
+        workers, pin = self.config.data.workers, process.device.type == "cuda"
+        self._batches = load_batches(batches, self.order, workers, pin)
 
     def close(self) -> None:
         """End the loader's workers, which ignore the signals that ask a run to stop."""
@@ -114,8 +116,8 @@ class Trainer:
 
         Every process must call it.
         """
-        averages = gathered(self.ema.state(self.model), self.process)
-        if not self.process.is_first:
+        averages = gather(self.ema.state(self.model), self.process)
+        if not self.process.is_main:
             return None
         # The weights are overwritten; a generator of its own leaves the global state alone.
         averaged = Magi(self.model.config, self.model.latent, torch.Generator()).to(self.process.device)
@@ -129,7 +131,7 @@ class Trainer:
         self.model.train()
         training, number = self.config.training, self.step + 1
         parts = self._backward()
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True))
         mse, vlb, gradient_norm = torch.stack([*parts, norm.float()]).tolist()
         bad = not torch.tensor([mse, vlb, gradient_norm]).isfinite().all()
         # One exchange a step: all processes skip or none, and all stop after the same step.
@@ -147,7 +149,6 @@ class Trainer:
         """Gradients of the step's loss over all micro-batches and processes; returns (mse, vlb) of this one's share."""
         assert self._batches is not None, "start() comes first"
         training, process = self.config.training, self.process
-        total = masked_tokens(training, self.shape, step_samples(self.step, training.batch))
         micro_batches = self.order.of_step(self.step)
         parts = torch.zeros(2, device=process.device)
         for index in range(len(micro_batches)):
@@ -155,7 +156,7 @@ class Trainer:
             tokens_BTNC = self.model.patchify(self._latents(batch))
             torch.manual_seed(seed_of("dropout", training.seed, self.step, process.rank, index))
             with gradients_stay_local(self.wrapped, local=index + 1 < len(micro_batches)):
-                loss = self.loss(self.wrapped, tokens_BTNC, batch, total)
+                loss = self.loss(self.wrapped, tokens_BTNC, batch, batch.step_masked)
                 # The wrapper averages gradients over processes; the loss is a share of the whole step's mean.
                 ((loss.mse + loss.vlb) * process.world).backward()
             parts += torch.stack([loss.mse.detach(), loss.vlb.detach()])

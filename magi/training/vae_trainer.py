@@ -32,8 +32,8 @@ from magi.training.checkpoint import (
     clear_unfinished,
     find_checkpoint,
     load_checkpoint,
+    quarantine_damaged,
     save_checkpoint,
-    set_damaged_aside,
 )
 from magi.training.ema import Ema
 from magi.training.log import drop_metrics_after, readable_time
@@ -206,7 +206,7 @@ def _continue(trainer: VaeTrainer, index: VideoIndex, out: Path, on_log: Log) ->
         trainer.restore(load_checkpoint(out, step), _name_of(index), out)
         if step < trainer.config.steps:
             on_log(f"continuing {out} after step {step}")
-    set_damaged_aside(out, step)
+    quarantine_damaged(out, step)
     drop_metrics_after(out, step)
 
 

@@ -20,7 +20,7 @@ from magi.model.magi import HEAD_ROWS, Magi
 from magi.model.masking import draw_mask_ratio
 from magi.model.slot_attention import dense_slot_attention
 from magi.training.batch import Batch, make_batch
-from magi.training.corruption import DrawShape, draw_corruption
+from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.loss import MagiLoss
 from magi.training.parallelize import parallelize
 from tests.fakes.training_runs import ONE_PROCESS, kept_bytes
@@ -40,13 +40,13 @@ def small(side: int, frames: int = 3, **settings: Any) -> tuple[Config, LatentSh
 
 
 def micro_batch(config: Config, latent: LatentShape, model: Magi) -> Batch:
-    shape = DrawShape(latent.frames, model.tokens_per_frame, model.token_channels)
+    shape = TokenShape(latent.frames, model.tokens_per_frame, model.token_channels)
     size = (latent.frames, latent.channels, latent.height, latent.width)
     clips = [
         LatentClip(np.random.default_rng(i).standard_normal(size).astype(np.float32), 1, 0, i) for i in range(BATCH)
     ]
     draws = [draw_corruption(config.training, config.model, shape, number) for number in range(BATCH)]
-    return make_batch(clips, draws, config)
+    return make_batch(clips, draws, config.model)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def micro_batch(config: Config, latent: LatentShape, model: Magi) -> Batch:
         {},
         {"teacher_forcing": "masked"},
         {"classes": 5},
-        {"masks_per_clip": 3},
+        {"masked_views": 3},
         {"precision": "bf16"},
         {"activation_checkpointing": True},
         {"side": 24, "frames": 2, "blocks": 1},
@@ -70,7 +70,7 @@ def test_operations_are_those_that_torch_counts(settings: dict[str, Any]) -> Non
     wrapped, loss = parallelize(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
     rows = math.ceil(len(batch.picked_M) / HEAD_ROWS) * HEAD_ROWS  # the head's rows are padded, by nothing at full size
     training = config.training
-    counted = clip_flops(config.model, latent, rows / BATCH, training.diffusion_batch_mul, training.masks_per_clip)
+    counted = clip_flops(config.model, latent, rows / BATCH, training.diffusion_batch_mul, training.masked_views)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         parts = loss(wrapped, model.patchify(batch.latents_BTCHW), batch, total=1)
         assert BATCH * counted.forward == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -95,7 +95,7 @@ def fused_attention(model: Magi, patch: pytest.MonkeyPatch) -> Iterator[None]:
         {"precision": "bf16"},
         {"precision": "fp32"},
         {"precision": "bf16", "teacher_forcing": "masked", "classes": 5},
-        {"precision": "bf16", "masks_per_clip": 3, "frames": 2},
+        {"precision": "bf16", "masked_views": 3, "frames": 2},
         {"precision": "bf16", "activation_checkpointing": True},
     ],
     ids=str,
@@ -115,7 +115,7 @@ def test_activations_are_what_autograd_keeps(settings: dict[str, Any], monkeypat
         len(batch.picked_M) / BATCH,
         training.diffusion_batch_mul,
         number,
-        training.masks_per_clip,
+        training.masked_views,
         training.activation_checkpointing,
     )
     if number == 2:

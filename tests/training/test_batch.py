@@ -8,17 +8,18 @@ from magi.config import Config
 from magi.data.clips import Clip
 from magi.errors import DataError
 from magi.latents.dataset import LatentClip
-from magi.training.batch import Batch, load_batches, make_batch
+from magi.training.batch import Batch, Clips, MicroBatches, load_batches, make_batch
 from magi.training.batch_sampler import StepBatchSampler
-from magi.training.corruption import DrawShape, draw_corruption
-from tests.fakes.training_runs import Clips, tiny_config
+from magi.training.corruption import TokenShape, draw_corruption
+from tests.fakes.training_runs import Clips as FakeClips
+from tests.fakes.training_runs import tiny_config
 
-SHAPE = DrawShape(frames=3, tokens=4, channels=8)
+SHAPE = TokenShape(frames=3, tokens=4, channels=8)
 
 
 def batch(config: Config, samples: list[int]) -> Batch:
     draws = [draw_corruption(config.training, config.model, SHAPE, sample) for sample in samples]
-    return make_batch([Clips()[sample] for sample in samples], draws, config)
+    return make_batch([FakeClips()[sample] for sample in samples], draws, config.model)
 
 
 def test_a_clip_is_the_same_in_any_batch() -> None:
@@ -36,7 +37,7 @@ def test_a_clip_is_the_same_in_any_batch() -> None:
 def test_conditions_are_the_clips() -> None:
     config = tiny_config(class_dropout=0.0)
     made = batch(config, list(range(7)))
-    clips = [Clips()[sample] for sample in range(7)]
+    clips = [FakeClips()[sample] for sample in range(7)]
     assert made.conditions.interval_B.tolist() == [clip.interval for clip in clips]
     assert made.conditions.label_B is not None
     assert made.conditions.label_B.tolist() == [clip.label for clip in clips]
@@ -64,35 +65,57 @@ def test_videos_and_labels_without_classes_are_refused() -> None:
     config = tiny_config()
     draws = [draw_corruption(config.training, config.model, SHAPE, 0)]
     video = np.zeros((3, 8, 8, 3), np.uint8)
-    made = make_batch([Clip(video, 1, 0, 0)], draws, config)
+    made = make_batch([Clip(video, 1, 0, 0)], draws, config.model)
     assert made.video_BTHWC is not None and made.video_BTHWC.dtype == torch.uint8 and made.latents_BTCHW is None
     with pytest.raises(ValueError, match=r"model\.classes is 7, but a clip has label None"):
-        make_batch([Clip(video, 1, None, 0)], draws, config)
+        make_batch([Clip(video, 1, None, 0)], draws, config.model)
 
 
 class Failing:
     def __getitem__(self, sample: int) -> LatentClip:
         if sample == 5:
             raise DataError("clip.mp4: gone; index again")
-        return Clips()[sample]
+        return FakeClips()[sample]
+
+
+def micro_batches(clips: Clips, config: Config) -> MicroBatches:
+    return MicroBatches(clips, config.training, config.model, SHAPE)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_keep_the_order_and_an_error_stays_one_line(workers: int) -> None:
     """An error that a loader process raises would arrive with the traceback of that process in its message."""
-    config, order = tiny_config(workers=workers), StepBatchSampler(0, 4, 4, 3)
-    batches = load_batches(Failing(), config, SHAPE, order, pin=False)
+    config, order = tiny_config(), StepBatchSampler(0, 4, 4, 3)
+    batches = load_batches(micro_batches(Failing(), config), order, workers, pin=False)
     assert [next(batches).samples for _ in range(2)] == [(0, 1, 2), (3,)]
     with pytest.raises(DataError, match=r"^clip\.mp4: gone; index again$"):
         next(batches)
-    whole = load_batches(Clips(), config, SHAPE, order, pin=False)
+    whole = load_batches(micro_batches(FakeClips(), config), order, workers, pin=False)
     assert [sample for made in whole for sample in made.samples] == list(range(16))
 
 
 def test_the_loader_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    list(load_batches(Clips(), tiny_config(workers=1), SHAPE, StepBatchSampler(0, 1, 2, 0), pin=False))
+    list(load_batches(micro_batches(FakeClips(), tiny_config()), StepBatchSampler(0, 1, 2, 0), 1, pin=False))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_batch_knows_the_masked_tokens_of_its_whole_step(world: int, workers: int) -> None:
+    """Over all micro-batches and processes of its step, and of no other step."""
+    config = tiny_config(batch=5, masked_views=2, seed=3)
+    counts: dict[int, set[int]] = {0: set(), 1: set(), 2: set()}
+    totals = dict.fromkeys(counts, 0)
+    for rank in range(world):
+        order = StepBatchSampler(0, 3, 5, 2, rank, world)
+        for made in load_batches(micro_batches(FakeClips(), config), order, workers, pin=False):
+            step = made.samples[0] // 5
+            counts[step].add(made.step_masked)
+            totals[step] += int(made.masked_BUN.sum())
+    assert counts == {step: {total} for step, total in totals.items()} and len(set(totals.values())) > 1
+    alone = batch(config, [0, 1, 2, 3, 4])
+    assert alone.step_masked == totals[0]
 
 
 def test_data_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
@@ -123,4 +146,4 @@ def test_data_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
     others = [(Record("a.mp4"),), (Record("a.mp4"), Record("c.mp4")), (Record("a.mp4"), Record("b.mp4", frames=10))]
     others += [(Record("a.mp4"), Record("b.mp4", label=1)), (Record("a.mp4"), Record("b.mp4", bytes=101))]
     assert here not in {identity("here", *records) for records in others}
-    assert data_identity(Clips()) is None
+    assert data_identity(FakeClips()) is None

@@ -27,8 +27,8 @@ def test_resumed_order_is_the_rest_of_the_order() -> None:
 
 
 def test_sample_numbers() -> None:
-    assert step_samples(2, 5) == [10, 11, 12, 13, 14]
-    assert step_samples(2, 5, rank=1, world=2) == [11, 13]
+    assert list(step_samples(2, 5)) == [10, 11, 12, 13, 14]
+    assert list(step_samples(2, 5, rank=1, world=2)) == [11, 13]
     assert micro_batches([1, 2, 3], 2) == [[1, 2], [3]]
 
 

@@ -20,8 +20,8 @@ from magi.training.checkpoint import (
     clear_unfinished,
     find_checkpoint,
     load_checkpoint,
+    quarantine_damaged,
     save_checkpoint,
-    set_damaged_aside,
 )
 from magi.weights import checkpoint_folders, load_ema, step_of, verify_manifest
 from tests.fakes.training_runs import tiny_config
@@ -167,13 +167,13 @@ def test_a_failed_save_cleans_up_and_says_that_nothing_is_lost(tmp_path: Path, m
     assert sorted(path.name for path in (tmp_path / CHECKPOINTS_FOLDER).iterdir()) == ["latest", "step-000000001"]
 
 
-def test_damaged_ones_are_set_aside_and_not_counted(tmp_path: Path) -> None:
+def test_damaged_ones_are_quarantined_and_not_counted(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, checkpoint(step), keep=3)
     (tmp_path / CHECKPOINTS_FOLDER / "step-000000003" / "state.json").write_text("{}")
     with pytest.warns(UserWarning, match="falling back"):
         assert find_checkpoint(tmp_path) == 2
-    set_damaged_aside(tmp_path, 2)
+    quarantine_damaged(tmp_path, 2)
     assert steps(tmp_path) == [2, 1]
     save_checkpoint(tmp_path, checkpoint(4), keep=2)
     assert steps(tmp_path) == [4, 2]

@@ -10,11 +10,11 @@ from magi.model.conditioning import Conditions
 from magi.model.objectives.ddpm import cosine_schedule
 from magi.model.teacher_forcing import ForcedSequence
 from magi.training.batch import Batch, make_batch
-from magi.training.corruption import DrawShape, draw_corruption
+from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.loss import MagiLoss
 from tests.fakes.training_runs import Clips, tiny_config
 
-SHAPE = DrawShape(frames=3, tokens=4, channels=8)
+SHAPE = TokenShape(frames=3, tokens=4, channels=8)
 CPU = torch.device("cpu")
 Model = Callable[[ForcedSequence, Conditions, Tensor, Tensor, Tensor], Tensor]
 
@@ -22,7 +22,7 @@ Model = Callable[[ForcedSequence, Conditions, Tensor, Tensor, Tensor], Tensor]
 def batch_and_tokens(**model: Any) -> tuple[Batch, Tensor]:
     config = tiny_config(model=model)
     draws = [draw_corruption(config.training, config.model, SHAPE, sample) for sample in range(5)]
-    batch = make_batch([Clips()[sample] for sample in range(5)], draws, config)
+    batch = make_batch([Clips()[sample] for sample in range(5)], draws, config.model)
     return batch, torch.randn(5, 3, 4, 8, generator=torch.Generator().manual_seed(0))
 
 

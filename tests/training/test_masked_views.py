@@ -2,31 +2,30 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from magi.config import Config, LatentShape, ModelConfig, TrainingConfig, parse_config
+from magi.latents.dataset import LatentClip
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing
-from magi.training.clip_batch import Batch, stack_draws
-from magi.training.corruption import DrawShape, draw_corruption, masked_tokens
+from magi.training.batch import Batch, make_batch
+from magi.training.corruption import TokenShape, draw_corruption, masked_tokens
 from magi.training.loss import MagiLoss
-from tests.fakes.training_runs import tiny_config
+from tests.fakes.training_runs import Clips, tiny_config
 
-SHAPE = DrawShape(frames=3, tokens=4, channels=8)
+SHAPE = TokenShape(frames=3, tokens=4, channels=8)
 CPU = torch.device("cpu")
 VIEWS = 3
 
 
-def batch_of(masks_per_clip: int, clips: int = 2) -> tuple[Config, Batch]:
-    config = tiny_config(masks_per_clip=masks_per_clip, mask_ratio_min=0.3, mask_ratio_std=0.6)
+def batch_of(masked_views: int, clips: int = 2) -> tuple[Config, Batch]:
+    config = tiny_config(masked_views=masked_views, mask_ratio_min=0.3, mask_ratio_std=0.6)
     draws = [draw_corruption(config.training, config.model, SHAPE, sample) for sample in range(clips)]
-    label_B = torch.arange(clips)
-    interval_B = torch.ones(clips, dtype=torch.long)
-    samples = tuple(range(clips))
-    return config, stack_draws(draws, config, samples=samples, interval_B=interval_B, label_B=label_B)
+    return config, make_batch([Clips()[sample] for sample in range(clips)], draws, config.model)
 
 
 def doubled(batch: Batch) -> Batch:
@@ -93,12 +92,12 @@ def test_a_view_does_not_depend_on_how_many_there_are() -> None:
 
 def test_tokens_of_all_views_count() -> None:
     config, batch = batch_of(VIEWS)
-    assert masked_tokens(config.training, SHAPE, [0, 1]) == int(batch.masked_BUN.sum()) == len(batch.picked_M)
+    assert masked_tokens(config.training, SHAPE, range(2)) == int(batch.masked_BUN.sum()) == len(batch.picked_M)
 
 
 def test_masked_teacher_forcing_has_one_view() -> None:
-    with pytest.raises(ValueError, match=r"masks_per_clip 2 needs model\.teacher_forcing complete"):
-        parse_config({"model": {"teacher_forcing": "masked"}, "training": {"masks_per_clip": 2}}, "run.yaml")
+    with pytest.raises(ValueError, match=r"masked_views 2 needs model\.teacher_forcing complete"):
+        parse_config({"model": {"teacher_forcing": "masked"}, "training": {"masked_views": 2}}, "run.yaml")
     tokens_BTNC = torch.zeros(1, 3, 4, 8)
     with pytest.raises(ValueError, match="one view of 3 frames, got 6 slots"):
         masked_teacher_forcing(tokens_BTNC, torch.ones(1, 6, 4, dtype=torch.bool))
@@ -111,14 +110,14 @@ def test_a_masked_clip_costs_little_more_than_masked_teacher_forcing(views: int,
     """Counted operations, forward and backward, of 16 frames; the head has the same work in both."""
     config = Config(model=ModelConfig(width=64, blocks=4, heads=2, head_width=8, head_blocks=1, dropout=0.0))
     model = Magi(config.model, LatentShape(frames=16, channels=1, height=4, width=4), torch.Generator())
-    tokens_BTNC = torch.randn(1, 16, 4, 4)
+    clip = LatentClip(np.random.default_rng(0).standard_normal((16, 1, 4, 4), np.float32), 1, None, 0)
+    tokens_BTNC = model.patchify(torch.from_numpy(clip.latents_TCHW)[None])
 
     def operations(teacher_forcing: str, masks: int) -> float:
-        training = TrainingConfig(masks_per_clip=masks, diffusion_batch_mul=1)
+        training = TrainingConfig(masked_views=masks, diffusion_batch_mul=1)
         shape = config.model.model_copy(update={"teacher_forcing": teacher_forcing})
-        draws = [draw_corruption(training, shape, DrawShape(16, 4, 4), 0)]
-        whole = Config(model=shape, training=training)
-        batch = stack_draws(draws, whole, samples=(0,), interval_B=torch.ones(1, dtype=torch.long))
+        draws = [draw_corruption(training, shape, TokenShape(16, 4, 4), 0)]
+        batch = make_batch([clip], draws, shape)
         with FlopCounterMode(display=False) as counter:
             parts = MagiLoss(shape, CPU)(model, tokens_BTNC, batch, len(batch.picked_M))
             (parts.mse + parts.vlb).backward()

@@ -185,7 +185,7 @@ def _trained(run: Path, precision: str) -> list[dict[str, float]]:
 
 def test_one_process_needs_no_launcher() -> None:
     with init_distributed("cpu") as process:
-        assert (process.rank, process.world, process.is_first) == (0, 1, True)
+        assert (process.rank, process.world, process.is_main) == (0, 1, True)
         assert process.sum(1.5, 2.0) == [1.5, 2.0]
         model = tiny_model(tiny_config())
         assert parallelize(model, tiny_config().training, process) is model

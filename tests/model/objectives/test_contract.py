@@ -12,7 +12,7 @@ from magi.model.magi import Magi
 from magi.model.objectives.ddpm import DiffusionLoss
 from magi.sampling.generate import generate
 from magi.training.batch import make_batch
-from magi.training.corruption import DrawShape, draw_corruption
+from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.loss import MagiLoss
 from tests.fakes.training_runs import Clips, tiny_config
 
@@ -75,9 +75,9 @@ def test_another_objective_trains_and_samples(monkeypatch: pytest.MonkeyPatch) -
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
     assert model.head.output.out_features == model.token_channels
     tokens_BTNC = model.patchify(latents_BTCHW)
-    shape = DrawShape(frames, model.tokens_per_frame, model.token_channels)
+    shape = TokenShape(frames, model.tokens_per_frame, model.token_channels)
     draws = [draw_corruption(config.training, config.model, shape, sample) for sample in samples]
-    batch = make_batch(clips, draws, config)
+    batch = make_batch(clips, draws, config.model)
     assert int(batch.timestep_RBUN.max()) < STEPS
     loss = MagiLoss(config.model, torch.device("cpu"))
     parts = loss(model, tokens_BTNC, batch, int(batch.masked_BUN.sum()))
