@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -129,6 +130,14 @@ def test_nothing_but_the_file_itself_is_opened(decoding: DecodingSandbox, video:
             (tmp_path / "list.mp4").write_text(start + text)
             outcome = decoding.probe(tmp_path / "list.mp4")
             assert isinstance(outcome, RejectedFile) and outcome.reason in ("playlist_refused", "not_a_video")
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be read on Linux alone")
+def test_the_child_may_write_no_file_and_opens_few(decoding: DecodingSandbox, video: Path) -> None:
+    assert is_good(decoding.probe(video))
+    limits = {"FSIZE": 0, "NOFILE": 64, "CORE": 0, "AS": decoding.limits.memory_bytes}
+    for name, value in limits.items():
+        assert resource.prlimit(child_id(decoding), getattr(resource, f"RLIMIT_{name}")) == (value, value), name
 
 
 def test_the_child_survives_the_terminals_interrupt_and_ends_with_the_sandbox(video: Path) -> None:
