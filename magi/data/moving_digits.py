@@ -9,9 +9,7 @@ Coordinates are (x, y) in pixels, and (0, 0) is the centre of the top left pixel
 are cut from videos.
 """
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magi.data.video_writer import write_mp4
-from magi.files import atomic_write
+from magi.data.built_in import Progress, write_built_in
 
 CLASSES = tuple("0123456789")
 FPS = 25
@@ -35,7 +32,6 @@ SAMPLES = 4  # samples a pixel, along each axis
 CAP_HEIGHT = 0.71  # height of a digit over the font's size
 
 Point = tuple[float, float]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,23 +100,18 @@ def write_digits(
 ) -> int:
     """Write ``clips`` videos as ``out/<digit>/<digit>_<clip>.mp4``, each beside its ``.json`` of exact positions.
 
-    Clips already there are kept, so a second call continues or does nothing. ``progress`` is told (done, all).
+    Clips already there are kept, so a second call continues or does nothing. ``progress`` is called with (done, all).
     Returns the number of videos written. Raises ``ValueError`` if ``out`` holds digits of other settings.
     """
     _check(size, frames, glyphs)
-    if clips < 1:
-        raise ValueError(f"clips must be at least 1, got {clips}")
     settings = {"size": size, "fps": FPS, "seed": seed, "frames": frames, "glyph_count": glyphs}
-    _check_folder(out, settings, clips)
-    written = 0
-    for clip_number in range(clips):
-        path = clip_path(out, clip_number)
-        if not (path.is_file() and path.with_suffix(".json").is_file()):
-            _write_clip(path, digit_video(seed, clip_number, size, frames, glyphs), settings)
-            written += 1
-        if progress is not None:
-            progress(clip_number + 1, clips)
-    return written
+
+    def make(clip_number: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        video = digit_video(seed, clip_number, size, frames, glyphs)
+        return video.video_THWC, _facts(video)
+
+    paths = [clip_path(out, number) for number in range(clips)]
+    return write_built_in("built-in digits", out, paths, settings, make, progress=progress)
 
 
 def clip_path(out: Path, clip_number: int) -> Path:
@@ -136,34 +127,13 @@ def _check(size: int, frames: int, glyphs: int) -> None:
         raise ValueError(f"frames and glyphs must be at least 1, got {frames} and {glyphs}")
 
 
-def _check_folder(out: Path, settings: dict[str, int], clips: int) -> None:
-    """Refuse to mix clips of different settings in one folder."""
-    for sidecar in sorted(out.glob("[0-9]/[0-9]_*.json")):
-        try:
-            found = json.loads(sidecar.read_text(encoding="utf-8"))
-            differing = [key for key, value in settings.items() if found[key] != value]
-            number = int(sidecar.stem.split("_")[1])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{sidecar}: not a sidecar of built-in digits; choose another folder") from None
-        if differing:
-            key = differing[0]
-            raise ValueError(f"{sidecar}: has {key} {found[key]}, asked {settings[key]}; choose another folder")
-        if number >= clips:
-            raise ValueError(f"{out}: holds clip {number}, more than the {clips} clips asked; choose another folder")
-
-
-def _write_clip(path: Path, video: DigitVideo, settings: dict[str, int]) -> None:
-    """Write the video, then its sidecar: a sidecar that exists says that the video is whole."""
-    write_mp4(path, video.video_THWC, settings["fps"])
-    sidecar = settings | {
+def _facts(video: DigitVideo) -> dict[str, Any]:
+    """What a sidecar says beside the settings."""
+    glyphs = zip(video.glyphs, video.centroids_GT2, strict=True)
+    return {
         "class": CLASSES[video.label],
-        "glyphs": [
-            asdict(glyph) | {"positions": positions_T2.tolist()}
-            for glyph, positions_T2 in zip(video.glyphs, video.centroids_GT2, strict=True)
-        ],
+        "glyphs": [asdict(glyph) | {"positions": positions_T2.tolist()} for glyph, positions_T2 in glyphs],
     }
-    with atomic_write(path.with_suffix(".json")) as beside:
-        beside.write_text(json.dumps(sidecar), encoding="utf-8")
 
 
 def _draw_glyph(digit: int, size: int, rng: np.random.Generator) -> tuple[Glyph, NDArray[np.float64]]:

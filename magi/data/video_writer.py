@@ -3,7 +3,7 @@
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -13,13 +13,16 @@ from PIL import Image
 
 from magi.files import atomic_write
 
+Chroma = Literal["yuv420p", "yuv444p"]
+"""How colour is stored: at half the resolution, which every player shows, or at all of it, for exact measurement."""
+
 _H264 = {"crf": "12", "preset": "veryfast", "g": "25"}
 
 
-def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
-    """Write RGB uint8 frames as visually lossless H.264 (yuv420p); the same frames give the same bytes.
+def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float, chroma: Chroma = "yuv420p") -> None:
+    """Write RGB uint8 frames as visually lossless H.264; the same frames give the same bytes.
 
-    Raises ``ValueError`` for odd heights or widths, which 4:2:0 colour cannot hold, and for empty videos.
+    Raises ``ValueError`` for odd heights or widths, which H.264 here cannot hold, and for empty videos.
     """
     _check_video(path, video_THWC)
     height, width = video_THWC.shape[1:3]
@@ -28,7 +31,7 @@ def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
     rate = Fraction(fps).limit_denominator(1001)
     with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=_H264)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height, width, chroma
         # Written into the file, because players guess another colour matrix for large frames.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG
         stream.thread_count = 1  # NOTE: with more, x264's rate control and so the bytes depend on the machine

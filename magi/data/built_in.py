@@ -1,0 +1,65 @@
+"""Folders of built-in videos: each an mp4 beside a sidecar of exact facts, all of the same settings, restartable."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magi.data.video_writer import Chroma, write_mp4
+from magi.files import atomic_write
+
+Progress = Callable[[int, int], None]
+MakeClip = Callable[[int], tuple[NDArray[np.uint8], dict[str, Any]]]
+"""From a clip's number to its frames (T, H, W, 3) and what its sidecar says beside the settings."""
+
+
+def write_built_in(
+    what: str,
+    out: Path,
+    paths: Sequence[Path],
+    settings: dict[str, Any],
+    make: MakeClip,
+    chroma: Chroma = "yuv420p",
+    progress: Progress | None = None,
+) -> int:
+    """Write clip i to ``paths[i]`` with a ``.json`` beside it; returns the number of videos written.
+
+    Names end in ``_<number>``. Clips already there are kept, so a second call continues or does nothing. ``settings``
+    has the rate as ``fps`` and stands in every sidecar. ``progress`` is called with (done, all). Raises ``ValueError``
+    if ``out`` holds ``what`` of other settings, or more of them.
+    """
+    if not paths:
+        raise ValueError("clips must be at least 1, got 0")
+    _check_folder(what, out, settings, len(paths))
+    written = 0
+    for number, path in enumerate(paths):
+        sidecar_path = path.with_suffix(".json")
+        if not (path.is_file() and sidecar_path.is_file()):
+            video_THWC, facts = make(number)
+            # A sidecar that exists says that the video is whole, so it comes last.
+            write_mp4(path, video_THWC, settings["fps"], chroma)
+            with atomic_write(sidecar_path) as beside:
+                beside.write_text(json.dumps(settings | facts), encoding="utf-8")
+            written += 1
+        if progress is not None:
+            progress(number + 1, len(paths))
+    return written
+
+
+def _check_folder(what: str, out: Path, settings: dict[str, Any], clips: int) -> None:
+    """Refuse to mix clips of different settings in one folder."""
+    for sidecar in sorted(out.rglob("*_[0-9]*.json")):
+        try:
+            found = json.loads(sidecar.read_text(encoding="utf-8"))
+            differing = [key for key, value in settings.items() if found[key] != value]
+            number = int(sidecar.stem.rpartition("_")[2])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{sidecar}: not a sidecar of {what}; choose another folder") from None
+        if differing:
+            key = differing[0]
+            raise ValueError(f"{sidecar}: has {key} {found[key]}, asked {settings[key]}; choose another folder")
+        if number >= clips:
+            raise ValueError(f"{out}: holds clip {number}, more than the {clips} clips asked; choose another folder")

@@ -1,0 +1,65 @@
+"""What a built-in world is: an exact simulator that draws itself, and an oracle that reads its state from pixels.
+
+``action[t]`` is what was pressed between frames t - 1 and t: it leads *into* frame t. Frame 0 has no action. Worlds
+know no videos, files or models.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frame = NDArray[np.uint8]
+"""uint8 RGB of (height, width, 3)."""
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """The exact state behind one frame: everything the next frame depends on, apart from the action."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a sidecar file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The inverse of ``to_json``; KeyError or TypeError for values of another kind of state."""
+        known = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+
+S = TypeVar("S", bound=WorldState)
+
+
+class World(Protocol[S]):
+    """One built-in world; all methods are pure functions, randomness comes from ``rng`` alone."""
+
+    name: ClassVar[str]
+    actions: ClassVar[tuple[str, ...]]
+    """Name of each action, by its number."""
+    size: ClassVar[int]
+    """Height and width of a frame in pixels."""
+    fps: ClassVar[int]
+    positions: ClassVar[tuple[str, ...]]
+    """Fields of the state that are positions of the player, in the world's unit of length."""
+
+    def start(self, rng: np.random.Generator) -> S:
+        """A state that a video may begin with."""
+        ...
+
+    def step(self, state: S, action: int) -> S:
+        """The next state."""
+        ...
+
+    def policy(self, frames: int, rng: np.random.Generator) -> list[int]:
+        """Actions of a video of ``frames`` frames, the first unused: keys held for random lengths, none rare."""
+        ...
+
+    def draw(self, state: S) -> Frame:
+        """The frame that shows ``state``."""
+        ...
+
+    def read(self, frame_HWC: Frame, before: S | None = None) -> S:
+        """The oracle: the state that a frame shows; what one frame cannot show comes from the state ``before``."""
+        ...
