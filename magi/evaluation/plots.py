@@ -8,7 +8,6 @@ run, and no HTML.
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from magi.data.sample_grid import CONTEXT_COLOUR, contact_sheet
+from magi.data.sample_grid import contact_sheet
 from magi.evaluation.protocol.result import Curve, FrechetScores, GroundTruthScores, JudgedTarget
 from magi.training.log import read_metrics
 
@@ -37,7 +36,7 @@ _REAL_COLOUR = "#444444"
 _BASELINES = {"real": (_REAL_COLOUR, "--"), "vae": ("#999999", ":")}
 _MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHEET_CLIPS, _SHEET_COLUMNS = 4, 16
-VIDEO_CLIPS, _PER_ROW, _VIDEO_HEIGHT, _GAP, _CAPTION = 6, 2, 128, 6, 22
+VIDEO_CLIPS = 6
 _TEXT_COLOUR = (40, 40, 40)
 
 Series = Mapping[str, NDArray[np.uint8]]
@@ -180,58 +179,15 @@ def draw_contact_sheet(series: Series, context: int) -> Image.Image:
 
 
 def side_by_side(series: Series, context: int) -> NDArray[np.uint8]:
-    """Video_THWC of the first clips, two clips a row: the real video, then each model's, with captions on top."""
-    names = list(series)
-    zoom = max(1, round(_VIDEO_HEIGHT / series[names[0]].shape[2]))
-    frames, height, width = len(series[names[0]][0]), *(zoom * side for side in series[names[0]].shape[2:4])
-    clips = min(VIDEO_CLIPS, len(series[names[0]]))
-    cells: dict[tuple[int, int], NDArray[np.uint8]] = {}  # place (x, y) -> enlarged video_THWC
-    captions: dict[int, str] = {}
-    group = len(names) * (width + _GAP) + 3 * _GAP
-    for clip in range(clips):
-        for column, name in enumerate(names):
-            x = _GAP + (clip % _PER_ROW) * group + column * (width + _GAP)
-            y = _CAPTION + _GAP + (clip // _PER_ROW) * (height + _GAP)
-            cells[x, y] = series[name][clip].repeat(zoom, 1).repeat(zoom, 2)
-            captions[x] = name
-    rows = -(-clips // _PER_ROW)
-    size = (min(clips, _PER_ROW) * group, rows * (height + _GAP) + _GAP + 2 * _CAPTION)
-    blank = _captioned(size, captions, width)
-    return np.stack([_page(blank, cells, frame, frame < context) for frame in range(frames)])
-
-
-def _captioned(size: tuple[int, int], captions: Mapping[int, str], width: int) -> Image.Image:
-    """A white page of ``size`` made even, as H.264 needs it, with a caption over each column."""
-    page, font = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), (255, 255, 255)), _font(15)
-    draw = ImageDraw.Draw(page)
-    for x, name in captions.items():
-        draw.text(
-            (x + width / 2, _CAPTION / 2 + 2), _fitted(name, font, width), fill=_TEXT_COLOUR, font=font, anchor="mm"
-        )
-    return page
-
-
-def _page(
-    blank: Image.Image, cells: Mapping[tuple[int, int], NDArray[np.uint8]], frame: int, given: bool
-) -> NDArray[np.uint8]:
-    """One frame of the side-by-side video; context frames are framed and named."""
-    page = blank.copy()
-    draw = ImageDraw.Draw(page)
-    for (x, y), video_THWC in cells.items():
-        image = Image.fromarray(video_THWC[frame])
-        if given:
-            draw.rectangle((x - 3, y - 3, x + image.width + 2, y + image.height + 2), fill=CONTEXT_COLOUR)
-        page.paste(image, (x, y))
-    text = f"frame {frame + 1}" + (", context" if given else "")
-    draw.text((_GAP, page.height - _CAPTION / 2 - 1), text, fill=_TEXT_COLOUR, font=_font(13), anchor="lm")
-    return np.asarray(page)
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """``image`` as a PNG file."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    """Video_THWC of the first clips: each frame is a contact sheet, a row for the real clips and one for each model."""
+    clips = min(VIDEO_CLIPS, len(next(iter(series.values()))))
+    frames = []
+    for frame in range(len(next(iter(series.values()))[0])):
+        rows = [video_BTHWC[:clips, frame] for video_BTHWC in series.values()]
+        sheet = contact_sheet(rows, clips if frame < context else 0, labels=list(series))
+        ImageDraw.Draw(sheet).text((4, 4), str(frame + 1), fill=_TEXT_COLOUR, font=ImageFont.load_default(size=13))
+        frames.append(np.asarray(sheet)[: sheet.height // 2 * 2, : sheet.width // 2 * 2])  # H.264 needs even sizes
+    return np.stack(frames)
 
 
 def _smooth(values: list[float]) -> NDArray[np.float64]:
@@ -242,16 +198,6 @@ def _smooth(values: list[float]) -> NDArray[np.float64]:
     starts = np.maximum(0, ends - span)
     smoothed: NDArray[np.float64] = (sums[ends] - sums[starts]) / (ends - starts)
     return smoothed
-
-
-def _fitted(text: str, font: Any, width: float) -> str:
-    while len(text) > 1 and font.getlength(text) > width:
-        text = text[:-2] + "…" if text.endswith("…") else text[:-1] + "…"
-    return text
-
-
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -7,8 +7,7 @@ template. Knows results (magi.evaluation.protocol.result) and pictures (magi.eva
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
@@ -43,28 +42,6 @@ _FPS = 12.5  # half the speed of the built-in videos, so that one can follow
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table; ``small`` stands behind the text, ``mark`` is 'met' or 'missed' or nothing."""
-
-    text: str
-    small: str = ""
-    mark: str = ""
-
-
-@dataclass(frozen=True)
-class PageSection:
-    """A part of the page: a note, and a table, a picture, a video or plain text."""
-
-    title: str
-    note: str = ""
-    head: Sequence[str] = ()
-    rows: Sequence[Sequence[Cell]] = ()
-    png: str = ""
-    mp4: str = ""
-    text: str = ""
-
-
 def write_report(evaluation: Evaluation, result: EvaluationResult, runs: Mapping[str, Path]) -> None:
     """Write the files of ``FILES`` into the folder of the evaluation.
 
@@ -92,31 +69,22 @@ def shown_clips(evaluation: Evaluation) -> Series:
 
 def report_html(result: EvaluationResult, pictures: Mapping[str, Image.Image], video: bytes) -> str:
     """The page: figures, video, pictures (title -> picture), how it was measured."""
-    protocol = result.protocol
-    title = f"{result.score_name} by {protocol['name']}"
-    folds = f", {protocol['folds']} folds" if protocol["folds"] > 1 else ""
-    note = f"{protocol['source']}. {protocol['count']} clips{folds}. Card {result.card_sha256[:16]}."
-    sections = [
-        *_frechet_sections(result),
-        *_ground_truth_sections(result),
-        PageSection(
-            "Side by side",
-            "The first clips, not picked; slowed down. Context frames have an orange frame.",
-            mp4=_base64(video),
-        ),
-        *(PageSection(name, _CAPTIONS[name], png=_base64(_png(picture))) for name, picture in pictures.items()),
-        PageSection("Models", rows=_model_rows(result), head=("", "")),
-        PageSection("Protocol card", text=json.dumps(result.card, indent=1)),
-    ]
+    scores, truth = result.frechet, result.ground_truth
     template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, note=note, sections=sections)
-
-
-_CAPTIONS = {
-    "Curves": "Means over clips at every frame, with 95% bootstrap intervals; black lines are targets.",
-    "Contact sheet": "The clip's number and the source of each row on the left.",
-    "Training": "Faint: each log line; solid: running mean.",
-}
+    return template.render(
+        result=result,
+        protocol=result.protocol,
+        score_rows=[] if scores is None else score_rows(result),
+        drift_rows=[] if scores is None else drift_rows(scores),
+        frame_rows=[] if scores is None else frame_rows(scores),
+        metrics=METRIC_TITLES,
+        targets=[target_text(target) for target in next(iter(truth.targets.values()), ())] if truth else [],
+        ranges=list(next(iter(truth.series.values())).ranges) if truth else [],
+        pictures={title: _base64(_png(picture)) for title, picture in pictures.items()},
+        video=_base64(video),
+        model_rows=_model_rows(result),
+        card=json.dumps(result.card, indent=1),
+    )
 
 
 def _curves(result: EvaluationResult) -> Image.Image:
@@ -209,84 +177,12 @@ def target_text(target: JudgedTarget) -> str:
     return f"{METRIC_TITLES[target.metric]} of frames {target.frames} {bounds[0]}"
 
 
-def _frechet_sections(result: EvaluationResult) -> list[PageSection]:
-    if result.frechet is None:
-        return []
-    sections = [
-        PageSection(
-            "Scores",
-            "Lower is better; with 95% intervals. A score means something only against the floor: real clips against "
-            "other real clips, the same number. Real clips that were corrupted on purpose must score worse than the "
-            "floor (above its interval), or the measure is insensitive to motion.",
-            ("", result.score_name),
-            _plain(score_rows(result)),
-        ),
-        PageSection(
-            "Drift",
-            "Mean change between adjacent frames over that of the real clips: 1 where the model neither drifts nor "
-            "freezes.",
-            ("", "generated / real"),
-            _plain(drift_rows(result.frechet)),
-        ),
-    ]
-    frames = frame_rows(result.frechet)
-    title = "Predicted frames against the true ones"
-    return [*sections, PageSection(title, head=("", "mean"), rows=_plain(frames))] if frames else sections
-
-
-def _ground_truth_sections(result: EvaluationResult) -> list[PageSection]:
-    scores = result.ground_truth
-    if scores is None:
-        return []
-    note = (
-        "Means over clips and frames with 95% bootstrap intervals over clips, and the worst mean over ten consecutive "
-        "frames. real and vae are the real clips and their reconstructions by the autoencoder: what can be reached at "
-        "most. Class accuracy: share of frames in which a small classifier sees the clip's class; it was trained on "
-        f"clean digits, of which it classifies {scores.classifier_accuracy:.2%} correctly. Position error: distance of "
-        "the centroid from the exact path. Intensity / real: sum of grey levels over that of the real frame. A black "
-        "frame counts as the wrong class and as half the frame's width."
-    )
-    head = ["", *(title for metric in METRIC_TITLES.values() for title in (metric, "worst bin"))]
-    rows = [
-        [Cell(f"{name}, frames {frames}"), *_range_cells(scores, name, frames)]
-        for frames in next(iter(scores.series.values())).ranges
-        for name in scores.series
-    ]
-    sections = [PageSection("Ground-truth metrics", note, head, rows)]
-    judged = next(iter(scores.targets.values()), ())
-    if judged:
-        rows = [
-            [Cell(target_text(target)), *(_target_cell(model[number]) for model in scores.targets.values())]
-            for number, target in enumerate(judged)
-        ]
-        sections.insert(0, PageSection("Targets", head=("mean over clips and frames", *scores.targets), rows=rows))
-    return sections
-
-
-def _range_cells(scores: GroundTruthScores, name: str, frames: str) -> list[Cell]:
-    cells = []
-    for metric in METRIC_TITLES:
-        found = scores.series[name].ranges[frames][metric]
-        cells.append(Cell(f"{found.value.value:.2f}", f"{found.value.low:.2f}–{found.value.high:.2f}"))
-        cells.append(Cell(f"{found.worst_bin:.2f}", found.worst_bin_frames))
-    return cells
-
-
-def _target_cell(target: JudgedTarget) -> Cell:
-    mark = "met" if target.met else "missed"
-    return Cell(f"{target.value:.2f} {mark}", mark=mark)
-
-
-def _model_rows(result: EvaluationResult) -> list[list[Cell]]:
+def _model_rows(result: EvaluationResult) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, model in result.models.items():
         sampling = ", ".join(f"{key} {value}" for key, value in model.sampling.items())
         rows += [(f"{name}: model", model.id), (f"{name}: autoencoder", model.vae), (f"{name}: sampling", sampling)]
-    return _plain(rows)
-
-
-def _plain(rows: Sequence[Sequence[str]]) -> list[list[Cell]]:
-    return [[Cell(text) for text in row] for row in rows]
+    return rows
 
 
 def _estimate(found: Estimate) -> str:

@@ -38,8 +38,8 @@ def test_side_by_side_shows_every_clip_of_every_series(
                 pixels = (video_THWC[frame] == level).all(-1).sum()
                 assert pixels >= (2 * SIZE) ** 2, (frame, name, clip)
     real, model = (np.median(np.argwhere((video_THWC[5] == level + 5).all(-1)), axis=0) for level in (0, 60))
-    # Real at the left, the model beside it; the smooth edges of captions hold a few pixels of any grey level.
-    assert abs(real[0] - model[0]) < 2 and real[1] + SIZE < model[1]
+    # Real on top, the model below it; the smooth edges of captions hold a few pixels of any grey level.
+    assert abs(real[1] - model[1]) < 2 and real[0] + SIZE < model[0]
 
 
 def test_context_frames_alone_are_framed(series: dict[str, NDArray[np.uint8]]) -> None:

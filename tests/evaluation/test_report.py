@@ -1,6 +1,7 @@
 """The page loads nothing from elsewhere and shows what was measured; the README's tables come from the JSON alone."""
 
 import copy
+import html
 import json
 import re
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from magi.evaluation.protocol.result import (
     RangeScore,
     read_result,
 )
-from magi.evaluation.report import report_html
+from magi.evaluation.report import drift_rows, frame_rows, report_html, score_rows
 from runs import tables
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,15 @@ def test_page_shows_figures_targets_and_settings() -> None:
         assert text in page, text
     assert "<h2>Training" in page
     assert "<h2>Training" not in report_html(result(), {"Curves": PICTURE, "Contact sheet": PICTURE}, b"")
+
+
+def test_page_of_a_distance_shows_every_score_against_the_floor() -> None:
+    found = read_result(ROOT / "results" / "digits3d.json")
+    assert found.frechet is not None
+    page = report_html(found, PICTURES, b"video")
+    for what, figures in (*score_rows(found), *drift_rows(found.frechet), *frame_rows(found.frechet)):
+        assert f"<td>{html.escape(what)}</td><td>{html.escape(figures)}</td>" in page, what
+    assert "<h2>Targets" not in page and "floor" in page
 
 
 def test_names_of_models_are_text_not_markup() -> None:

@@ -4,9 +4,9 @@ Szegedy et al., arXiv 1512.00567, in the variant that FID (arXiv 1706.08500) is 
 real pixels only, the last block pools by maximum, batch norm epsilon is 1e-3. Knows no weights and no files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -65,165 +65,129 @@ def _column(inputs: int, outputs: int, height: int) -> ConvUnit:
     return ConvUnit(inputs, outputs, (height, 1), padding=(height // 2, 0))
 
 
-def _pool_real_pixels(x_BCHW: Tensor) -> Tensor:
+def average_pool(x_BCHW: Tensor) -> Tensor:
     # NOTE: corners divide by 4 and edges by 6; counting the padding changes features by 0.6.
     return functional.avg_pool2d(x_BCHW, 3, stride=1, padding=1, count_include_pad=False)
 
 
+def _max_pool(x_BCHW: Tensor) -> Tensor:
+    return functional.max_pool2d(x_BCHW, 3, stride=1, padding=1)
+
+
+def _halving_pool(x_BCHW: Tensor) -> Tensor:
+    return functional.max_pool2d(x_BCHW, 3, stride=2)
+
+
 class InceptionBlock(nn.Module):
-    """Branches that are chains of named units, side by side; the pooled branch comes last."""
+    """Branches side by side, the pooled one last: chains of units, named as in the files.
 
-    def __init__(self, units: Mapping[str, ConvUnit]) -> None:
+    Units of one chain whose names differ in a last ``a`` or ``b`` take the same input, and their outputs are joined.
+    """
+
+    def __init__(
+        self, *branches: Mapping[str, ConvUnit], pool: Callable[[Tensor], Tensor], pooled: ConvUnit | None = None
+    ) -> None:
         super().__init__()
-        for name, unit in units.items():
-            self.add_module(name, unit)
+        self.pool, self.pooled_names = pool, [("branch_pool",)] if pooled else []
+        self.chains = [
+            [tuple(step) for _, step in groupby(units, lambda name: name.rstrip("ab"))] for units in branches
+        ]
+        for units in (*branches, {"branch_pool": pooled} if pooled else {}):
+            for name, unit in units.items():
+                self.add_module(name, unit)
 
-    def chain(self, x_BCHW: Tensor, *names: str) -> Tensor:
-        """``x_BCHW`` through the named units, one after another."""
-        for name in names:
-            x_BCHW = self.get_submodule(name)(x_BCHW)
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the channels of all branches in order; half the size where the pool halves it."""
+        found = [self._through(chain, x_BCHW) for chain in self.chains]
+        return torch.cat([*found, self._through(self.pooled_names, self.pool(x_BCHW))], dim=1)
+
+    def _through(self, chain: Sequence[tuple[str, ...]], x_BCHW: Tensor) -> Tensor:
+        for names in chain:
+            x_BCHW = torch.cat([self.get_submodule(name)(x_BCHW) for name in names], dim=1)
         return x_BCHW
 
 
-class InceptionBlockA(InceptionBlock):
+def block_a(inputs: int, pooled: int) -> InceptionBlock:
     """1x1; 5x5; double 3x3; average pool. 224 + ``pooled`` channels."""
-
-    def __init__(self, inputs: int, pooled: int) -> None:
-        super().__init__(
-            {
-                "branch1x1": ConvUnit(inputs, 64, 1),
-                "branch5x5_1": ConvUnit(inputs, 48, 1),
-                "branch5x5_2": ConvUnit(48, 64, 5, padding=2),
-                "branch3x3dbl_1": ConvUnit(inputs, 64, 1),
-                "branch3x3dbl_2": ConvUnit(64, 96, 3, padding=1),
-                "branch3x3dbl_3": ConvUnit(96, 96, 3, padding=1),
-                "branch_pool": ConvUnit(inputs, pooled, 1),
-            }
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same size."""
-        return torch.cat(
-            [
-                self.chain(x, "branch1x1"),
-                self.chain(x, "branch5x5_1", "branch5x5_2"),
-                self.chain(x, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"),
-                self.chain(_pool_real_pixels(x), "branch_pool"),
-            ],
-            dim=1,
-        )
+    return InceptionBlock(
+        {"branch1x1": ConvUnit(inputs, 64, 1)},
+        {"branch5x5_1": ConvUnit(inputs, 48, 1), "branch5x5_2": ConvUnit(48, 64, 5, padding=2)},
+        {
+            "branch3x3dbl_1": ConvUnit(inputs, 64, 1),
+            "branch3x3dbl_2": ConvUnit(64, 96, 3, padding=1),
+            "branch3x3dbl_3": ConvUnit(96, 96, 3, padding=1),
+        },
+        pool=average_pool,
+        pooled=ConvUnit(inputs, pooled, 1),
+    )
 
 
-class InceptionBlockB(InceptionBlock):
+def block_b(inputs: int) -> InceptionBlock:
     """Halves the size: 3x3; double 3x3; max pool."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__(
-            {
-                "branch3x3": ConvUnit(inputs, 384, 3, stride=2),
-                "branch3x3dbl_1": ConvUnit(inputs, 64, 1),
-                "branch3x3dbl_2": ConvUnit(64, 96, 3, padding=1),
-                "branch3x3dbl_3": ConvUnit(96, 96, 3, stride=2),
-            }
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return half the size, rounded down."""
-        double = self.chain(x, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
-        return torch.cat([self.chain(x, "branch3x3"), double, functional.max_pool2d(x, 3, stride=2)], dim=1)
+    return InceptionBlock(
+        {"branch3x3": ConvUnit(inputs, 384, 3, stride=2)},
+        {
+            "branch3x3dbl_1": ConvUnit(inputs, 64, 1),
+            "branch3x3dbl_2": ConvUnit(64, 96, 3, padding=1),
+            "branch3x3dbl_3": ConvUnit(96, 96, 3, stride=2),
+        },
+        pool=_halving_pool,
+    )
 
 
-class InceptionBlockC(InceptionBlock):
+def block_c(middle: int) -> InceptionBlock:
     """1x1; 7x7 in two steps; 7x7 twice in four; average pool. 768 channels."""
-
-    def __init__(self, middle: int) -> None:
-        super().__init__(
-            {
-                "branch1x1": ConvUnit(768, 192, 1),
-                "branch7x7_1": ConvUnit(768, middle, 1),
-                "branch7x7_2": _row(middle, middle, 7),
-                "branch7x7_3": _column(middle, 192, 7),
-                "branch7x7dbl_1": ConvUnit(768, middle, 1),
-                "branch7x7dbl_2": _column(middle, middle, 7),
-                "branch7x7dbl_3": _row(middle, middle, 7),
-                "branch7x7dbl_4": _column(middle, middle, 7),
-                "branch7x7dbl_5": _row(middle, 192, 7),
-                "branch_pool": ConvUnit(768, 192, 1),
-            }
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same size."""
-        return torch.cat(
-            [
-                self.chain(x, "branch1x1"),
-                self.chain(x, *(f"branch7x7_{step}" for step in range(1, 4))),
-                self.chain(x, *(f"branch7x7dbl_{step}" for step in range(1, 6))),
-                self.chain(_pool_real_pixels(x), "branch_pool"),
-            ],
-            dim=1,
-        )
+    return InceptionBlock(
+        {"branch1x1": ConvUnit(768, 192, 1)},
+        {
+            "branch7x7_1": ConvUnit(768, middle, 1),
+            "branch7x7_2": _row(middle, middle, 7),
+            "branch7x7_3": _column(middle, 192, 7),
+        },
+        {
+            "branch7x7dbl_1": ConvUnit(768, middle, 1),
+            "branch7x7dbl_2": _column(middle, middle, 7),
+            "branch7x7dbl_3": _row(middle, middle, 7),
+            "branch7x7dbl_4": _column(middle, middle, 7),
+            "branch7x7dbl_5": _row(middle, 192, 7),
+        },
+        pool=average_pool,
+        pooled=ConvUnit(768, 192, 1),
+    )
 
 
-class InceptionBlockD(InceptionBlock):
+def block_d() -> InceptionBlock:
     """Halves the size: 3x3; 7x7 then 3x3; max pool."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            {
-                "branch3x3_1": ConvUnit(768, 192, 1),
-                "branch3x3_2": ConvUnit(192, 320, 3, stride=2),
-                "branch7x7x3_1": ConvUnit(768, 192, 1),
-                "branch7x7x3_2": _row(192, 192, 7),
-                "branch7x7x3_3": _column(192, 192, 7),
-                "branch7x7x3_4": ConvUnit(192, 192, 3, stride=2),
-            }
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return half the size, rounded down."""
-        wide = self.chain(x, *(f"branch7x7x3_{step}" for step in range(1, 5)))
-        pooled = functional.max_pool2d(x, 3, stride=2)
-        return torch.cat([self.chain(x, "branch3x3_1", "branch3x3_2"), wide, pooled], dim=1)
+    return InceptionBlock(
+        {"branch3x3_1": ConvUnit(768, 192, 1), "branch3x3_2": ConvUnit(192, 320, 3, stride=2)},
+        {
+            "branch7x7x3_1": ConvUnit(768, 192, 1),
+            "branch7x7x3_2": _row(192, 192, 7),
+            "branch7x7x3_3": _column(192, 192, 7),
+            "branch7x7x3_4": ConvUnit(192, 192, 3, stride=2),
+        },
+        pool=_halving_pool,
+    )
 
 
-class InceptionBlockE(InceptionBlock):
+def block_e(inputs: int, pool: Callable[[Tensor], Tensor]) -> InceptionBlock:
     """1x1; 3x3 split into a row and a column; the same after a 3x3; a pool. 2048 channels."""
-
-    def __init__(self, inputs: int, pool: Literal["average", "max"]) -> None:
-        super().__init__(
-            {
-                "branch1x1": ConvUnit(inputs, 320, 1),
-                "branch3x3_1": ConvUnit(inputs, 384, 1),
-                "branch3x3_2a": _row(384, 384, 3),
-                "branch3x3_2b": _column(384, 384, 3),
-                "branch3x3dbl_1": ConvUnit(inputs, 448, 1),
-                "branch3x3dbl_2": ConvUnit(448, 384, 3, padding=1),
-                "branch3x3dbl_3a": _row(384, 384, 3),
-                "branch3x3dbl_3b": _column(384, 384, 3),
-                "branch_pool": ConvUnit(inputs, 192, 1),
-            }
-        )
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same size."""
-        single = self.chain(x, "branch3x3_1")
-        double = self.chain(x, "branch3x3dbl_1", "branch3x3dbl_2")
-        # NOTE: the last block pools by maximum, a slip of the original that FID's numbers contain.
-        average = self.pool == "average"
-        pooled = _pool_real_pixels(x) if average else functional.max_pool2d(x, 3, stride=1, padding=1)
-        return torch.cat(
-            [
-                self.chain(x, "branch1x1"),
-                self.chain(single, "branch3x3_2a"),
-                self.chain(single, "branch3x3_2b"),
-                self.chain(double, "branch3x3dbl_3a"),
-                self.chain(double, "branch3x3dbl_3b"),
-                self.chain(pooled, "branch_pool"),
-            ],
-            dim=1,
-        )
+    return InceptionBlock(
+        {"branch1x1": ConvUnit(inputs, 320, 1)},
+        {
+            "branch3x3_1": ConvUnit(inputs, 384, 1),
+            "branch3x3_2a": _row(384, 384, 3),
+            "branch3x3_2b": _column(384, 384, 3),
+        },
+        {
+            "branch3x3dbl_1": ConvUnit(inputs, 448, 1),
+            "branch3x3dbl_2": ConvUnit(448, 384, 3, padding=1),
+            "branch3x3dbl_3a": _row(384, 384, 3),
+            "branch3x3dbl_3b": _column(384, 384, 3),
+        },
+        pool=pool,
+        pooled=ConvUnit(inputs, 192, 1),
+    )
 
 
 class Inception(nn.Module):
@@ -240,17 +204,18 @@ class Inception(nn.Module):
             ("Conv2d_3b_1x1", ConvUnit(64, 80, 1)),
             ("Conv2d_4a_3x3", ConvUnit(80, 192, 3)),
             ("MaxPool_2", nn.MaxPool2d(3, stride=2)),
-            ("Mixed_5b", InceptionBlockA(192, 32)),
-            ("Mixed_5c", InceptionBlockA(256, 64)),
-            ("Mixed_5d", InceptionBlockA(288, 64)),
-            ("Mixed_6a", InceptionBlockB(288)),
-            ("Mixed_6b", InceptionBlockC(128)),
-            ("Mixed_6c", InceptionBlockC(160)),
-            ("Mixed_6d", InceptionBlockC(160)),
-            ("Mixed_6e", InceptionBlockC(192)),
-            ("Mixed_7a", InceptionBlockD()),
-            ("Mixed_7b", InceptionBlockE(1280, "average")),
-            ("Mixed_7c", InceptionBlockE(2048, "max")),
+            ("Mixed_5b", block_a(192, 32)),
+            ("Mixed_5c", block_a(256, 64)),
+            ("Mixed_5d", block_a(288, 64)),
+            ("Mixed_6a", block_b(288)),
+            ("Mixed_6b", block_c(128)),
+            ("Mixed_6c", block_c(160)),
+            ("Mixed_6d", block_c(160)),
+            ("Mixed_6e", block_c(192)),
+            ("Mixed_7a", block_d()),
+            ("Mixed_7b", block_e(1280, average_pool)),
+            # NOTE: the last block pools by maximum, a slip of the original that FID's numbers contain.
+            ("Mixed_7c", block_e(2048, _max_pool)),
         ):
             self.add_module(name, layer)
             self.trunk_names.append(name)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from magi.evaluation.networks.features import FeatureNetwork
-from magi.evaluation.networks.inception import Inception, _pool_real_pixels, inception_input
+from magi.evaluation.networks.inception import Inception, average_pool, inception_input
 from magi.evaluation.networks.load import InceptionFeatures
 from magi.evaluation.networks.precision import full_precision
 from tests.fakes.network_cases import CASES, assert_like, filled, synthetic_video
@@ -57,10 +57,10 @@ def test_features_are_those_of_independent_implementations(case: dict[str, Any],
 
 def test_average_pools_count_the_real_pixels_only() -> None:
     ones = torch.ones(1, 2, 5, 4)
-    assert torch.equal(_pool_real_pixels(ones), ones)
+    assert torch.equal(average_pool(ones), ones)
     corner = torch.zeros(1, 1, 3, 3)
     corner[..., 0, 0] = 36.0
-    assert _pool_real_pixels(corner)[0, 0].tolist() == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
+    assert average_pool(corner)[0, 0].tolist() == [[9.0, 6.0, 0.0], [6.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_input_is_rgb_in_the_original_range() -> None:
