@@ -197,6 +197,10 @@ class SamplingConfig(Section):
         ge=0,
         description="denoising steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all",
     )
+    first_timestep: int = Field(
+        0, ge=0, description="timestep of the noise that denoising starts from; 0 is the last of the schedule"
+    )
+    last_timestep: int = Field(0, ge=0, description="timestep of the last denoising step, which gives the clean token")
     solver: Literal["ancestral", "dpm++", "dpm++sde"] = Field(
         "ancestral", description="reverse steps: DDPM's (the paper's), or DPM-Solver++ as an ODE or an SDE"
     )

@@ -12,6 +12,7 @@ def model_card(model: Magi, config: Config, vae_id: str, classes: Sequence[str] 
     """README.md of an export, in Markdown with the metadata block that the hub reads."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     data, sampling, latent = config.data, config.sampling, model.latent
+    first = sampling.first_timestep
     size = f"{data.height}x{data.width}"
     names = list(classes or [])
     listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
@@ -25,6 +26,7 @@ def model_card(model: Magi, config: Config, vae_id: str, classes: Sequence[str] 
         ("autoencoder", f"`{vae_id}`, latents {latent.channels}x{latent.height}x{latent.width}"),
         ("classes", listed or (str(config.model.classes) if config.model.classes else "none")),
         ("sampling", f"{sampling.iterations} iterations, {sampling.steps} steps, guidance {sampling.guidance:g}"),
+        ("timesteps", f"{first or config.model.diffusion_steps - 1} to {sampling.last_timestep}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---

@@ -57,12 +57,22 @@ def cosine_schedule(steps: int) -> NoiseSchedule:
     return schedule_from_betas(betas, torch.arange(steps))
 
 
-def respace(schedule: NoiseSchedule, count: int) -> NoiseSchedule:
-    """Keep ``count`` evenly spaced steps, the first and the last among them, with the same marginals."""
-    if not 2 <= count <= len(schedule):
-        raise ValueError(f"sampling.steps: expected 2..{len(schedule)}, got {count}")
-    stride = (len(schedule) - 1) / (count - 1)
-    kept = torch.tensor([round(i * stride) for i in range(count)])
+def respace(schedule: NoiseSchedule, count: int, first: int = 0, last: int = 0) -> NoiseSchedule:
+    """Keep ``count`` evenly spaced timesteps from ``first`` (0: the highest) down to ``last``, with their marginals.
+
+    Sampling starts from unit noise at ``first``, and its step at ``last`` gives the clean token. Where few steps are
+    taken, the highest timesteps multiply the head's error most, and the lowest have little noise left to remove.
+    """
+    first = first or len(schedule) - 1
+    if not last < first < len(schedule):
+        raise ValueError(
+            f"sampling.first_timestep {first}, sampling.last_timestep {last}: expected the last below the first, "
+            f"and the first below {len(schedule)}"
+        )
+    if not 2 <= count <= first - last + 1:
+        raise ValueError(f"sampling.steps: expected 2..{first - last + 1}, got {count}")
+    stride = (first - last) / (count - 1)
+    kept = torch.tensor([round(last + i * stride) for i in range(count)])
     alphas_bar = schedule.alphas_bar[kept]
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
     return schedule_from_betas(1 - alphas_bar / previous, schedule.timesteps[kept])
@@ -287,7 +297,7 @@ class DdpmObjective:
 
     def steps(self, settings: SamplingConfig, count: int) -> ReverseTable:
         """``count`` steps of the solver that the settings name; ValueError for more than the schedule has."""
-        schedule = respace(self.schedule, count)
+        schedule = respace(self.schedule, count, settings.first_timestep, settings.last_timestep)
         if settings.solver == "ancestral":
             return reverse_table(schedule, settings.x0_limit)
         return solver_table(schedule, settings.x0_limit, stochastic=settings.solver == "dpm++sde")

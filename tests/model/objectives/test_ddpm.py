@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from magi.config import SamplingConfig
 from magi.model.objectives.ddpm import DdpmObjective, add_noise, cosine_schedule, diffusion_loss, respace, reverse_step
 
 
@@ -23,6 +24,32 @@ def test_respacing_keeps_first_last_and_marginals() -> None:
     torch.testing.assert_close(short.alphas_bar, full.alphas_bar[short.timesteps])
     with pytest.raises(ValueError, match=r"sampling.steps: expected 2..1000, got 1001"):
         respace(full, 1001)
+
+
+def test_timesteps_run_from_the_first_to_the_last_that_are_asked_for() -> None:
+    full = cosine_schedule(1000)
+    short = respace(full, 3, first=900, last=150)
+    assert short.timesteps.tolist() == [150, 525, 900]
+    torch.testing.assert_close(short.alphas_bar, full.alphas_bar[short.timesteps])
+    for first, last in ((1000, 0), (300, 300), (100, 300)):
+        with pytest.raises(ValueError, match=f"first_timestep {first}, sampling.last_timestep {last}: expected"):
+            respace(full, 2, first, last)
+    with pytest.raises(ValueError, match=r"sampling.steps: expected 2..11, got 12"):
+        respace(full, 12, first=20, last=10)
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "dpm++", "dpm++sde"])
+def test_the_last_step_gives_the_clean_token_at_any_timestep(solver: str) -> None:
+    """A head that knows the noise exactly gives back the token, though noise is left at the last timestep."""
+    settings = SamplingConfig.model_validate({"solver": solver, "first_timestep": 900, "last_timestep": 150})
+    objective = DdpmObjective.of(1000)
+    table = objective.steps(settings, 3)
+    assert table.timesteps.tolist() == [150, 525, 900]
+    x0, noise = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    x_t = objective.corrupt(x0, noise, torch.full((5,), 150))
+    prediction_GMC = torch.cat([noise, torch.zeros_like(noise)], dim=-1)[None]
+    result, _ = table.step(0, x_t, prediction_GMC, 1.0, noise)
+    torch.testing.assert_close(result, x0, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("x0_limit", [math.inf, 2.0])
