@@ -11,4 +11,4 @@ if [ "$name" = dry ]; then
 fi
 "$python" runs/gpu_checks.py cuda
 "$python" -m magi bench --device cuda --minutes 8 --out "results/bench_$name.json"
-"$python" runs/tables.py bench
+"$python" runs/tables.py bench speed

@@ -8,6 +8,7 @@ A table stands between the lines ``<!-- results:NAME:begin -->`` and ``end``. No
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from magi.bench.report import load_report, markdown
 from magi.bench.suite import CASES
@@ -34,6 +35,12 @@ def bench(root: Path = ROOT) -> None:
     """The speed cases of every machine that was measured, in the page on performance."""
     reports = [load_report(path) for path in sorted((root / "results").glob("bench_*.json"))]
     write_markdown_block(root / "docs/performance.md", "bench", markdown(reports, [case.name for case in CASES]))
+
+
+def speed(root: Path = ROOT) -> None:
+    """Three of these that need no explanation, in the README."""
+    cpu, gpu = (load_report(root / f"results/bench_{name}.json") for name in ("cpu", "h200"))
+    write_markdown_block(root / "README.md", "speed", speed_table(cpu, gpu))
 
 
 def studies(root: Path = ROOT) -> None:
@@ -78,6 +85,35 @@ def _missed(result: EvaluationResult) -> str:
     return f" Targets missed: {said}." if said else " All targets are met."
 
 
+def speed_table(cpu: dict[str, Any], gpu: dict[str, Any]) -> str:
+    """A frame of a small model on a CPU, the same late in a long video, and a frame of the paper's model on a GPU."""
+    cases = {record["name"]: record for report in (cpu, gpu) for record in report["cases"]}
+    small, late, paper = (cases[name] for name in ("cpu.e2e", "cpu.long", "sample.b1"))
+    cores = f"{cpu['machine']['threads']} CPU cores ({cpu['machine']['processor']})"
+    older = ", measured with an older version" if "note" in paper else ""
+
+    def size(record: dict[str, Any]) -> str:
+        return f"{record['shapes']['parameters'] / 1e6:,.0f} M parameters"
+
+    def times(record: dict[str, Any]) -> str:
+        return f"{record['metrics']['x eager']:.1f} times as fast as the plain sampler"
+
+    frame = small["metrics"]["seconds"] / small["shapes"]["frames"]
+    return "\n".join(
+        [
+            "| one latent frame, under guidance | time | compared |",
+            "|---|---:|---|",
+            f"| a model of the shipped one's size ({size(small)}), {cores} | {frame * 1e3:.0f} ms | {times(small)} |",
+            f"| the same after 100 frames, in a sliding window | {late['metrics']['seconds'] * 1e3:.0f} ms | "
+            f"{late['metrics']['late over early']:.2f} times as long as after 10 frames |",
+            f"| the paper's model ({size(paper)}), one {gpu['machine']['gpu']}{older} | "
+            f"{paper['metrics']['seconds']:.2f} s | {times(paper)} |",
+            "",
+            "The plain sampler is MAR's way of sampling, with the same weights, in the same run.",
+        ]
+    )
+
+
 def score_table(result: EvaluationResult) -> str:
     """The scores by a Frechet distance; below, how they were measured."""
     protocol, versions = result.protocol, result.card["versions"]
@@ -90,7 +126,7 @@ def score_table(result: EvaluationResult) -> str:
     return "\n".join([*lines, "", how])
 
 
-TABLES: dict[str, Callable[[], None]] = {"bench": bench, "digits": digits, "digits3d": digits3d, "studies": studies}
+TABLES: dict[str, Callable[..., None]] = {table.__name__: table for table in (bench, digits, digits3d, speed, studies)}
 
 
 def main(names: list[str]) -> None:

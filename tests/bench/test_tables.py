@@ -1,0 +1,47 @@
+"""The speed tables of README and docs are what ``runs/tables.py`` writes from the committed reports."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runs import tables
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("page", "name"), [("README.md", "speed"), ("docs/performance.md", "bench")])
+def test_a_page_holds_what_its_writer_writes(page: str, name: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("studies"))
+    (tmp_path / page).parent.mkdir(exist_ok=True)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    parts = re.split(f"(<!-- results:{name}:(?:begin|end) -->\n)", text)
+    parts[2] = "old\n"
+    (tmp_path / page).write_text("".join(parts), encoding="utf-8")
+    tables.TABLES[name](tmp_path)
+    assert (tmp_path / page).read_text(encoding="utf-8") == text, f"python runs/tables.py {name}"
+
+
+def test_three_numbers_say_on_what_and_against_what() -> None:
+    """Figures that are easy to divide by hand; a run of the small model is two frames."""
+
+    def record(name: str, **metrics: float) -> dict[str, object]:
+        return {"name": name, "shapes": {"parameters": 5_000_000, "frames": 2}, "metrics": metrics}
+
+    machine = {"processor": "a chip", "threads": 2, "gpu": "a card"}
+    small = record("cpu.e2e", **{"seconds": 0.3, "x eager": 2.5})
+    late = record("cpu.long", **{"seconds": 0.06, "late over early": 1.01})
+    paper = record("sample.b1", **{"seconds": 1.5, "x eager": 9.0})
+    cpu, gpu = ({"machine": machine, "cases": cases} for cases in ([small, late], [paper]))
+    rows = tables.speed_table(cpu, gpu).splitlines()[2:5]
+    assert [row.split(" | ")[1:] for row in rows] == [
+        ["150 ms", "2.5 times as fast as the plain sampler |"],
+        ["60 ms", "1.01 times as long as after 10 frames |"],
+        ["1.50 s", "9.0 times as fast as the plain sampler |"],
+    ]
+    assert "2 CPU cores (a chip)" in rows[0] and rows[2].startswith(
+        "| the paper's model (5 M parameters), one a card |"
+    )
+    gpu["cases"][0]["note"] = "without a kernel"  # type: ignore[index]
+    assert "one a card, measured with an older version |" in tables.speed_table(cpu, gpu)
