@@ -87,6 +87,7 @@ def test_an_export_tells_nothing_of_the_makers_disk(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "private" not in card
     assert "| classes | cat, dog |" in card and "2 frames of 8x8" in card and "`pixel-4`" in card
+    assert "| timesteps | 19 to 0 |" in card
 
 
 def test_a_run_gives_the_averaged_weights_of_its_newest_intact_checkpoint(tmp_path: Path) -> None:
