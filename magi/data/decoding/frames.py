@@ -4,7 +4,7 @@ Frames are addressed by their number in display order, never by time: a table of
 of all frames says where to seek, which stays exact for a variable frame rate. Where the time stamps cannot be trusted
 (``magi.data.decoding.probe``) the table is None and every read decodes from the start.
 
-Frames are returned as a player shows them, turned by the multiple of 90 degrees that the file asks for; pixels are
+Frames are returned as a player shows them, turned and mirrored as the file's display matrix asks; pixels are
 taken as square, alpha is dropped and 10-bit video becomes 8-bit. The first video stream that is not a cover image
 counts. FFmpeg may open local files of three container families only.
 
@@ -12,6 +12,7 @@ A hostile file can crash or hang the process that decodes it, so the sandbox (``
 every file once; a file that it has accepted is then read in the caller's process.
 """
 
+import math
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ from magi.errors import DataError
 
 _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm"}
 _INDEX_AGAIN = "it has changed since it was indexed: run 'magi data index' on its folder"
+_ONE_DEGREE = math.tan(math.radians(1))
+"""How far from a multiple of 90 degrees FFmpeg's own player still turns by that multiple."""
 
 Reformatter = av.video.reformatter.VideoReformatter
 
@@ -142,13 +145,42 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.vid
 
 
 def _rgb(frame: av.VideoFrame, reformatter: Reformatter) -> np.ndarray:
-    """RGB as a player shows it: the file's rotation is applied, other display matrices are ignored.
+    """RGB as a player shows it: turned and mirrored as the file's display matrix says.
 
     NOTE: ``threads=1``, because a conversion otherwise starts a thread for each core, in every loader process.
     """
     frame_HWC = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame_HWC, quarter_turns)) if quarter_turns else frame_HWC
+    orientation = orientation_of(frame)
+    if orientation.transposed:
+        frame_HWC = frame_HWC.swapaxes(0, 1)
+    return np.ascontiguousarray(frame_HWC[:: orientation.down, :: orientation.right])
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a decoded frame is displayed: first rows and columns change places, then each axis may be reversed."""
+
+    transposed: bool = False
+    down: int = 1
+    """-1: the rows are reversed."""
+    right: int = 1
+    """-1: the columns are reversed."""
+
+
+def orientation_of(frame: av.VideoFrame) -> Orientation:
+    """What the frame's display matrix asks for; ``Rejection`` where that is no quarter turn or mirror image.
+
+    A pixel (x, y) is displayed at (a x + c y, b x + d y), scale and offset apart (FFmpeg's ``libavutil/display.h``).
+    """
+    matrix = bytes(frame.side_data["DISPLAYMATRIX"]) if "DISPLAYMATRIX" in frame.side_data else None
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
+    if a and d and max(abs(b), abs(c)) < _ONE_DEGREE * min(abs(a), abs(d)):
+        return Orientation(False, int(math.copysign(1, d)), int(math.copysign(1, a)))
+    if b and c and max(abs(a), abs(d)) < _ONE_DEGREE * min(abs(b), abs(c)):
+        return Orientation(True, int(math.copysign(1, b)), int(math.copysign(1, c)))
+    if a == b == c == d == 0:
+        return Orientation()  # players show a matrix that was never filled in as it lies
+    raise Rejection("odd_display_matrix", "is displayed neither by quarter turns nor mirrored: encode it again upright")
 
 
 def one_line(error: Exception) -> str:

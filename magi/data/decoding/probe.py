@@ -23,7 +23,15 @@ import av.video.frame
 import numpy as np
 
 from magi.data.decoding.containers import declared_end
-from magi.data.decoding.frames import Reformatter, Rejection, VideoProbe, one_line, open_video
+from magi.data.decoding.frames import (
+    Orientation,
+    Reformatter,
+    Rejection,
+    VideoProbe,
+    one_line,
+    open_video,
+    orientation_of,
+)
 
 FROM_THE_START = "from the start"
 """What JSON says of a video whose frames cannot be found by a seek."""
@@ -86,15 +94,15 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
     times: list[int | None] = []
     checksums: list[int] = []
     has_b_frames = False
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, int, Orientation] | None = None
     with open_video(path) as (container, stream):
         is_avi = container.format.name == "avi"
         _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
         for frame in container.decode(stream):
             _check_pixels(frame.width, frame.height, limits)
-            if shape not in (None, (frame.height, frame.width, frame.rotation)):
+            before, shape = shape, (frame.height, frame.width, orientation_of(frame))
+            if before not in (None, shape):
                 raise Rejection("size_changed", f"frame {len(times)} has another size or rotation than the first")
-            shape = frame.height, frame.width, frame.rotation
             if len(times) == limits.frames:
                 raise Rejection("too_many_frames", f"has more than {limits.frames} frames")
             times.append(frame.pts)
@@ -114,8 +122,8 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
     if pts is not None:
         rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base) if time_base else rate
         pts = pts if _seek_is_exact(path, pts, checksums, gray) else None
-    height, width, rotation = shape
-    if round(rotation / 90) % 2:
+    height, width, orientation = shape
+    if orientation.transposed:
         height, width = width, height
     return VideoProbe(len(times), height, width, round(rate, 6), pts)
 

@@ -2,17 +2,20 @@
 
 import os
 import random
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
+import av.filter
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from magi.data.decoding import frames as decoder
 from magi.data.decoding.frames import read_frames
+from magi.data.decoding.probe import DecodeLimits, RejectedFile, probe_file
 from magi.errors import DataError
 from tests.fakes.numbered_videos import (
     COUNT,
@@ -66,6 +69,63 @@ def test_frames_are_turned_as_a_player_shows_them(tmp_path: Path, degrees: int) 
     probe, expected = good(path), np.rot90(picture, degrees // 90)
     assert (probe.height, probe.width) == expected.shape[:2]
     assert np.abs(read_frames(path, [1], probe)[0].astype(int) - expected).mean() < 4
+
+
+def set_display_matrix(path: Path, a: float, b: float, c: float, d: float) -> None:
+    """Writes the four numbers into the track header of an mp4 file, as cameras do."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", *(round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0, 16384)))
+    path.write_bytes(data)
+
+
+def filtered(path: Path, name: str, argument: str | None) -> np.ndarray:
+    """Frame 1 as FFmpeg's own filter turns it."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        graph.link_nodes(
+            graph.add_buffer(template=stream), graph.add(name, argument), graph.add("buffersink")
+        ).configure()
+        frame = [frame for frame in container.decode(stream)][1]
+        graph.push(frame)
+        return graph.pull().to_ndarray(format="rgb24")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "name", "argument"),
+    [
+        ((1, 0, 0, 1), "null", None),
+        ((-1, 0, 0, 1), "hflip", None),
+        ((1, 0, 0, -1), "vflip", None),
+        ((-1, 0, 0, -1), "rotate", "PI"),
+        ((0, 1, -1, 0), "transpose", "clock"),
+        ((0, -1, 1, 0), "transpose", "cclock"),
+        ((0, 1, 1, 0), "transpose", "cclock_flip"),
+        ((0, -1, -1, 0), "transpose", "clock_flip"),
+    ],
+)
+def test_the_whole_display_matrix_is_applied_mirrors_too(
+    tmp_path: Path, matrix: tuple[int, int, int, int], name: str, argument: str | None
+) -> None:
+    picture = np.zeros((64, 128, 3), np.uint8)
+    picture[:16, :32] = (250, 20, 20)
+    picture[:16, 96:] = (20, 250, 20)
+    path = write(tmp_path / "turned.mp4", count=3, draw=lambda _: picture)
+    set_display_matrix(path, *matrix)
+    probe, expected_HWC = good(path), filtered(path, name, argument)
+    assert (probe.height, probe.width) == expected_HWC.shape[:2]
+    assert np.abs(read_frames(path, [1], probe)[0].astype(int) - expected_HWC).mean() < 2
+
+
+def test_a_slanted_display_matrix_is_refused_and_an_empty_one_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "slanted.mp4", count=3)
+    upright_THWC = read_frames(path, [1], good(path))
+    set_display_matrix(path, 0, 0, 0, 0)
+    assert np.array_equal(read_frames(path, [1], good(path)), upright_THWC)
+    set_display_matrix(path, 0.8, 0.6, -0.6, 0.8)
+    outcome = probe_file(path, DecodeLimits())
+    assert isinstance(outcome, RejectedFile) and outcome.reason == "odd_display_matrix"
 
 
 @pytest.mark.parametrize("space", [Colorspace.ITU601, Colorspace.ITU709])
