@@ -5,8 +5,9 @@ of all frames says where to seek, which stays exact for a variable frame rate. W
 (``magi.data.decoding.probe``) the table is None and every read decodes from the start.
 
 Frames are returned as a player shows them, turned and mirrored as the file's display matrix asks; pixels are
-taken as square, alpha is dropped and 10-bit video becomes 8-bit. The first video stream that is not a cover image
-counts. FFmpeg may open local files of three container families only.
+taken as square, alpha is dropped and 10-bit video becomes 8-bit. Of several video streams the one
+counts that the ffmpeg command would choose; cover images never do. FFmpeg may open local files of three container
+families only.
 
 A hostile file can crash or hang the process that decodes it, so the sandbox (``magi.data.decoding.sandbox``) decodes
 every file once; a file that it has accepted is then read in the caller's process.
@@ -15,11 +16,12 @@ every file once; a file that it has accepted is then read in the caller's proces
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import av.container
@@ -137,11 +139,19 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.vid
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not streams:
             raise Rejection("no_video_stream", "holds no video stream (audio only?)")
-        if streams[0].codec_context is None:
+        known = [stream for stream in streams if stream.codec_context is not None]
+        if not known:
             raise Rejection("unknown_codec", "is coded in a way that FFmpeg cannot decode")
-        streams[0].thread_type = "NONE"
-        streams[0].codec_context.thread_count = 1
-        yield container, streams[0]
+        best = max(known, key=_preference)
+        best.thread_type = "NONE"
+        best.codec_context.thread_count = 1
+        yield container, best
+
+
+def _preference(stream: av.video.stream.VideoStream) -> int:
+    """As the ffmpeg command chooses among streams: by pixels, and five million more for one marked as the default."""
+    marked = bool(stream.disposition & av.stream.Disposition.default)
+    return stream.codec_context.width * stream.codec_context.height + 5_000_000 * marked
 
 
 def _rgb(frame: av.VideoFrame, reformatter: Reformatter) -> np.ndarray:
@@ -172,8 +182,9 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
 
     A pixel (x, y) is displayed at (a x + c y, b x + d y), scale and offset apart (FFmpeg's ``libavutil/display.h``).
     """
-    matrix = bytes(frame.side_data["DISPLAYMATRIX"]) if "DISPLAYMATRIX" in frame.side_data else None
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
+    side_data = cast(Mapping[str, Any], frame.side_data)  # PyAV's annotations name two kinds of many
+    matrix = side_data.get("DISPLAYMATRIX")
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist() if matrix else (1, 0, 0, 0, 1)
     if a and d and max(abs(b), abs(c)) < _ONE_DEGREE * min(abs(a), abs(d)):
         return Orientation(False, int(math.copysign(1, d)), int(math.copysign(1, a)))
     if b and c and max(abs(a), abs(d)) < _ONE_DEGREE * min(abs(b), abs(c)):

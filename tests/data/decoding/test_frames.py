@@ -11,6 +11,7 @@ import av
 import av.filter
 import numpy as np
 import pytest
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from magi.data.decoding import frames as decoder
@@ -71,6 +72,24 @@ def test_frames_are_turned_as_a_player_shows_them(tmp_path: Path, degrees: int) 
     assert np.abs(read_frames(path, [1], probe)[0].astype(int) - expected).mean() < 4
 
 
+@pytest.mark.parametrize(("default", "shown"), [(None, 128), (0, 64), (1, 128)])
+def test_of_two_video_streams_the_one_that_ffmpeg_chooses(tmp_path: Path, default: int | None, shown: int) -> None:
+    """The larger, unless another alone is marked as the default."""
+    with av.open(tmp_path / "two.mkv", "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for number, (stream, width) in enumerate(zip(streams, (64, 128), strict=True)):
+            stream.width, stream.height, stream.pix_fmt = width, 64, "yuv420p"
+            stream.disposition = Disposition.default if number == default else Disposition(0)
+        for stream in streams:
+            for _ in range(3):
+                picture = np.full((64, stream.width, 3), stream.width, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    frame_HWC = read_frames(tmp_path / "two.mkv", [1], good(tmp_path / "two.mkv"))[0]
+    assert frame_HWC.shape == (64, shown, 3)
+    assert abs(frame_HWC.mean() - shown) < 3
+
+
 def set_display_matrix(path: Path, a: float, b: float, c: float, d: float) -> None:
     """Writes the four numbers into the track header of an mp4 file, as cameras do."""
     data = bytearray(path.read_bytes())
@@ -89,7 +108,9 @@ def filtered(path: Path, name: str, argument: str | None) -> np.ndarray:
         ).configure()
         frame = [frame for frame in container.decode(stream)][1]
         graph.push(frame)
-        return graph.pull().to_ndarray(format="rgb24")
+        turned = graph.pull()
+        assert isinstance(turned, av.VideoFrame)
+        return turned.to_ndarray(format="rgb24")
 
 
 @pytest.mark.parametrize(
