@@ -18,12 +18,11 @@ from torch import Tensor
 from magi import MagiPipeline
 from magi.bench.attention import paper_shape, parities
 from magi.bench.case import Parity, Setting, relative_error
-from magi.bench.frame_parts import head_loop, loop_parities, pass_parity
+from magi.bench.frame_parts import HeadLoop, loop_parities, pass_parity
 from magi.bench.models import paper_model
 from magi.bench.sampling import PAPER, frame_parities
 from magi.model import frame_pass
 from magi.model.frame_pass import EPSILON, cached_attention
-from magi.sampling.denoise import Denoiser
 
 STOPPED_CLEANLY = 75
 PIXELS = 8.0
@@ -63,8 +62,7 @@ def sampling(setting: Setting) -> Iterator[Parity]:
     config = PAPER.changed(iterations=4, steps=10)
     yield pass_parity(model, 1, config)
     yield from frame_parities(model, 1, config)
-    loop = head_loop(model, 16, 10)
-    yield from loop_parities(loop, Denoiser(model.head, 1.0, graphs=setting.device.type == "cuda"))
+    yield from loop_parities(HeadLoop(model, 16, 10))
 
 
 def continuation(device: torch.device) -> Iterator[Parity]:

@@ -6,8 +6,8 @@ that a device or version refuses is left out, and the result says why.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,24 +57,6 @@ def paper_shape(setting: Setting, clips: int) -> AttentionShape:
 # The other paths
 
 
-def padded_flex(pattern: SlotPattern, device: torch.device) -> SlotAttention:
-    """FlexAttention with a position's slots as one sequence."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return _attends(pattern, q, k)
-
-    blocks = create_block_mask(mask, None, None, pattern.slots, pattern.slots, device=device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def attend(query: Tensor | None, projected: Tensor, _: SlotPattern, heads: int) -> Tensor:
-        q, k, v = (part.flatten(0, 1) for part in _positions_first(projected, heads))
-        out = compiled(q, k, v, block_mask=blocks)
-        return out.unflatten(0, projected.shape[:1] + projected.shape[2:3]).permute(0, 3, 1, 2, 4).flatten(3)
-
-    return attend
-
-
 def packed_flex(pattern: SlotPattern, positions: int, device: torch.device) -> SlotAttention:
     """FlexAttention with all positions of a clip as one sequence, several to a block of 128."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -121,7 +103,9 @@ def forward_work(path: SlotAttention, projected: Tensor, shape: AttentionShape) 
     return run
 
 
-def training_work(path: SlotAttention, projected: Tensor, d_out: Tensor, shape: AttentionShape) -> Work:
+def training_work(
+    path: SlotAttention, projected: Tensor, d_out: Tensor, shape: AttentionShape
+) -> Callable[[], tuple[Tensor, Tensor]]:
     """Forward and backward; returns the result and the gradient of the projections."""
     leaf = projected.detach().requires_grad_()
 
@@ -141,27 +125,18 @@ def copy_work(count: int, device: torch.device) -> Work:
 
 
 def parities(shape: AttentionShape, device: torch.device) -> tuple[Parity, ...]:
-    """Ours against the reference under the mask: in float32 on the device, in the case's format against the CPU's."""
-    little = AttentionShape(2, min(shape.positions, 5), shape.heads, shape.head_width, shape.pattern, torch.float32)
-    projected = little.projections(torch.device("cpu"))
-    d_out = torch.randn_like(projected[..., : little.heads * little.head_width])
-    expected = _result(dense_slot_attention, projected, d_out, little)
-    found = []
+    """Ours on the device against the dense mask in float32 on the CPU, from the same numbers, in both formats."""
+    small = replace(shape, clips=2, positions=min(shape.positions, 5), dtype=torch.float32)
+    found: list[Parity] = []
     for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        inputs = (projected.to(device, dtype), d_out.to(device, dtype))
-        got = _result(slot_attention, *inputs, little)
-        if dtype == torch.bfloat16:  # the reference sees the same rounded numbers
-            rounded = (projected.to(dtype).float(), d_out.to(dtype).float())
-            expected = _result(dense_slot_attention, *rounded, little)
-        name = str(dtype).removeprefix("torch.")
-        for what, one, other in zip(("result", "gradient"), got, expected, strict=True):
-            found.append(Parity(f"{name} {what} against float32 dense mask", relative_error(one, other), allowed))
+        projected = small.projections(torch.device("cpu")).to(dtype)
+        d_out = torch.randn_like(projected[..., : small.heads * small.head_width])
+        got = training_work(slot_attention, projected.to(device), d_out.to(device), small)()
+        expected = training_work(dense_slot_attention, projected.float(), d_out.float(), small)()
+        name = f"{str(dtype).removeprefix('torch.')} {{}} against float32 dense mask"
+        pairs = zip(("result", "gradient"), got, expected, strict=True)
+        found += [Parity(name.format(what), relative_error(one, other), allowed) for what, one, other in pairs]
     return tuple(found)
-
-
-def _result(path: SlotAttention, projected: Tensor, d_out: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor]:
-    result: Any = training_work(path, projected, d_out, shape)()
-    return result
 
 
 def temporal_case(setting: Setting) -> PreparedCase:
@@ -177,7 +152,6 @@ def temporal_case(setting: Setting) -> PreparedCase:
     makers["split form"] = work(lambda: split_slot_attention)
     if device.type == "cuda":
         makers["Flex packed"] = work(lambda: packed_flex(shape.pattern, shape.positions, device))
-        makers["Flex"] = work(lambda: padded_flex(shape.pattern, device))
     works, failed = run_each_once(makers)
     # Least traffic: q, k, v in, result out; backward those and the result's gradient in, three gradients out.
     least = (4 + 8) * shape.unit_bytes
@@ -193,6 +167,34 @@ def temporal_case(setting: Setting) -> PreparedCase:
 
     calls = 5 if device.type == "cuda" else 1
     candidates = tuple(Candidate(name, run, warmups=2, calls=calls) for name, run in works.items())
-    shapes: dict[str, object] = {"clips": shape.clips, "S": shape.pattern.slots, "P": shape.positions}
-    shapes |= {"heads": shape.heads, "head width": shape.head_width, "dtype": str(shape.dtype), "left out": failed}
-    return PreparedCase(candidates, lambda: parities(shape, device), metrics=metrics, shapes=shapes)
+    shapes = {"shape": str(shape), "left out": failed}
+    return PreparedCase(candidates, partial(parities, shape, device), metrics=metrics, shapes=shapes)
+
+
+def cpu_case(setting: Setting) -> PreparedCase:
+    """The same on a CPU, of one clip: the split form against the dense mask, and all 2T slots."""
+    shape = AttentionShape(1, 256, 4, 48, SlotPattern(15, 16, 1), torch.float32)
+    if setting.smoke:
+        shape = paper_shape(setting, clips=1)
+    naive = replace(shape, pattern=SlotPattern(shape.pattern.frames, shape.pattern.frames, 1))
+    low = replace(shape, dtype=torch.bfloat16)
+
+    def training(path: SlotAttention, shape: AttentionShape = shape) -> Work:
+        projected = shape.projections(setting.device)
+        return training_work(path, projected, torch.randn_like(projected.chunk(3, dim=-1)[0]), shape)
+
+    works: dict[str, Work] = {
+        OURS: training(slot_attention),
+        "dense mask": training(dense_slot_attention),
+        "all 2T slots": training(slot_attention, naive),
+        "bf16 forward, ours": forward_work(slot_attention, low.projections(setting.device), low),
+        "bf16 forward, dense mask": forward_work(dense_slot_attention, low.projections(setting.device), low),
+    }
+
+    def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
+        return {"x dense mask, bf16 forward": seconds["bf16 forward, dense mask"] / seconds["bf16 forward, ours"]}
+
+    candidates = tuple(Candidate(name, run, warmups=2 if name == OURS else 1, calls=5) for name, run in works.items())
+    return PreparedCase(
+        candidates, partial(parities, shape, setting.device), metrics=metrics, shapes={"shape": str(shape)}
+    )

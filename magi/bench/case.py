@@ -29,17 +29,14 @@ class Candidate:
     """One side of a comparison; ``run`` does ``PreparedCase.units`` units of work and may return anything.
 
     ``run`` sets nothing up and does not wait for the device: on a GPU the runner times it with events. ``warmups``
-    calls come before the first round and are reported on their own (compilation); ``warm`` replaces ``run`` in them
-    where that is longer than needed. A round times ``calls`` calls together, after ``before``, which is not timed. With
-    ``sparse`` a candidate takes part in only that many rounds, for baselines that take many seconds.
+    calls come before the first round and are reported on their own (compilation). A round times ``calls`` calls
+    together, after ``before``, which is not timed.
     """
 
     name: str
     run: Callable[[], object]
     warmups: int = 1
     calls: int = 1
-    sparse: int | None = None
-    warm: Callable[[], object] | None = None
     before: Callable[[], object] = lambda: None
 
 
@@ -63,7 +60,7 @@ class PreparedCase:
 
     ``check`` runs before anything is timed. ``metrics`` gets the median seconds a unit of every candidate and returns
     further figures; the runner itself adds ``x NAME``, the time of the baseline NAME over ours, and ``seconds`` of ours
-    a unit. ``shapes`` is recorded. ``close`` frees what would outlive the case.
+    a unit. ``shapes`` is recorded, as JSON.
     """
 
     candidates: tuple[Candidate, ...]
@@ -71,7 +68,6 @@ class PreparedCase:
     units: float = 1.0
     metrics: Callable[[Mapping[str, float]], Mapping[str, float]] = field(default=lambda seconds: {})
     shapes: Mapping[str, object] = field(default_factory=dict)
-    close: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ computes what ``magi.sampling`` computes, and a check of the suite holds it to t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -26,24 +25,13 @@ from magi.model.objectives.ddpm import NoiseSchedule, cosine_schedule, respace
 from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.frame import guidance_scale
 
+KnownFrames = list[tuple[Tensor, Tensor] | None]
+"""Keys and values of every temporal layer, (B * P, heads, frames, head width), or None before the first frame."""
 Draw = Callable[[int, int, int], Tensor]
 """Noise of an iteration for a parity check: (steps, tokens a video, channels) -> (steps, M, C)."""
 COMPILED_LIMIT = 5e-2
 """Of a pass, and of what a denoising step changes, in bf16 against the same compiled, which rounds elsewhere: a pass is
 0.015 from float32 either way, and a step's change differs by 0.006."""
-
-
-@dataclass
-class GrownCache:
-    """Keys and values of every temporal layer, (B * P, heads, frames, head width), or None before the first frame."""
-
-    layers: list[tuple[Tensor, Tensor] | None]
-
-    @property
-    def length(self) -> int:
-        """Frames in the cache."""
-        first = self.layers[0]
-        return 0 if first is None else first[0].shape[2]
 
 
 class MarStyleHead:
@@ -228,11 +216,16 @@ class MarStyleSampler:
 
     def restart(self) -> None:
         """Forget all frames."""
-        self.cache = GrownCache([None] * self.model.config.blocks)
+        self.cache: KnownFrames = [None] * self.model.config.blocks
+
+    @property
+    def length(self) -> int:
+        """Frames in the cache."""
+        return 0 if self.cache[0] is None else self.cache[0][0].shape[2]
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Append finished frames to the cache."""
-        frames, known = tokens_BTNC.shape[1], self.cache.length
+        frames, known = tokens_BTNC.shape[1], self.length
         device = tokens_BTNC.device
         tokens_BTNC = torch.cat([tokens_BTNC] * self.halves)
         masked_BTN = torch.zeros(tokens_BTNC.shape[:3], dtype=torch.bool, device=device)
@@ -241,7 +234,7 @@ class MarStyleSampler:
         time_T = torch.arange(known, known + frames, device=device)
         x_BTPD = self.model._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, self.conditions)
         attend = torch.ones(frames, known + frames, dtype=torch.bool, device=device).tril(diagonal=known)
-        _, self.cache.layers = self._blocks(x_BTPD, attend, self.cache.layers, True)
+        _, self.cache = self._blocks(x_BTPD, attend, True)
 
     def forward_pass(self, tokens_BNC: Tensor, masked_BN: Tensor) -> Tensor:
         """z_BND of all tokens of the frame being generated (under guidance: with the label, then without)."""
@@ -249,9 +242,9 @@ class MarStyleSampler:
         tokens_BTNC = torch.cat([tokens_BNC.to(self.model.mask_token.dtype)] * self.halves)[:, None]
         masked_BTN = torch.cat([masked_BN] * self.halves)[:, None]
         is_observation_T = torch.zeros(1, dtype=torch.bool, device=device)
-        time_T = torch.tensor([self.cache.length if self.time is None else self.time], device=device)
+        time_T = torch.tensor([self.length if self.time is None else self.time], device=device)
         x_BTPD = self.model._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, self.conditions)
-        attend = torch.ones(1, self.cache.length + 1, dtype=torch.bool, device=device)
+        attend = torch.ones(1, self.length + 1, dtype=torch.bool, device=device)
         if self.graph is None:
             x_BTPD = self._predicted(x_BTPD, attend)
         else:  # it reads the cache where it lies
@@ -259,13 +252,11 @@ class MarStyleSampler:
         return self.model._condition(x_BTPD).squeeze(1)
 
     def _predicted(self, x_BTPD: Tensor, attend: Tensor) -> Tensor:
-        return self._blocks(x_BTPD, attend, self.cache.layers, False)[0]
+        return self._blocks(x_BTPD, attend, False)[0]
 
-    def _blocks(
-        self, x: Tensor, attend: Tensor, past: Sequence[tuple[Tensor, Tensor] | None], keep: bool
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
-        grown: list[tuple[Tensor, Tensor] | None] = []
-        for layer, known in zip(self.model.transformer.blocks, past, strict=True):
+    def _blocks(self, x: Tensor, attend: Tensor, keep: bool) -> tuple[Tensor, KnownFrames]:
+        grown: KnownFrames = []
+        for layer, known in zip(self.model.transformer.blocks, self.cache, strict=True):
             x, pair = self.run_block(layer, x, attend, known, keep)
             if keep:
                 grown.append(pair)

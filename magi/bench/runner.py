@@ -7,10 +7,11 @@ stream, a CPU by the performance counter. A case that fails is recorded and the 
 import gc
 import math
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,17 +66,13 @@ def run_suite(
 def run_case(case: Case, setting: Setting) -> Record:
     """Measure one case; an error of it becomes its record."""
     began = time.monotonic()
-    prepared: PreparedCase | None = None
     try:
-        prepared = case.prepare(setting)
-        record = _measure(case, prepared, setting)
+        record = _measure(case, case.prepare(setting), setting)
     except Exception as error:
         record = _not_measured(case, reason_of(error, 400), "error")
         record["traceback"] = traceback.format_exc()[-4000:]
-    finally:
-        if prepared is not None:
-            prepared.close()
-    del prepared
+    if "torch._dynamo" in sys.modules:  # what was compiled would hold the case's tensors
+        torch.compiler.reset()
     free_memory()
     return record | {"seconds": round(time.monotonic() - began, 3)}
 
@@ -107,6 +104,7 @@ def run_each_once(works: Mapping[str, Callable[[], Work]]) -> tuple[dict[str, Wo
             if name == OURS:
                 raise
             failed[name] = reason_of(error)
+            free_memory()
     return good, failed
 
 
@@ -123,7 +121,7 @@ def _head_of(case: Case) -> Record:
 def _measure(case: Case, prepared: PreparedCase, setting: Setting) -> Record:
     parities = prepared.check()
     found: Record = {"parity": [asdict(parity) | {"holds": parity.holds} for parity in parities]}
-    found["shapes"] = {name: _plain(value) for name, value in prepared.shapes.items()}
+    found["shapes"] = dict(prepared.shapes)
     if failed := [parity for parity in parities if not parity.holds]:
         reason = "; ".join(f"{p.what}: {p.difference:.3g} is above {p.allowed:.3g}" for p in failed)
         # Without the figures: a difference that is not a number is no JSON, and the reason has it.
@@ -150,7 +148,7 @@ def _with_verdict(goal: Goal, metrics: dict[str, float]) -> Record:
 
 def _ratio(candidates: Record, name: str) -> float:
     """Baseline over ours: the median of the ratios within a round, so that a drift of the machine cancels."""
-    pairs = zip(candidates[name]["rounds"], candidates[OURS]["rounds"], strict=False)
+    pairs = zip(candidates[name]["rounds"], candidates[OURS]["rounds"], strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
@@ -159,11 +157,10 @@ def _time_all(prepared: PreparedCase, setting: Setting) -> Record:
     clock = _clock(setting)
     facts = {candidate.name: _warm_up(candidate, setting) for candidate in prepared.candidates}
     rounds: dict[str, list[float]] = {candidate.name: [] for candidate in prepared.candidates}
-    for number in range(setting.rounds):
+    for _ in range(setting.rounds):
         for candidate in prepared.candidates:
-            if candidate.sparse is None or number < candidate.sparse:
-                seconds = clock(candidate, candidate.calls) / (candidate.calls * prepared.units)
-                rounds[candidate.name].append(seconds)
+            seconds = clock(candidate, candidate.calls) / (candidate.calls * prepared.units)
+            rounds[candidate.name].append(seconds)
     return {
         name: {
             "median_seconds": statistics.median(times),
@@ -183,7 +180,7 @@ def _warm_up(candidate: Candidate, setting: Setting) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     for _ in range(candidate.warmups):
-        _clock(setting)(replace(candidate, run=candidate.warm or candidate.run), 1)
+        _clock(setting)(candidate, 1)
     facts = {"warmup_seconds": time.perf_counter() - began}
     return facts | ({"peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9} if on_gpu else {})
 
@@ -217,14 +214,3 @@ def time_calls(run: Work, setting: Setting, calls: int = 10) -> float:
     clock, candidate = _clock(setting), Candidate("", run)
     clock(candidate, 2)
     return statistics.median(clock(candidate, calls) / calls for _ in range(setting.rounds))
-
-
-def _plain(value: object) -> object:
-    """A value that JSON takes."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return str(value)

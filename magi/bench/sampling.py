@@ -6,7 +6,7 @@ and predicts as many tokens on average as the frame does; what was timed is reco
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
-from magi.bench.mar_baseline import GrownCache, MarStyleSampler
+from magi.bench.mar_baseline import MarStyleSampler
 from magi.bench.models import guided_conditions, in_format, labelled_conditions, paper_model, small_model
 from magi.bench.runner import Work, free_memory, run_each_once
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
-from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.denoise import draw_noise
 from magi.sampling.execution import Execution, choose_execution
 from magi.sampling.frame import FramePlan
-from magi.sampling.history import History
 from magi.sampling.prepared import PreparedSampler
 
 SD_FRAMES, COSMOS_FRAMES = 1, 4
@@ -98,62 +96,6 @@ def iteration_subset(plan: FramePlan, every: int) -> IterationSubset:
     return IterationSubset(plan, tuple(chosen))
 
 
-@dataclass(frozen=True)
-class FilledSampler:
-    """The prepared sampler of a pipeline over ``batch`` videos, with random finished frames in its history."""
-
-    model: Magi
-    batch: int
-    sampler: PreparedSampler
-
-    @property
-    def plan(self) -> FramePlan:
-        """Of a whole frame."""
-        return self.sampler.plan
-
-    @property
-    def past(self) -> History:
-        """The finished frames."""
-        return self.sampler.history
-
-    @property
-    def graphs(self) -> tuple[Replayed, ...]:
-        """What is replayed as CUDA graphs; nothing on a CPU."""
-        parts = (self.past.graphs, self.past.observation_graphs, self.sampler.denoiser.graph)
-        return tuple(part for part in parts if part is not None)
-
-    def frame(self, order_BN: Tensor | None = None) -> Tensor:
-        """tokens_BNC of the frame after those in the history."""
-        return self.sampler.frame(order_BN)
-
-    def some_iterations(self, subset: IterationSubset, order_BN: Tensor) -> Tensor:
-        """The same with only these iterations of a frame in this order; others stay masked, which costs the same."""
-        return self.sampler.frame(subset.order(order_BN), subset.plan)
-
-
-class GraphCount:
-    """How many calls since the last ``mark`` replayed a graph that was there already; marked before every frame."""
-
-    def __init__(self, graphs: Sequence[Replayed]) -> None:
-        self.graphs = graphs
-        self.mark()
-
-    def mark(self) -> None:
-        """Count from here on."""
-        self._then = self._now()
-
-    def metrics(self, units: float = 1.0) -> dict[str, float]:
-        """Graphs in all; replays a unit since the mark, and the share of them that recorded nothing."""
-        if not self.graphs:
-            return {}
-        recorded, replayed = (now - then for now, then in zip(self._now(), self._then, strict=True))
-        hits = 1 - recorded / max(1, replayed)
-        return {"graphs": self._now()[0], "graph replays": replayed / units, "graph hit rate": hits}
-
-    def _now(self) -> tuple[int, int]:
-        return sum(graph.recordings for graph in self.graphs), sum(graph.replays for graph in self.graphs)
-
-
 def filled_sampler(
     model: Magi,
     config: SamplingConfig,
@@ -161,21 +103,21 @@ def filled_sampler(
     known: int = 15,
     execution: Execution | None = None,
     frames: int = 16,
-) -> FilledSampler:
-    """A sampler as a pipeline prepares it, with ``known`` random frames in its history."""
+) -> PreparedSampler:
+    """The sampler that a pipeline prepares for ``batch`` videos, with ``known`` random frames in its history."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
     conditions = labelled_conditions(model, batch)
     sampler = PreparedSampler(model, config, conditions, generators, frames, execution)
     sampler.begin(config, conditions, generators)
-    past = sampler.history
-    generator = torch.Generator(past.cache.stored.device).manual_seed(2)
+    history = sampler.history
+    generator = torch.Generator(history.cache.stored.device).manual_seed(2)
     if known:
-        for layer in past.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
+        for layer in history.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
             layer.normal_(generator=generator)
-        past.cache.rewind(known)
-        past.frame_pass.set_time(past.time_T[known])
-        past.recent_BTNC = random_frame(sampler.model, batch)
-    return FilledSampler(sampler.model, batch, sampler)
+        history.cache.rewind(known)
+        history.frame_pass.set_time(history.time_T[known])
+        history.recent_BTNC = random_frame(sampler.model, batch)
+    return sampler
 
 
 def random_frame(model: Magi, batch: int) -> Tensor:
@@ -184,16 +126,14 @@ def random_frame(model: Magi, batch: int) -> Tensor:
     return torch.randn(size, device=model.mask_token.device, dtype=model.mask_token.dtype)
 
 
-def mar_style(ours: FilledSampler, config: SamplingConfig) -> MarStyleSampler:
-    """The baseline with the same frames in its cache."""
-    sampler = MarStyleSampler(ours.model, guided_conditions(ours.model, ours.batch), config, ours.batch)
-    cache = ours.past.cache
-    sampler.cache = GrownCache(
-        [
-            (stored[:, :, 0].transpose(1, 2).contiguous(), stored[:, :, 1].transpose(1, 2).contiguous())
-            for stored in cache.stored[:, :, : cache.length]
-        ]
-    )
+def mar_style(ours: PreparedSampler, config: SamplingConfig, model: Magi | None = None) -> MarStyleSampler:
+    """The baseline with the same frames in its cache; ``model`` is the same in another number format, if any."""
+    model, batch, cache = model or ours.model, len(ours.generators), ours.history.cache
+    sampler = MarStyleSampler(model, guided_conditions(model, batch), config, batch)
+    sampler.cache = [
+        (stored[:, :, 0].transpose(1, 2).contiguous(), stored[:, :, 1].transpose(1, 2).contiguous())
+        for stored in (layer.to(model.mask_token.dtype) for layer in cache.stored[:, :, : cache.length])
+    ]
     return sampler
 
 
@@ -229,83 +169,81 @@ def frame_parities(model: Magi, batch: int, config: SamplingConfig) -> tuple[Par
     error, allowed = relative_error(ours.frame(order_BN), expected), EXACT_LIMIT[model.mask_token.device.type]
     found = [Parity("float32 frame", error, allowed)]
     del ours, plain, exact
-    execution = choose_execution(model, few.precision)
-    if execution.graphs:
+    if choose_execution(model, few.precision).graphs:
         replayed = filled_sampler(model, few, batch).frame(order_BN)
-        eager = _without_graphs(model, few, batch, execution).frame(order_BN)
+        eager = without_graphs(model, few, batch).frame(order_BN)
         found.append(Parity("graphs against eager", float((replayed - eager).abs().max()), 0.0))
     return tuple(found)
 
 
-def _without_graphs(model: Magi, config: SamplingConfig, batch: int, execution: Execution) -> FilledSampler:
+def without_graphs(model: Magi, config: SamplingConfig, batch: int) -> PreparedSampler:
     """The same code as the graphs hold, rows padded as theirs, one operation at a time."""
-    ours = filled_sampler(model, config, batch, execution=replace(execution, graphs=False))
-    ours.past.padded = True
-    ours.sampler.denoiser.padded = True
-    return ours
+    execution = replace(choose_execution(model, config.precision), graphs=False)
+    sampler = filled_sampler(model, config, batch, execution=execution)
+    sampler.history.padded = sampler.denoiser.padded = True
+    return sampler
 
 
-def shapes_of(ours: FilledSampler, config: SamplingConfig) -> dict[str, object]:
+def shapes_of(ours: PreparedSampler, config: SamplingConfig) -> dict[str, object]:
     """What is recorded of a case."""
     model = ours.model
     return {
-        "batch": ours.batch,
+        "batch": len(ours.generators),
         "guidance": config.guidance,
         "iterations": config.iterations,
         "steps": config.steps,
-        "frames in the history": ours.past.cache.length,
+        "frames in the history": ours.history.cache.length,
         "tokens": model.tokens_per_frame,
         "width": model.config.width,
         "blocks": model.config.blocks,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "attention to the history": "kernel" if ours.past.frame_pass.kernels else "plain",
+        "attention to the history": "kernel" if ours.history.frame_pass.kernels else "plain",
         "dtype": str(model.mask_token.dtype),
     }
 
 
-def _config(setting: Setting, **changes: object) -> SamplingConfig:
+def paper_settings(setting: Setting, **changes: object) -> SamplingConfig:
+    """The paper's settings with ``changes``; those of a smoke test instead where it is one."""
     return PAPER.model_copy(update=SMOKE if setting.smoke else changes)
 
 
 @torch.inference_mode()
 def frame_case(setting: Setting, batch: int, every: int | None = None) -> PreparedCase:
     """Whole frames, or one iteration of every ``every``, of all sides from the same order."""
-    model, config = paper_model(setting), _config(setting)
+    model, config = paper_model(setting), paper_settings(setting)
     videos = 2 if setting.smoke else batch
     # The parity first, while the memory is free: at batch 64 a cache is some fifty gigabytes.
     parities = frame_parities(model, min(videos, 2), config)
     free_memory()
     ours = filled_sampler(model, config, videos)
     plain = mar_style(ours, config)
-    count = GraphCount(ours.graphs)
     order_BN = sorted_order(ours.plan, videos, model.tokens_per_frame)
     subset = iteration_subset(ours.plan, every or EVERY)
     masks = plain.masks_before(order_BN, subset.iterations)
 
-    def a_frame(sampler: MarStyleSampler, whole: bool = every is None) -> Work:
-        return torch.inference_mode()(sampler.frame if whole else partial(sampler.frame, order_BN, part=masks))
+    def a_frame(sampler: MarStyleSampler) -> Work:
+        return torch.inference_mode()(sampler.frame if every is None else partial(sampler.frame, order_BN, part=masks))
 
-    run = ours.frame if every is None else partial(ours.some_iterations, subset, order_BN)
-    candidates = [Candidate(OURS, torch.inference_mode()(run), warmups=2, before=count.mark)]
-    candidates.append(Candidate("eager", a_frame(plain), warm=a_frame(plain, whole=False)))
+    run = ours.frame if every is None else partial(ours.frame, subset.order(order_BN), subset.plan)
+    candidates = [Candidate(OURS, torch.inference_mode()(run), warmups=2), Candidate("eager", a_frame(plain))]
     works, facts = compiled_baseline(plain, a_frame, setting)
     candidates += [Candidate(name, work) for name, work in works.items()]
     units = 1.0 if every is None else subset.share
 
     def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
         rate = videos / seconds[OURS]
-        return {"fps SD": rate * SD_FRAMES, "fps Cosmos": rate * COSMOS_FRAMES} | count.metrics(units)
+        return {"fps SD": rate * SD_FRAMES, "fps Cosmos": rate * COSMOS_FRAMES}
 
     timed = {"timed": "whole frames" if every is None else subset.facts()}
     shapes = shapes_of(ours, config) | timed | facts
-    return PreparedCase(tuple(candidates), lambda: parities, units, metrics, shapes, torch.compiler.reset)
+    return PreparedCase(tuple(candidates), lambda: parities, units, metrics, shapes)
 
 
 @torch.inference_mode()
 def cheaper_case(setting: Setting) -> PreparedCase:
     """Frames of cheaper settings at batch 1; their speed only, whatever it costs in quality."""
     model = paper_model(setting)
-    samplers = {name: filled_sampler(model, _config(setting, **changes), 1) for name, changes in CHEAPER.items()}
+    samplers = {name: filled_sampler(model, paper_settings(setting, **changes), 1) for name, changes in CHEAPER.items()}
     return PreparedCase(
         tuple(Candidate(name, torch.inference_mode()(ours.frame), warmups=2) for name, ours in samplers.items()),
         check=lambda: (),
@@ -317,7 +255,7 @@ def cheaper_case(setting: Setting) -> PreparedCase:
 @torch.inference_mode()
 def first_frame_case(setting: Setting) -> PreparedCase:
     """From weights on the device to the first frame: kernels built, graphs recorded."""
-    model, config = paper_model(setting), _config(setting)
+    model, config = paper_model(setting), paper_settings(setting)
 
     def seconds() -> float:
         began = time.perf_counter()
@@ -340,7 +278,7 @@ class LongVideo:
 
     def start(self, frames: int) -> Tensor:
         """Forget everything, then observe ``frames`` random frames one by one; tokens_BTNC of those in view."""
-        past, observed = self.ours.past, [random_frame(self.ours.model, 1) for _ in range(frames)]
+        past, observed = self.ours.history, [random_frame(self.ours.model, 1) for _ in range(frames)]
         past.cache.clear()
         past.recent_BTNC = None
         for tokens_BTNC in observed:
@@ -350,7 +288,7 @@ class LongVideo:
     def advance(self) -> None:
         """Generate and observe as many frames as lie between two slides of the window, so one slide is timed."""
         for _ in range(LONG.window_keep):
-            self.ours.past.observe(self.ours.frame()[:, None])
+            self.ours.observe(self.ours.frame()[:, None])
 
 
 @torch.inference_mode()
@@ -358,7 +296,7 @@ def late_frame_parity(model: Magi) -> Parity:
     """A late frame against the same made by a sampler that was given the frames in view and nothing before them."""
     exact = in_format(model, torch.float32)
     late, fresh = (LongVideo(exact, LONG.changed(precision="fp32")) for _ in range(2))
-    fresh.ours.past.observe(late.start(LATE))
+    fresh.ours.observe(late.start(LATE))
     allowed = EXACT_LIMIT[model.mask_token.device.type]
     return Parity("float32 frame", relative_error(late.ours.frame(), fresh.ours.frame()), allowed)
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from functools import partial
 
-from magi.bench import attention, cpu, frame_parts, sampling, training, training_parts
+from magi.bench import attention, cpu, frame_parts, sampling, training
 from magi.bench.case import Case, Goal
 
 _LONG = "a frame of a long video, 8 from frame 101 against 8 from 11"
@@ -23,11 +23,16 @@ CASES = (
         "sample.b1", "cuda", "a latent frame, 64 x 100, guidance, 15 past frames", "frame",
         partial(sampling.frame_case, batch=1),
         (Goal("x eager", 12, 20), Goal("x compiled", 2.2, 4), Goal("seconds", 0.34, 0.20, smaller=True)),
-        minutes=1.3,
+        minutes=1.5,
     ),
     Case(
-        "train.ctf", "cuda", "a step of complete teacher forcing, 850 M parameters, 8 clips", "clip",
-        training.complete_case, (Goal("MFU", 0.48, 0.55), Goal("x eager dense mask", 1.15, 1.3)), minutes=1.2,
+        "train.ctf", "cuda", "a step of complete teacher forcing, and of masked, 850 M parameters, 8 clips", "clip",
+        training.step_case,
+        (
+            Goal("MFU", 0.48, 0.55), Goal("x eager dense mask", 1.15, 1.3),
+            Goal("CTF over MTF", 1.92, 1.87, smaller=True),
+        ),
+        minutes=1.7,
     ),
     Case(
         "sample.b64", "cuda",
@@ -45,16 +50,12 @@ CASES = (
     ),
     Case(
         "head.step.16", "cuda", "a denoising step of 8 tokens under guidance (batch 1)", "step",
-        frame_parts.head_case,
+        partial(frame_parts.head_case, rows=16),
         (Goal("us a step", 25, 12, smaller=True), Goal("x eager", 24, 50), Goal("x compiled", 3, 5)), minutes=0.4,
     ),
     Case(
         "kv.scaling", "cuda", "a masked pass with 100 past frames, batch 1", "pass", frame_parts.history_case,
         (Goal("us a past frame", 20, 15, smaller=True),), minutes=0.1,
-    ),
-    Case(
-        "train.ctf_vs_mtf", "cuda", "the same step against masked teacher forcing", "clip", training.masked_case,
-        (Goal("CTF over MTF", 1.92, 1.87, smaller=True),), minutes=0.7,
     ),
     Case(
         "attn.temporal.ctf", "cuda",
@@ -63,7 +64,7 @@ CASES = (
         minutes=0.25,
     ),
     Case(
-        "opt.step", "cuda", "AdamW and average, 850 M parameters", "step", training_parts.optimizer_case,
+        "opt.step", "cuda", "AdamW and average, 850 M parameters", "step", training.optimizer_case,
         (Goal("ms", 15, 10, smaller=True),), minutes=0.05,
     ),
     Case("sample.long", "cuda", _LONG, "frame", sampling.long_video_case, _LONG_GOALS, minutes=0.3),
@@ -72,8 +73,8 @@ CASES = (
         (Goal("x fp32", 1.8, 2.2),), minutes=0.1,
     ),
     Case(
-        "cpu.head", "cpu", "a denoising step of 4 tokens under guidance, the paper's head", "step", cpu.head_case,
-        (Goal("x eager", 4, 6),), minutes=0.4,
+        "cpu.head", "cpu", "a denoising step of 4 tokens under guidance, the paper's head", "step",
+        partial(frame_parts.head_case, rows=8), (Goal("x eager", 4, 6),), minutes=0.4,
     ),
     Case(
         "cpu.e2e", "cpu", "two frames of the tiny model, 8 x 5, guidance", "run",
@@ -87,7 +88,7 @@ CASES = (
     Case(
         "cpu.ctf", "cpu",
         "temporal attention of training, forward and backward, 16 frames of 256 positions, 192 wide", "pass",
-        cpu.attention_case, (Goal("x dense mask", 1.0, 1.2), Goal("x dense mask, bf16 forward", 1.0, 1.2)),
+        attention.cpu_case, (Goal("x dense mask", 1.0, 1.2), Goal("x dense mask, bf16 forward", 1.0, 1.2)),
         minutes=0.1,
     ),
 )

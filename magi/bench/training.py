@@ -1,4 +1,4 @@
-"""Speed of a training step of the paper's model, complete and masked teacher forcing: useful FLOPs and MFU.
+"""Speed of a training step of the paper's model, complete and masked teacher forcing, and of its update alone.
 
 16 latent frames of 32 x 32 (256 tokens), bfloat16 products, dropout as configured: forward, backward, gradient norm,
 AdamW and average. Useful FLOPs are those of the pruned step (``magi.model.flops``), whichever candidate takes it. The
@@ -6,18 +6,20 @@ naive baseline is complete teacher forcing as first written down: all T observat
 dense mask, and the head on all tokens with the loss masked afterwards, as MAR does (arXiv 2406.11838).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
 from magi.bench.models import random_model
-from magi.bench.runner import free_memory, reason_of
+from magi.bench.runner import Work, free_memory, run_each_once
 from magi.config import Config, DataConfig, LatentShape, ModelConfig
 from magi.latents.dataset import LatentClip
 from magi.model.flops import clip_flops
@@ -28,7 +30,7 @@ from magi.training.batch import Batch, make_batch
 from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
-from magi.training.optimizer import make_optimizer
+from magi.training.optimizer import decayed_parameters, make_optimizer
 
 PEAK_TFLOPS = 989.5
 """Dense bfloat16 products of an H200 by its data sheet; the share of it is the model FLOPs utilisation."""
@@ -133,34 +135,26 @@ def naive_loss(model: Magi, config: Config, device: torch.device) -> Loss:
     return loss
 
 
-class Compilation:
-    """Blocks and head of a model, compiled; a context turns that off."""
-
-    def __init__(self, model: Magi, wanted: bool) -> None:
-        self.modules: list[nn.Module] = [*model.transformer.blocks, model.head]
-        if wanted:
-            # Each number of slots is compiled for itself; beyond the limit PyTorch would silently go on uncompiled.
-            torch._dynamo.config.recompile_limit = 64
-            for module in self.modules[:-1]:
-                module.compile(dynamic=False)
-            model.head.compile(dynamic=True)
-        self.compiled = [module._compiled_call_impl for module in self.modules]
-
-    @contextmanager
-    def eager(self) -> Iterator[None]:
-        """Without compilation."""
-        for module in self.modules:
-            module._compiled_call_impl = None
-        try:
-            yield
-        finally:
-            for module, call in zip(self.modules, self.compiled, strict=True):
-                module._compiled_call_impl = call
+def compile_parts(model: Magi) -> None:
+    """Compile blocks and head, as ``training.compile`` does; ``eagerly`` turns it off for a loss."""
+    # Each number of slots is compiled for itself; beyond the limit PyTorch would silently go on uncompiled.
+    torch._dynamo.config.recompile_limit = 64
+    for block in model.transformer.blocks:
+        block.compile(dynamic=False)
+    model.head.compile(dynamic=True)
 
 
-def largest_that_fits(
-    make: Callable[[int], Callable[[], object]], sizes: tuple[int, ...]
-) -> tuple[int, Callable[[], object]]:
+def eagerly(loss: Loss) -> Loss:
+    """The same loss without compilation, its backward included, since that runs what forward recorded."""
+
+    def run(tokens_BTNC: Tensor, batch: Batch, total: int) -> Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return loss(tokens_BTNC, batch, total)
+
+    return run
+
+
+def largest_that_fits(make: Callable[[int], Work], sizes: tuple[int, ...]) -> tuple[int, Work]:
     """The first micro-batch of ``sizes`` whose work runs once without running out of memory, and the work."""
     for size in sizes:
         try:
@@ -183,13 +177,11 @@ class TrainingBench:
         self.device, self.clips = setting.device, 2 if setting.smoke else CLIPS
         self.config, self.latent = setup(setting.smoke)
         self.model = random_model(self.config.model, self.latent, self.device).train()
-        self.compilation = Compilation(self.model, self.device.type == "cuda")
+        if self.device.type == "cuda":
+            compile_parts(self.model)
         self.optimizer = make_optimizer(self.model, self.config.training)
         self.ema = Ema(self.model, self.config.training.ema_decay)
-        self.one = draw_clips(self.config, self.model, 1, self.device)
-        self.passes: dict[str, int] = {}
-        self.masked = 0
-        self.failed: dict[str, str] = {}
+        self.micro_batch: dict[str, int] = {}
 
     def step(self, loss: Loss, parts: list[RandomClips]) -> None:
         """Forward and backward of each micro-batch, then one update; the host does not wait."""
@@ -201,36 +193,17 @@ class TrainingBench:
         self.ema.update(self.model, 100)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def candidate(self, name: str, loss: Loss) -> Candidate:
+    def work(self, name: str, loss: Loss) -> Work:
         """A whole step over the clips, in the largest micro-batches that fit."""
 
-        def make(size: int) -> Callable[[], None]:
+        def make(size: int) -> Work:
+            self.optimizer.zero_grad(set_to_none=True)  # of an attempt that failed
             parts = micro_batches(self.config, self.model, self.clips, size, self.device)
-            self.masked = sum(part.masked for part in parts)
             return lambda: self.step(loss, parts)
 
-        size, work = largest_that_fits(make, tuple(size for size in SIZES if size <= self.clips))
-        self.passes[name] = -(-self.clips // size)
-        return Candidate(name, work)
-
-    def baseline(self, name: str, loss: Loss) -> tuple[Candidate, ...]:
-        """The same, but left out with the reason where it does not run."""
-        try:
-            return (self.candidate(name, loss),)
-        except Exception as error:
-            self.failed[name] = reason_of(error)
-        self.optimizer.zero_grad(set_to_none=True)
-        free_memory()
-        return ()
-
-    def eagerly(self, loss: Loss) -> Loss:
-        """The same loss without compilation, its backward included, since that runs what forward recorded."""
-
-        def run(*inputs: Any) -> Tensor:
-            with self.compilation.eager():
-                return loss(*inputs)
-
-        return run
+        sizes = tuple(size for size in SIZES if size <= self.clips)
+        self.micro_batch[name], work = largest_that_fits(make, sizes)
+        return work
 
     def parities(self, ours: Loss, naive: Loss) -> tuple[Parity, ...]:
         """The pruned loss against the naive one without dropout; compiled against eager with it."""
@@ -238,44 +211,35 @@ class TrainingBench:
         def value(loss: Loss, clips: RandomClips) -> Tensor:
             return loss(clips.tokens_BTNC, clips.batch, clips.masked).detach()
 
+        one = draw_clips(self.config, self.model, 1, self.device)
         self.model.eval()
         with torch.no_grad():
-            difference = relative_error(value(self.eagerly(ours), self.one), value(self.eagerly(naive), self.one))
+            difference = relative_error(value(eagerly(ours), one), value(eagerly(naive), one))
         self.model.train()
         found = [Parity("loss against the naive form", difference, 2e-3)]
         if self.device.type == "cuda":
-            size = -(-self.clips // self.passes[OURS])
-            fitting = draw_clips(self.config, self.model, size, self.device)
+            fitting = draw_clips(self.config, self.model, self.micro_batch[OURS], self.device)
             compiled = value(ours, fitting)  # with gradients on, as it was compiled
             with torch.no_grad():
-                difference = relative_error(compiled, value(self.eagerly(ours), fitting))
+                difference = relative_error(compiled, value(eagerly(ours), fitting))
             found.append(Parity("compiled loss against eager, other dropout", difference, 2e-2))
         return tuple(found)
 
-    def metrics(self, seconds: float, teacher_forcing: str = "complete") -> dict[str, float]:
-        """Rate, useful FLOPs and MFU of ``seconds`` a clip."""
+    @cached_property
+    def masked(self) -> int:
+        """Masked tokens of a step."""
+        return sum(part.masked for part in micro_batches(self.config, self.model, self.clips, 1, self.device))
+
+    def utilisation(self, seconds: float, teacher_forcing: str = "complete") -> dict[str, float]:
+        """Useful FLOPs a second of ``seconds`` a clip, and the share of the peak (MFU)."""
         model = self.config.model.model_copy(update={"teacher_forcing": teacher_forcing})
         repeats = self.config.training.diffusion_batch_mul
-        flops = clip_flops(model, self.latent, self.masked / self.clips, repeats).total
-        achieved = flops / seconds / 1e12
-        return {"clips/s": 1 / seconds, "useful TFLOP/s": achieved, "MFU": achieved / PEAK_TFLOPS}
-
-    def shapes(self) -> dict[str, object]:
-        """What is recorded of a case."""
-        parameters = sum(value.numel() for value in self.model.parameters())
-        facts = {"clips": self.clips, "parameters": parameters, "masked tokens": self.masked}
-        return {**facts, "passes": self.passes, "left out": self.failed}
-
-    def close(self) -> None:
-        """Drop everything on the device."""
-        self.__dict__.clear()
-        free_memory()
+        achieved = clip_flops(model, self.latent, self.masked / self.clips, repeats).total / seconds / 1e12
+        return {"useful TFLOP/s": achieved, "MFU": achieved / PEAK_TFLOPS}
 
 
-def host_waits(work: Callable[[], object]) -> int:
+def host_waits(work: Work) -> int:
     """How often the host waits for the device in a piece of work, by PyTorch's own detection."""
-    import warnings
-
     if not torch.cuda.is_available():
         return 0
     with warnings.catch_warnings(record=True) as seen:
@@ -288,49 +252,92 @@ def host_waits(work: Callable[[], object]) -> int:
     return sum("synchroniz" in str(one.message) for one in seen)
 
 
-def complete_case(setting: Setting) -> PreparedCase:
-    """A step of complete teacher forcing, against the naive step and ours without compilation."""
+def step_case(setting: Setting) -> PreparedCase:
+    """A step of complete teacher forcing, against the naive step, ours without compilation, and masked forcing."""
     bench = TrainingBench(setting)
-    ours = training_loss(bench.model, bench.config, bench.device)
-    naive = naive_loss(bench.model, bench.config, bench.device)
-    candidates = [bench.candidate(OURS, ours)]
-    waits = host_waits(candidates[0].run)
-    candidates += bench.baseline("eager dense mask", bench.eagerly(naive))
-    candidates += bench.baseline("eager, ours", bench.eagerly(ours))
-
-    def check() -> tuple[Parity, ...]:
-        return (*bench.parities(ours, naive), Parity("waits of the host in a step", waits, 0))
-
-    return PreparedCase(
-        tuple(candidates),
-        check,
-        units=float(bench.clips),
-        metrics=lambda seconds: bench.metrics(seconds[OURS]),
-        shapes=bench.shapes(),
-        close=bench.close,
-    )
-
-
-def masked_case(setting: Setting) -> PreparedCase:
-    """The same step under complete and under masked teacher forcing, on the same path."""
-    bench = TrainingBench(setting)
-    ours = training_loss(bench.model, bench.config, bench.device)
-    naive = naive_loss(bench.model, bench.config, bench.device)
-    masked = bench.config.model_copy(
-        update={"model": bench.config.model.model_copy(update={"teacher_forcing": "masked"})}
-    )
-    mtf = training_loss(bench.model, masked, bench.device)
-    candidates = (bench.candidate(OURS, ours), bench.candidate("MTF", mtf))
+    model, config, device = bench.model, bench.config, bench.device
+    masked = config.model_copy(update={"model": config.model.model_copy(update={"teacher_forcing": "masked"})})
+    ours, naive = training_loss(model, config, device), naive_loss(model, config, device)
+    losses = {
+        OURS: ours,
+        "MTF": training_loss(model, masked, device),
+        "eager dense mask": eagerly(naive),
+        "eager, ours": eagerly(ours),
+    }
+    works, failed = run_each_once({name: partial(bench.work, name, loss) for name, loss in losses.items()})
+    waits = host_waits(works[OURS])
 
     def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
-        mfu = bench.metrics(seconds["MTF"], "masked")["MFU"]
-        return {"CTF over MTF": seconds[OURS] / seconds["MTF"], "MFU of MTF": mfu}
+        found = {"clips/s": 1 / seconds[OURS], **bench.utilisation(seconds[OURS])}
+        if "MTF" in seconds:
+            found["MFU of MTF"] = bench.utilisation(seconds["MTF"], "masked")["MFU"]
+            found["CTF over MTF"] = seconds[OURS] / seconds["MTF"]
+        return found
 
     return PreparedCase(
-        candidates,
-        check=lambda: bench.parities(ours, naive),
+        tuple(Candidate(name, work) for name, work in works.items()),
+        check=lambda: (*bench.parities(ours, naive), Parity("waits of the host in a step", waits, 0)),
         units=float(bench.clips),
         metrics=metrics,
-        shapes=bench.shapes(),
-        close=bench.close,
+        shapes={
+            "clips": bench.clips,
+            "parameters": sum(value.numel() for value in model.parameters()),
+            "masked tokens": bench.masked,
+            "micro-batch": bench.micro_batch,
+            "left out": failed,
+        },
     )
+
+
+# The update of the weights
+
+
+def optimizer_case(setting: Setting) -> PreparedCase:
+    """AdamW and average of all parameters, fused and over lists, against PyTorch's foreach AdamW and a loop."""
+    config, latent = setup(setting.smoke)
+    model = random_model(config.model, latent, setting.device)
+    for value in model.parameters():
+        value.grad = torch.randn_like(value) * 1e-3
+    ours, ema = make_optimizer(model, config.training), Ema(model, config.training.ema_decay)
+    groups = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in ours.param_groups]
+    plain = AdamW(groups, lr=ours.defaults["lr"], betas=ours.defaults["betas"], foreach=True)
+
+    def update() -> None:
+        ours.step()
+        ema.update(model, 10**6)
+
+    @torch.no_grad()
+    def plain_update() -> None:
+        plain.step()
+        for name, value in model.named_parameters():
+            ema.average[name].lerp_(value, 1e-4)
+
+    def check() -> tuple[Parity, ...]:
+        return (Parity("three steps of a layer against AdamW on the CPU", _optimizer_difference(setting.device), 1e-5),)
+
+    # Weight, both moments and average are read and written, the gradient is read.
+    parameters = sum(value.numel() for value in model.parameters())
+    traffic = 9 * 4 * parameters
+    sides = {OURS: update, "foreach, loop over averages": plain_update}
+    return PreparedCase(
+        tuple(Candidate(name, run, warmups=2, calls=2) for name, run in sides.items()),
+        check=check,
+        metrics=lambda seconds: {"ms": seconds[OURS] * 1e3, "GB/s": traffic / seconds[OURS] / 1e9},
+        shapes={"parameters": parameters, "decayed": len(decayed_parameters(model))},
+    )
+
+
+def _optimizer_difference(device: torch.device) -> float:
+    """Relative difference of weights after the same three steps on the device and on the CPU."""
+    config, _ = setup(smoke=True)
+    weights = []
+    for place in (device, torch.device("cpu")):
+        layer = nn.Linear(16, 16, bias=False, device=place)
+        nn.init.constant_(layer.weight, 0.5)
+        optimizer = make_optimizer(layer, config.training)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            layer.weight.grad = torch.randn(16, 16, generator=generator).to(place)
+            optimizer.step()
+        weights.append(layer.weight)
+    return relative_error(weights[0], weights[1])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from magi.bench.case import relative_error
-from magi.bench.frame_parts import head_loop
+from magi.bench.frame_parts import HeadLoop
 from magi.bench.mar_baseline import MarStyleSampler
 from magi.bench.models import guided_conditions, small_model
 from magi.bench.sampling import filled_sampler, mar_style, random_frame, sorted_order
@@ -45,21 +45,21 @@ def test_frames_of_the_baseline_are_ours(model: Magi, schedule: str) -> None:
             return draw_noise(theirs, steps, count, channels)
 
         for _ in range(2):
-            made = generate_frame(model, past, ours, plan_frame(model, config), denoiser, order_BN)
+            found = generate_frame(model, past, ours, plan_frame(model, config), denoiser, order_BN)
             expected = plain.frame(order_BN, draw)
-            torch.testing.assert_close(made, expected, atol=1e-9, rtol=1e-9)
-            past.observe(made[:, None])
+            torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+            past.observe(found[:, None])
             plain.observe(expected[:, None])
-    assert plain.cache.length == 4
+    assert plain.length == 4
 
 
 def test_the_loop_of_the_baseline_is_ours(model: Magi) -> None:
-    with torch.inference_mode():
-        loop = head_loop(model, 10, 7)
-        scale = torch.tensor(3.0, dtype=torch.float64)
-        ours = Denoiser(model.head, 1.0)(loop.z_GMD, loop.noise_IMC, loop.table, scale)
-        assert relative_error(ours, loop.baseline(loop.plain, injected=True)) < 1e-12
-        assert relative_error(ours, loop.baseline(loop.plain)) > 0.1, "its own noise is its own"
+    loop = HeadLoop(model, 10, 7)
+    ours = loop.ours(loop.noise_IMC)
+    assert relative_error(ours, loop.baseline(loop.noise_IMC)) < 1e-12
+    assert relative_error(ours, loop.baseline()) > 0.1, "its own noise is its own"
+    assert relative_error(ours, loop.ours()) > 0.1
+    assert loop.z_GMD.dtype == torch.float64 and loop.z_GMD.shape == (2, 5, model.config.width)
 
 
 def test_both_start_from_the_same_cache(model: Magi) -> None:

@@ -1,6 +1,5 @@
 """A subset of a frame's iterations stands for the frame, and both sides take the same one."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from magi.bench.runner import run_case
 from magi.bench.sampling import (
     EVERY,
     PAPER,
-    GraphCount,
     filled_sampler,
     iteration_subset,
     mar_style,
@@ -69,7 +67,7 @@ def test_the_whole_is_a_subset() -> None:
 
 
 class Recorded:
-    """What a side gives the head: rows, scale and steps of every call; the tokens it makes are the call's number."""
+    """What a side gives the head: rows, scale and steps of every call; its tokens are the call's number."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -95,13 +93,14 @@ def test_both_sides_take_the_same_iterations(model: Magi, every: int, monkeypatc
         mine, theirs = Recorded(model.token_channels), Recorded(model.token_channels)
         recording: Any = mine.ours
         monkeypatch.setattr(plain.head, "sample", lambda *given: theirs.plain(CONFIG.steps, *given))
-        monkeypatch.setattr(ours.sampler, "denoiser", recording)
-        made, expected = ours.some_iterations(subset, order_BN), plain.frame(order_BN, part=masks)
+        monkeypatch.setattr(ours, "denoiser", recording)
+        found = ours.frame(subset.order(order_BN), subset.plan)
+        expected = plain.frame(order_BN, part=masks)
     assert len(mine.calls) == 8 // every and mine.calls == theirs.calls
     assert [rows // VIDEOS for rows, _, _ in mine.calls] == [ours.plan.counts[i] for i in subset.iterations]
     assert [scale for _, scale, _ in mine.calls] == pytest.approx([ours.plan.scales[i] for i in subset.iterations])
-    assert torch.equal(made, expected), "the same tokens in the same iteration, and no others"
-    assert int(made[..., 0].count_nonzero()) == VIDEOS * sum(subset.plan.counts)
+    assert torch.equal(found, expected), "the same tokens in the same iteration, and no others"
+    assert int(found[..., 0].count_nonzero()) == VIDEOS * sum(subset.plan.counts)
 
 
 def test_masks_are_those_of_the_whole_frame(model: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +129,7 @@ def test_baselines_share_one_cache_and_agree(model: Magi) -> None:
         plain = mar_style(ours, CONFIG)
         compiled = plain.compiled("eager")
         assert compiled.cache is plain.cache
-        before = [tuple(tensor.clone() for tensor in pair) for pair in plain.cache.layers if pair is not None]
+        before = [tuple(tensor.clone() for tensor in pair) for pair in plain.cache if pair is not None]
         tokens_BNC = torch.randn(VIDEOS, model.tokens_per_frame, model.token_channels)
         masked_BN = torch.rand(VIDEOS, model.tokens_per_frame) < 0.5
         torch.testing.assert_close(
@@ -138,9 +137,9 @@ def test_baselines_share_one_cache_and_agree(model: Magi) -> None:
         )
         for sampler in (plain, compiled):
             sampler.frame()
-    assert len(before) == len(plain.cache.layers) and plain.cache.length == 2
-    for kept, pair in zip(before, plain.cache.layers, strict=True):
-        assert pair is not None and all(torch.equal(a, b) for a, b in zip(kept, pair, strict=True))
+    assert len(before) == len(plain.cache) and plain.length == 2
+    for old, pair in zip(before, plain.cache, strict=True):
+        assert pair is not None and all(torch.equal(a, b) for a, b in zip(old, pair, strict=True))
     torch.compiler.reset()
 
 
@@ -209,13 +208,6 @@ def test_all_blocks_share_one_compilation(model: Magi) -> None:
     torch.compiler.reset()
 
 
-def test_replays_are_counted_for_a_whole_frame() -> None:
-    graph: Any = SimpleNamespace(recordings=2, replays=10)
-    count = GraphCount([graph])
-    graph.replays += 16
-    assert count.metrics(1 / 8) == {"graphs": 2, "graph replays": 128, "graph hit rate": 1}
-
-
 @pytest.mark.parametrize(("name", "units"), [("sample.b1", 1), ("sample.b64", 1 / EVERY)])
 def test_a_case_counts_the_share_of_a_frame_that_it_times(name: str, units: float) -> None:
     """``units`` is what the runner divides by: a second figure is for a whole frame."""
@@ -230,4 +222,4 @@ def test_a_case_counts_the_share_of_a_frame_that_it_times(name: str, units: floa
     else:
         assert len(timed["iterations"]) / timed["of"] == units
         assert timed["tokens an iteration"] == pytest.approx(timed["frame: tokens an iteration"], rel=0.1)
-    prepared.close()
+    torch.compiler.reset()

@@ -84,4 +84,4 @@ def test_the_timed_sampler_is_that_of_a_pipeline(
     assert users.execution == timed.execution == choose_execution(model, "auto")
     assert users.plan.counts == timed.plan.counts and users.plan.scales == timed.plan.scales
     assert users.denoiser.head.dtype == timed.denoiser.head.dtype
-    prepared.close()
+    torch.compiler.reset()

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi.bench.sampling import GraphCount
 from magi.sampling import cuda_graphs
 from magi.sampling.cuda_graphs import WARMUPS, Replayed
 
@@ -156,18 +155,3 @@ def test_scratch_is_cleared_after_a_recording_that_failed(gpu: FakeGpu) -> None:
     with pytest.raises(RuntimeError, match="not in a graph"):
         replayed(torch.ones(2))
     assert gpu.events == ["clear", "record", "clear"] and replayed.recordings == 0
-
-
-def test_the_hit_rate_is_of_the_calls_after_the_mark(gpu: FakeGpu) -> None:
-    """All calls of a second pass over the same shapes are replays; a new shape is none."""
-    replayed = Replayed(gpu.twice)
-    count = GraphCount((replayed,))
-    for rows in (2, 3):
-        replayed(torch.ones(rows))
-    count.mark()
-    for rows in (2, 3, 2, 3):
-        replayed(torch.ones(rows))
-    assert count.metrics() == {"graphs": 2, "graph replays": 4, "graph hit rate": 1}
-    replayed(torch.ones(4))
-    assert count.metrics()["graph hit rate"] == pytest.approx(4 / 5)
-    assert GraphCount(()).metrics() == {}
