@@ -11,6 +11,7 @@ distribution have a distance above zero that falls as 1/N: the floor that a scor
 networks nor videos.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,14 +36,9 @@ class FeatureStatistics:
 
     dimension: int
     count: int = 0
-    mean_D: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    scatter_DD: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    mean_D: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    scatter_DD: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     samples: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        if not len(self.mean_D):
-            self.mean_D = torch.zeros(self.dimension, dtype=torch.float64)
-            self.scatter_DD = torch.zeros(self.dimension, self.dimension, dtype=torch.float64)
 
     @classmethod
     def of(cls, features_ND: Tensor) -> "FeatureStatistics":
@@ -77,10 +73,8 @@ class FeatureStatistics:
             self._add(other.count, other.mean_D, other.scatter_DD, list(other.samples))
 
     def _add(self, count: int, mean_D: Tensor, scatter_DD: Tensor, samples: list[int]) -> None:
-        twice = sorted(self.samples & set(samples)) or sorted(
-            {n for n in samples if samples.count(n) > 1} if len(set(samples)) < len(samples) else ()
-        )
-        if twice:
+        if len(set(samples)) < len(samples) or not self.samples.isdisjoint(samples):
+            twice = sorted(n for n, times in Counter([*self.samples, *samples]).items() if times > 1)
             raise ValueError(f"samples are counted once, but {len(twice)} come twice (the first is {twice[0]})")
         total, shift_D = self.count + count, mean_D - self.mean_D
         self.scatter_DD = self.scatter_DD + scatter_DD + torch.outer(shift_D, shift_D) * (self.count * count / total)
@@ -97,9 +91,7 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics, *, all
     """
     _check_sizes(first, second, allow_singular)
     shift_D = first.mean_D - second.mean_D
-    traces = float(
-        first.scatter_DD.trace() / max(1, first.count - 1) + second.scatter_DD.trace() / max(1, second.count - 1)
-    )
+    traces = float(first.covariance_DD.trace() + second.covariance_DD.trace())
     product, factors, full_rank = _trace_of_root(first.covariance_DD, second.covariance_DD)
     _check_agreement(product, factors, traces)
     return float(shift_D @ shift_D) + traces - 2 * (product if full_rank else factors)

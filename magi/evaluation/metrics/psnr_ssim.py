@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from magi.evaluation.metrics.checks import check_pair
+
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 _GREY = (0.2125, 0.7154, 0.0721)
 _CHUNK = 64  # frames at a time
@@ -36,17 +38,6 @@ def ssim(real_BTHWC: Tensor, generated_BTHWC: Tensor, *, grey: bool = False) -> 
     return torch.cat([_ssim(_planes(real, grey), _planes(generated, grey)) for real, generated in parts]).view(
         batch, frames
     )
-
-
-def check_pair(real_BTHWC: Tensor, generated_BTHWC: Tensor) -> None:
-    """Refuse, with a ``ValueError``, anything but two uint8 RGB videos of one size."""
-    for name, video in (("real", real_BTHWC), ("generated", generated_BTHWC)):
-        if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
-            raise ValueError(f"{name}: expected video_BTHWC of uint8 RGB, got {tuple(video.shape)} of {video.dtype}")
-    if real_BTHWC.shape != generated_BTHWC.shape:
-        raise ValueError(
-            f"frames are compared one with one, got videos {tuple(real_BTHWC.shape)} and {tuple(generated_BTHWC.shape)}"
-        )
 
 
 def _planes(frames_FHWC: Tensor, grey: bool) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from magi.evaluation.metrics.checks import check_video
+
 INTERVALS = (1, 2, 4, 8)
 
 
@@ -78,7 +80,6 @@ def _grey(frame_BHWC: Tensor) -> Tensor:
 
 
 def _check(video_BTHWC: Tensor, frames: int) -> None:
-    if video_BTHWC.dtype != torch.uint8 or video_BTHWC.ndim != 5 or video_BTHWC.shape[-1] != 3:
-        raise ValueError(f"expected video_BTHWC of uint8 RGB, got {tuple(video_BTHWC.shape)} of {video_BTHWC.dtype}")
+    check_video(video_BTHWC)
     if video_BTHWC.shape[1] < frames:
         raise ValueError(f"expected videos of at least {frames} frames, got {video_BTHWC.shape[1]}")

@@ -5,7 +5,6 @@ The real clips, the autoencoder's reconstructions of them and every model's samp
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,11 @@ from magi.evaluation.protocol.result import (
     GroundTruthSeries,
     JudgedTarget,
     RangeScore,
+    Target,
 )
 from magi.evaluation.protocol.samples import read_samples, sample_plan
 
 CLASSIFIER_CLIPS = 500  # of the classifier's held-out digits, classified again with every evaluation
-
-
-@dataclass(frozen=True)
-class Target:
-    """The mean of a metric over a range of frames must lie within [low, high]."""
-
-    frames: str
-    metric: str
-    low: float | None
-    high: float | None
-
-    def met(self, value: float) -> bool:
-        """Whether ``value`` lies within the bounds."""
-        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
 TARGETS = (
@@ -128,7 +114,7 @@ def _judge(curves: Curves, context: int, frames: int) -> tuple[JudgedTarget, ...
     for target in TARGETS:
         if target.frames in ranges:
             value = range_mean(curves[target.metric], ranges[target.frames]).value
-            judged.append(JudgedTarget(target.frames, target.metric, target.low, target.high, value, target.met(value)))
+            judged.append(JudgedTarget(**vars(target), value=value, met=target.contains(value)))
     return tuple(judged)
 
 

@@ -11,84 +11,54 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from magi.evaluation.metrics.checks import check_video
 from magi.evaluation.networks.precision import full_precision
 
 
-class FeatureNetwork(Protocol):
-    """Turns video_BTHWC (uint8 RGB) into features_BD (float32); row k depends on clip k alone."""
+class NamedNetwork(Protocol):
+    """Weights under a name: both stand on the protocol card or beside it."""
 
     @property
     def name(self) -> str:
         """Which network, training data and layer, as in 'i3d-kinetics400-logits'."""
-        ...
 
     @property
     def hash(self) -> str:
         """SHA-256 of the weight file."""
-        ...
+
+
+class FeatureNetwork(NamedNetwork, Protocol):
+    """Turns video_BTHWC (uint8 RGB) into features_BD (float32); row k depends on clip k alone."""
 
     @property
     def dimension(self) -> int:
         """Length of a feature vector."""
-        ...
 
     @property
     def minimum_frames(self) -> int:
         """The shortest clip that the network takes, in frames."""
-        ...
 
     def features(self, video_BTHWC: Tensor) -> Tensor:
         """Return features_BD float32 of video_BTHWC uint8, without gradients."""
-        ...
 
 
-class ImageNetwork(Protocol):
+class ImageNetwork(NamedNetwork, Protocol):
     """Turns every frame of video_BTHWC (uint8 RGB) into a vector: FID's Inception, for a distance at every frame."""
-
-    @property
-    def name(self) -> str:
-        """Which network, training data and layer."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the weight file."""
-        ...
-
-    @property
-    def dimension(self) -> int:
-        """Length of a feature vector."""
-        ...
 
     def frame_features(self, video_BTHWC: Tensor) -> Tensor:
         """Return features_BTD float32 of video_BTHWC uint8, without gradients."""
-        ...
 
 
-class FrameDistance(Protocol):
+class FrameDistance(NamedNetwork, Protocol):
     """A learned distance between two frames, as LPIPS is."""
-
-    @property
-    def name(self) -> str:
-        """Which distance and trunk, as in 'lpips_alex'."""
-        ...
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the weight files."""
-        ...
 
     def distances(self, first_BTHWC: Tensor, second_BTHWC: Tensor) -> Tensor:
         """Return distances_BT float32 of two uint8 RGB videos of one size, without gradients."""
-        ...
 
 
 def check_clips(video_BTHWC: Tensor, network: FeatureNetwork) -> None:
     """Refuse, with a ``ValueError``, what is not uint8 RGB video or is shorter than ``network`` takes."""
-    if video_BTHWC.dtype != torch.uint8 or video_BTHWC.ndim != 5 or video_BTHWC.shape[-1] != 3:
-        raise ValueError(
-            f"{network.name}: expected video_BTHWC of uint8 RGB, got {tuple(video_BTHWC.shape)} of {video_BTHWC.dtype}"
-        )
+    check_video(video_BTHWC, network.name)
     if video_BTHWC.shape[1] < network.minimum_frames:
         raise ValueError(
             f"{network.name}: clips of {video_BTHWC.shape[1]} frames, the network needs at least "

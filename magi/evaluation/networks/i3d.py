@@ -6,6 +6,7 @@ run-time size in every convolution and max pool, batch norms with epsilon 1e-3, 
 protocol.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -105,19 +106,6 @@ class Mixed(nn.Module):
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self.b3a(x))], dim=1)
 
 
-class Classifier(nn.Module):
-    """A 1 x 1 x 1 convolution with a bias; neither norm nor ReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv3d = nn.Conv3d(_POOLED, CLASSES, 1)
-
-    def forward(self, pooled_BCTHW: Tensor) -> Tensor:
-        """Return the logits of every step."""
-        logits_BCTHW: Tensor = self.conv3d(pooled_BCTHW)
-        return logits_BCTHW
-
-
 class I3d(nn.Module):
     """video_BCTHW float32 (RGB, [-1, 1], 224 x 224, at least 9 frames) -> ``I3dOutput``.
 
@@ -148,7 +136,7 @@ class I3d(nn.Module):
         ):
             self.add_module(name, layer)
             self.trunk_names.append(name)
-        self.logits = Classifier()
+        self.logits = nn.Sequential(OrderedDict(conv3d=nn.Conv3d(_POOLED, CLASSES, 1)))
         self.requires_grad_(False)
 
     def forward(self, video_BCTHW: Tensor) -> I3dOutput:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from magi.evaluation.metrics.checks import check_video
 from magi.evaluation.metrics.resize import resize_bilinear
 
 I3dPreprocessing = Literal["tats", "videogpt", "google", "magvit_train"]
@@ -22,8 +23,7 @@ def i3d_input(video_BTHWC: Tensor, variant: I3dPreprocessing = "tats") -> Tensor
 
     ``ValueError`` for an unknown variant and for a video that is not uint8 with three channels last.
     """
-    if video_BTHWC.ndim != 5 or video_BTHWC.shape[-1] != 3 or str(video_BTHWC.dtype) != "torch.uint8":
-        raise ValueError(f"i3d input must be uint8 BTHWC RGB, got {video_BTHWC.dtype} {tuple(video_BTHWC.shape)}")
+    check_video(video_BTHWC, "i3d")
     batch = video_BTHWC.shape[0]
     frames_NCHW = video_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float()
     scaled_NCHW = _scaled(frames_NCHW, variant)

@@ -5,35 +5,38 @@ Whatever it is, it is parsed and never run (``magi.untrusted.reader``). What is 
 with the identity of the file it came from.
 """
 
-import os
 import re
-import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import magi
 from magi.errors import CheckpointError
 from magi.evaluation.networks.i3d import I3d
 from magi.evaluation.networks.inception import Inception
-from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
+from magi.evaluation.networks.lpips import Lpips
 from magi.evaluation.networks.published_files import TENSORS_FILE, FileIdentity, WeightKind, identify, weights_cache
-from magi.files import MANIFEST_FILE, write_json
+from magi.files import MANIFEST_FILE, atomic_write, write_json
 from magi.untrusted.reader import read_untrusted
 from magi.untrusted.torchscript import is_torchscript
 from magi.weights import MANIFEST_FORMAT, sha256, shortened
 
 Shapes = dict[str, tuple[int, ...]]
-_LPIPS_TRUNKS: dict[WeightKind, LpipsTrunk] = {
-    "alexnet": "alex",
-    "lpips-alex": "alex",
-    "vgg16": "vgg",
-    "lpips-vgg": "vgg",
+_NETWORKS: dict[WeightKind, tuple[Callable[[], nn.Module], str]] = {
+    "i3d": (I3d, ""),
+    "i3d-torchscript": (I3d, ""),
+    "inception": (Inception, ""),
+    "alexnet": (lambda: Lpips("alex"), "features."),
+    "vgg16": (lambda: Lpips("vgg"), "features."),
+    "lpips-alex": (lambda: Lpips("alex"), "lin"),
+    "lpips-vgg": (lambda: Lpips("vgg"), "lin"),
 }
+"""Kind of weights -> the network that has them, and how the names of its part of them begin."""
 # The TorchScript file has the names of another port of I3D.
 _BRANCHES = {"0": "b0", "1.0": "b1a", "1.1": "b1b", "2.0": "b2a", "2.1": "b2b", "3.1": "b3b"}
 
@@ -69,14 +72,9 @@ def import_weights(
 
 def expected_shapes(kind: WeightKind) -> Shapes:
     """Names and shapes of all tensors that the network of ``kind`` needs, from the network itself."""
+    build, prefix = _NETWORKS[kind]
     with torch.device("meta"):  # shapes without memory
-        if kind in ("i3d", "i3d-torchscript"):
-            network: torch.nn.Module = I3d()
-        elif kind == "inception":
-            network = Inception()
-        else:
-            network = Lpips(_LPIPS_TRUNKS[kind])
-    prefix = {"alexnet": "features.", "vgg16": "features.", "lpips-alex": "lin", "lpips-vgg": "lin"}.get(kind, "")
+        network = build()
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name.startswith(prefix)}
 
 
@@ -121,16 +119,11 @@ def _differences(found: dict[str, Tensor], expected: Shapes) -> list[str]:
 
 
 def _write(folder: Path, kind: WeightKind, source: FileIdentity, tensors: dict[str, Tensor]) -> None:
-    """Write to a temporary folder, then rename: the cache holds a whole import or none."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{kind}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "fresh"
-        fresh.mkdir()
-        save_file(tensors, fresh / TENSORS_FILE)
-        write_manifest(fresh, kind, source)
-        if folder.exists():
-            os.rename(folder, Path(scratch) / "old")
-        os.rename(fresh, folder)
+    """The manifest goes first and comes last: without it nothing counts as imported."""
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    with atomic_write(folder / TENSORS_FILE) as temporary:
+        save_file(tensors, temporary)
+    write_manifest(folder, kind, source)
 
 
 def write_manifest(folder: Path, kind: WeightKind, source: FileIdentity) -> None:

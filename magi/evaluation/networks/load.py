@@ -12,10 +12,11 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from magi.evaluation.metrics.checks import check_pair, check_video
 from magi.evaluation.networks.features import check_clips
 from magi.evaluation.networks.i3d import CLASSES, MINIMUM_FRAMES, PUBLISHED_EPS, I3d
 from magi.evaluation.networks.i3d_preprocessing import I3dPreprocessing, i3d_input
-from magi.evaluation.networks.inception import FEATURES, Inception, inception_input
+from magi.evaluation.networks.inception import Inception, inception_input
 from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
 from magi.evaluation.networks.precision import full_precision
 from magi.evaluation.networks.published_files import StoredWeights, WeightKind, has_weights, stored_weights
@@ -74,28 +75,15 @@ class I3dFeatures(_Weighted[I3d]):
 
 
 class InceptionFeatures(_Weighted[Inception]):
-    """FID's 2048 features of images (``FeatureNetwork`` for clips of one frame; ``frame_features`` for longer ones)."""
-
-    dimension = FEATURES
-    minimum_frames = 1
+    """FID's 2048 features of every frame (``ImageNetwork``)."""
 
     def __init__(self, network: Inception, weights: str, mark: str = "") -> None:
         """Wrap ``network``; ``weights`` is their hash, ``mark`` a word for the name where they are not published."""
         super().__init__(network, weights, INCEPTION_NAME, mark)
 
-    def features(self, video_BTHWC: Tensor) -> Tensor:
-        """Return features_BC float32 of uint8 clips of one frame; ``ValueError`` for longer ones."""
-        check_clips(video_BTHWC, self)
-        if video_BTHWC.shape[1] != 1:
-            raise ValueError(
-                f"{self.name}: features of one image each, got clips of {video_BTHWC.shape[1]} frames; "
-                "use frame_features, or give one frame at a time"
-            )
-        return self.frame_features(video_BTHWC)[:, 0]
-
     def frame_features(self, video_BTHWC: Tensor) -> Tensor:
         """Return features_BTC float32 of every frame of uint8 clips, on their device."""
-        check_clips(video_BTHWC, self)
+        check_video(video_BTHWC, self.name)
         with full_precision():
             features = [
                 self.network(inception_input(images_BHWC.to(self.device))).features_BC
@@ -113,13 +101,7 @@ class LpipsDistance(_Weighted[Lpips]):
 
     def distances(self, first_BTHWC: Tensor, second_BTHWC: Tensor) -> Tensor:
         """Return distances_BT float32 of two uint8 videos of one shape, frame against frame."""
-        for video_BTHWC in (first_BTHWC, second_BTHWC):
-            if video_BTHWC.dtype != torch.uint8 or video_BTHWC.ndim != 5 or video_BTHWC.shape[-1] != 3:
-                raise ValueError(
-                    f"{self.name} takes uint8 BTHWC RGB, got {video_BTHWC.dtype} {tuple(video_BTHWC.shape)}"
-                )
-        if first_BTHWC.shape != second_BTHWC.shape:
-            raise ValueError(f"{self.name}: {tuple(first_BTHWC.shape)} and {tuple(second_BTHWC.shape)} differ in shape")
+        check_pair(first_BTHWC, second_BTHWC)
         pairs = zip(
             first_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
             second_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),

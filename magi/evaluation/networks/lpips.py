@@ -5,6 +5,7 @@ to unit length over channels, squared differences are weighted, averaged over po
 and no files.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -49,19 +50,6 @@ class LpipsOutput:
     layers_BL: Tensor
 
 
-class LpipsHead(nn.Module):
-    """The learned weights of one layer; its key has the index 1 because the published network drops out first."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.model = nn.ModuleDict({"1": nn.Conv2d(channels, 1, 1, bias=False)})
-
-    def forward(self, squares_BCHW: Tensor) -> Tensor:
-        """Return the weighted sum over channels, one channel."""
-        weighted_B1HW: Tensor = self.model["1"](squares_BCHW)
-        return weighted_B1HW
-
-
 def unit_length(features_BCHW: Tensor) -> Tensor:
     """Features divided by their norm over channels, plus 1e-10 outside the root; a zero vector stays zero."""
     return features_BCHW / (features_BCHW.square().sum(1, keepdim=True).sqrt() + _NORM_EPS)
@@ -83,7 +71,9 @@ class Lpips(nn.Module):
             }
         )
         for layer, stage in enumerate(_STAGES[trunk]):
-            self.add_module(f"lin{layer}", LpipsHead(stage[-1][2]))
+            # The index is 1 because the published network drops out first.
+            head = nn.Sequential(OrderedDict([("1", nn.Conv2d(stage[-1][2], 1, 1, bias=False))]))
+            self.add_module(f"lin{layer}", nn.Sequential(OrderedDict(model=head)))
         self.requires_grad_(False)
 
     def taps(self, images_BCHW: Tensor) -> list[Tensor]:

@@ -47,7 +47,6 @@ PUBLISHED: dict[WeightKind, PublishedFile] = {
         "StyleGAN-V's link",
         51_235_320,
         "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
-        "93daef59c7ae0e9e8f76225521407e60cbafa6aa",
     ),
     "inception": PublishedFile(
         "pt_inception-2015-12-05-6726825d.pth",

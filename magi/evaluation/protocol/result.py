@@ -122,13 +122,23 @@ class GroundTruthSeries:
 
 
 @dataclass(frozen=True)
-class JudgedTarget:
-    """A target (the mean over a range of frames within [low, high]) and the value that a model reaches."""
+class Target:
+    """The mean of a metric over a range of frames must lie within [low, high]; None is no bound."""
 
     frames: str
     metric: str
     low: float | None
     high: float | None
+
+    def contains(self, value: float) -> bool:
+        """Whether ``value`` lies within the bounds."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+
+@dataclass(frozen=True)
+class JudgedTarget(Target):
+    """A target and the value that a model reaches."""
+
     value: float
     met: bool
 

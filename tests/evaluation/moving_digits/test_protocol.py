@@ -126,7 +126,7 @@ def test_targets_are_judged_on_the_ranges_they_name(evaluated: tuple[EvaluationR
     assert [(one.frames, one.metric) for one in judged] == [("5-16", "class_accuracy"), ("5-16", "position_error_px")]
     assert [one.met for one in judged] == [True, False]
     intensity = next(target for target in TARGETS if target.metric == "intensity_ratio")
-    assert [intensity.met(value) for value in (0.69, 0.7, 1.3, 1.31)] == [False, True, True, False]
+    assert [intensity.contains(value) for value in (0.69, 0.7, 1.3, 1.31)] == [False, True, True, False]
 
 
 def test_files_and_settings_are_there(evaluated: tuple[EvaluationResult, Evaluation]) -> None:

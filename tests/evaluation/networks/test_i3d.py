@@ -226,7 +226,7 @@ def test_videogpt_equals_tats_on_other_squares() -> None:
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 9, 8, 8, 3), torch.zeros(9, 8, 8, 3, dtype=torch.uint8)])
 def test_what_is_no_uint8_video_is_refused(bad: Tensor) -> None:
-    with pytest.raises(ValueError, match="uint8 BTHWC"):
+    with pytest.raises(ValueError, match="uint8 RGB"):
         i3d_input(bad)
     with pytest.raises(ValueError, match="magvit_train"):
         i3d_input(torch.zeros(1, 9, 8, 8, 3, dtype=torch.uint8), "clean")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magi.evaluation.networks.features import FeatureNetwork
+from magi.evaluation.networks.features import ImageNetwork
 from magi.evaluation.networks.inception import Inception, average_pool, inception_input
 from magi.evaluation.networks.load import InceptionFeatures
 from magi.evaluation.networks.precision import full_precision
@@ -80,14 +80,11 @@ def test_what_it_does_not_take_is_one_line(network: Inception) -> None:
 
 def test_frames_are_independent_and_named(network: Inception) -> None:
     features = InceptionFeatures(network, "abc", "unknown-weights")
-    promised: FeatureNetwork = features
-    assert (promised.dimension, promised.minimum_frames) == (2048, 1)
+    promised: ImageNetwork = features
     assert promised.name == "inception-2015-12-05-pool3[unknown-weights]" and promised.hash == "abc"
     assert InceptionFeatures(network, "abc").name == "inception-2015-12-05-pool3"
     video_BTHWC = torch.stack([synthetic_video("image64", 1, 64, 64), synthetic_video("resize", 1, 64, 64)])
-    together_BC, alone_BC = features.features(video_BTHWC), features.features(video_BTHWC[1:])
+    together_BC, alone_BC = (features.frame_features(part)[:, 0] for part in (video_BTHWC, video_BTHWC[1:]))
     torch.testing.assert_close(together_BC[1:], alone_BC, rtol=0, atol=1e-5)
     as_frames_BTC = features.frame_features(video_BTHWC.transpose(0, 1))
     assert as_frames_BTC.shape == (1, 2, 2048) and torch.equal(as_frames_BTC[0], together_BC)
-    with pytest.raises(ValueError, match="clips of 2 frames"):
-        features.features(video_BTHWC.transpose(0, 1))

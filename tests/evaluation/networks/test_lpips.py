@@ -84,7 +84,7 @@ def test_what_it_does_not_take_is_one_line(networks: dict[str, Lpips]) -> None:
     video = torch.zeros(1, 2, 32, 32, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="differ in shape"):
         measure.distances(video, video[:, :1])
-    with pytest.raises(ValueError, match="uint8 BTHWC"):
+    with pytest.raises(ValueError, match="uint8 RGB"):
         measure.distances(video.float() / 255, video.float() / 255)
     with pytest.raises(ValueError, match="alex, vgg"):
         Lpips("squeeze")  # type: ignore[arg-type]
