@@ -11,8 +11,9 @@ clip are listed, not dropped in silence. Knows no networks and no models.
 import csv
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from magi.data.clips import clip_span
 from magi.data.index.index import VideoIndex
+from magi.data.index.records import VideoRecord
 from magi.errors import DataError
 from magi.evaluation.protocol.protocols import EvaluationProtocol
 from magi.files import write_json, write_text
@@ -100,17 +102,18 @@ def build_table(protocol: EvaluationProtocol, index: VideoIndex) -> ClipTable:
 
     ``ValueError`` where the videos do not hold two disjoint sets of ``count`` clips.
     """
-    span = clip_span(protocol.frames, protocol.interval)
-    too_short = tuple(record.path for record in index.videos if record.frames < span)
+    draw = _Draw(protocol, index)
+    too_short = tuple(record.path for record in index.videos if record.frames < draw.span)
     if protocol.clip_sampling == "in_order":
-        return ClipTable(tuple(_in_order(protocol, index, span)), too_short)
-    rng = numpy_generator(protocol.table_seed, _TABLE_KEY)
-    rows: list[ClipRow] = []
-    for fold in range(protocol.folds):
-        for name, part in zip(SETS, _Draw(protocol, index, rng).real_and_floor(), strict=True):
-            rows += [_row(protocol, index, name, fold, place) for place in part]
-    order = {name: number for number, name in enumerate(SETS)}
-    return ClipTable(tuple(sorted(rows, key=lambda row: (order[row.set], row.fold))), too_short)
+        return ClipTable(tuple(draw.in_order()), too_short)
+    folds = [draw.real_and_floor() for _ in range(protocol.folds)]
+    rows = [
+        replace(row, set=name, fold=fold)
+        for number, name in enumerate(SETS)
+        for fold, drawn in enumerate(folds)
+        for row in drawn[number]
+    ]
+    return ClipTable(tuple(rows), too_short)
 
 
 def by_number(path: Path) -> tuple[str, str]:
@@ -119,119 +122,99 @@ def by_number(path: Path) -> tuple[str, str]:
     return number.zfill(12), name
 
 
-def _in_order(protocol: EvaluationProtocol, index: VideoIndex, span: int) -> list[ClipRow]:
-    """The first frames of the first videos, in the order of the numbers in their names: 3_00012 after 2_00011."""
-    videos = [number for number, record in enumerate(index.videos) if record.frames >= span]
-    videos.sort(key=lambda number: by_number(Path(index.videos[number].path)))
-    if len(videos) < protocol.count:
-        raise ValueError(
-            f"{index.root}: holds {len(videos)} videos of at least {span} frames, {protocol.name} needs "
-            f"{protocol.count}; write more, or ask fewer with --count"
-        )
-    return [_row(protocol, index, "real", 0, _Place(video, 0, 0.5, 0.5)) for video in videos[: protocol.count]]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A clip of a video: number in the index, first frame, place of the square."""
-
-    video: int
-    start: int
-    crop_x: float
-    crop_y: float
-
-
 class _Draw:
-    """Draws the distinct clips of one fold by the rule of a protocol."""
+    """Draws distinct clips by the rule of a protocol, fold after fold; all are rows of the real set until they are put.
 
-    def __init__(self, protocol: EvaluationProtocol, index: VideoIndex, rng: np.random.Generator) -> None:
-        self.protocol, self.index, self.rng = protocol, index, rng
+    Two clips of one place are equal rows, so that what is taken is known by comparison.
+    """
+
+    def __init__(self, protocol: EvaluationProtocol, index: VideoIndex) -> None:
+        self.protocol, self.index = protocol, index
+        self.rng = numpy_generator(protocol.table_seed, _TABLE_KEY)
         self.span = clip_span(protocol.frames, protocol.interval)
-        self.usable = [number for number, record in enumerate(index.videos) if record.frames >= self.span]
+        self.usable = [record for record in index.videos if record.frames >= self.span]
 
-    def real_and_floor(self) -> tuple[list[_Place], list[_Place]]:
+    def in_order(self) -> list[ClipRow]:
+        """The first frames of the first videos, in the order of the numbers in their names: 3_00012 after 2_00011."""
+        videos = sorted(self.usable, key=lambda record: by_number(Path(record.path)))
+        if len(videos) < self.protocol.count:
+            raise ValueError(
+                f"{self.index.root}: holds {len(videos)} videos of at least {self.span} frames, {self.protocol.name} "
+                f"needs {self.protocol.count}; write more, or ask fewer with --count"
+            )
+        return [self._row(video, 0) for video in videos[: self.protocol.count]]
+
+    def real_and_floor(self) -> tuple[list[ClipRow], list[ClipRow]]:
         """Two disjoint sets of ``count`` clips in random order, of different videos where there are enough.
 
         One clip a video: the floor takes the videos that the real set leaves, and when they run out other windows of
         the rest. Several: it takes the videos that are left where they are as many as the real set uses (of fewer, its
         clips would be more alike than the real ones) and hold enough clips, else all videos.
         """
-        real = self._enough(self._places(self.usable, []), 0)
-        used = {place.video for place in real}
-        others = [video for video in self.usable if video not in used]
+        real = self._enough(self._clips(self.usable, []), 0)
+        used = {row.video for row in real}
+        others = [record for record in self.usable if record.path not in used]
         if not self.protocol.one_per_video and len(others) >= len(used):
-            floor = self._places(others, real)
+            floor = self._clips(others, real)
             if len(floor) == self.protocol.count:
                 return real, floor
-        return real, self._enough(self._places(self.usable, real), len(real))
+        return real, self._enough(self._clips(self.usable, real), len(real))
 
-    def _places(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
+    def _clips(self, videos: list[VideoRecord], taken: list[ClipRow]) -> list[ClipRow]:
         """``count`` distinct clips of ``videos``, none of which is ``taken``; fewer where there are no more."""
         if self.protocol.clip_sampling in ("random_window", "random_clip"):
             return self._random(videos, taken)
         candidates = list(self._candidates(videos, taken))
         order = self.rng.permutation(len(candidates)).tolist()
         if self.protocol.one_per_video:
-            used = {place.video for place in taken}
+            used = {row.video for row in taken}
             order.sort(key=lambda number: candidates[number].video in used)  # stable: other videos first
         return [candidates[number] for number in order[: self.protocol.count]]
 
-    def _enough(self, places: list[_Place], before: int) -> list[_Place]:
-        """The places, if they are ``count``; ``before`` is how many were found for the set before."""
+    def _enough(self, rows: list[ClipRow], before: int) -> list[ClipRow]:
+        """The rows, if they are ``count``; ``before`` is how many were found for the set before."""
         count = self.protocol.count
-        if len(places) == count:
-            return places
+        if len(rows) == count:
+            return rows
         raise ValueError(
-            f"{self.index.root}: {before + len(places)} clips of {self.protocol.frames} frames at interval "
+            f"{self.index.root}: {before + len(rows)} clips of {self.protocol.frames} frames at interval "
             f"{self.protocol.interval}, {self.protocol.name} needs {2 * count} ({count} to score against and as many "
             "for the floor); add videos, or override with --count, which the name of the score then says"
         )
 
-    def _candidates(self, videos: list[int], taken: list[_Place]) -> Iterator[_Place]:
-        """Every clip that the rule allows, in the order of the index."""
-        places, starts = set(taken), {place.video: place.start for place in taken}
+    def _candidates(self, videos: list[VideoRecord], taken: list[ClipRow]) -> Iterator[ClipRow]:
+        """Every clip that the rule allows and that is not taken, in the order of the index."""
+        known, starts = set(taken), {row.video: row.start for row in taken}
         for video in videos:
-            slack = self.index.videos[video].frames - self.span
+            slack = video.frames - self.span
             match self.protocol.clip_sampling:
                 case "one_window":
-                    yield from self._one_window(video, slack, starts.get(video))
-                case "centre_window" if video not in starts:
+                    yield from self._one_window(video, slack, starts.get(video.path))
+                case "centre_window" if video.path not in starts:
                     yield self._placed(video, slack // 2)
                 case "windows":
-                    yield from (
-                        place
-                        for start in range(0, slack + 1, self.span)
-                        if (place := self._placed(video, start)) not in places
-                    )
+                    rows = (self._placed(video, start) for start in range(0, slack + 1, self.span))
+                    yield from (row for row in rows if row not in known)
                 case "grid":
-                    yield from (place for place in self._grid(video, slack) if place not in places)
+                    yield from (row for row in self._grid(video, slack) if row not in known)
 
-    def _one_window(self, video: int, slack: int, taken: int | None) -> Iterator[_Place]:
+    def _one_window(self, video: VideoRecord, slack: int, taken: int | None) -> Iterator[ClipRow]:
         """A random window, beside the one that starts at ``taken``; none where there is no room beside it."""
-        before, after = (slack + 1, 0) if taken is None else (taken - self.span + 1, slack - taken - self.span + 1)
-        before, after = max(0, before), max(0, after)
-        if before + after:
-            drawn = int(self.rng.integers(before + after))
-            yield self._placed(video, drawn if drawn < before else slack + 1 - after + (drawn - before))
+        starts = list(range(slack + 1))
+        if taken is not None:
+            starts = [start for start in starts if abs(start - taken) >= self.span]
+        if starts:
+            yield self._placed(video, starts[int(self.rng.integers(len(starts)))])
 
-    def _grid(self, video: int, slack: int) -> Iterator[_Place]:
-        record, windows, crops = self.index.videos[video], self.protocol.windows, self.protocol.crops
-        across = record.width >= record.height
+    def _grid(self, video: VideoRecord, slack: int) -> Iterator[ClipRow]:
+        windows, crops = self.protocol.windows, self.protocol.crops
         for start in sorted({round(slack * number / max(1, windows - 1)) for number in range(windows)}):
             for share in [number / (crops - 1) for number in range(crops)] if crops > 1 else [0.5]:
-                yield _Place(video, start, share if across else 0.5, 0.5 if across else share)
+                yield self._row(video, start, *((share, 0.5) if video.width >= video.height else (0.5, share)))
 
-    def _placed(self, video: int, start: int) -> _Place:
-        if self.protocol.crop == "random":
-            return _Place(video, start, self._share(), self._share())
-        return _Place(video, start, 0.5, 0.5)
-
-    def _share(self) -> float:
-        return round(float(self.rng.random()), 4)  # as many digits as the table has
-
-    def _random(self, videos: list[int], taken: list[_Place]) -> list[_Place]:
+    def _random(self, videos: list[VideoRecord], taken: list[ClipRow]) -> list[ClipRow]:
         found, wanted = dict.fromkeys(taken), len(taken) + self.protocol.count
-        slacks = [self.index.videos[video].frames - self.span for video in videos]
+        slacks = [video.frames - self.span for video in videos]
         ends = np.cumsum([slack + 1 for slack in slacks])
         for _ in range(20 * self.protocol.count if videos else 0):
             if self.protocol.clip_sampling == "random_clip":
@@ -243,13 +226,17 @@ class _Draw:
                 break
         return list(found)[len(taken) :]
 
+    def _placed(self, video: VideoRecord, start: int) -> ClipRow:
+        """The clip from frame ``start``, its square in the centre or drawn."""
+        if self.protocol.crop != "random":
+            return self._row(video, start)
+        x, y = (round(float(self.rng.random()), 4) for _ in range(2))  # as many digits as the table has
+        return self._row(video, start, x, y)
 
-def _row(protocol: EvaluationProtocol, index: VideoIndex, name: SetName, fold: int, place: _Place) -> ClipRow:
-    record = index.videos[place.video]
-    label = -1 if record.label is None else record.label
-    return ClipRow(
-        name, fold, record.path, place.start, protocol.interval, protocol.frames, place.crop_x, place.crop_y, label
-    )
+    def _row(self, video: VideoRecord, start: int, crop_x: float = 0.5, crop_y: float = 0.5) -> ClipRow:
+        label = -1 if video.label is None else video.label
+        frames, interval = self.protocol.frames, self.protocol.interval
+        return ClipRow("real", 0, video.path, start, interval, frames, crop_x, crop_y, label)
 
 
 def write_table(table: ClipTable, path: Path) -> None:
@@ -287,9 +274,7 @@ def _check(table: ClipTable, path: Path, protocol: EvaluationProtocol, index: Vi
     lengths = {record.path: record.frames for record in index.videos}
     for fold in range(protocol.folds):
         places = [row.place for name in protocol.sets for row in table.of(name, fold)]
-        twice = (
-            sorted(place for place in set(places) if places.count(place) > 1) if len(set(places)) < len(places) else []
-        )
+        twice = sorted(place for place, times in Counter(places).items() if times > 1)
         if twice:
             raise DataError(f"{path}: {len(twice)} clips come twice in fold {fold} (the first is {twice[0][0]})")
         for name in protocol.sets:

@@ -6,7 +6,6 @@ all of them. What the paper leaves open is a decision, and a variant has the oth
 """
 
 import difflib
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
@@ -88,163 +87,162 @@ class EvaluationProtocol(Section):
         return self.clip_sampling in ("one_window", "centre_window")
 
 
-def _ucf101_256() -> EvaluationProtocol:
-    return EvaluationProtocol(
-        name="ucf101-256-2048-s3",
-        source="paper section 6 and appendix, UCF-101 unconditional: 2,048 real against 2,048 generated clips of 16 "
-        "frames, real interval 3; 2,048 videos, a random window of each. The split is not stated: all 13,320 videos, "
-        "as Latte trains; centre square, Lanczos",
-        split="all",
-        interval=3,
-    )
+def _variant(base: EvaluationProtocol, name: str, source: str, **changes: object) -> EvaluationProtocol:
+    return EvaluationProtocol.model_validate(base.model_dump() | {"name": name, "source": source} | changes)
 
 
-def _ucf101_128() -> EvaluationProtocol:
-    return EvaluationProtocol(
-        name="ucf101-128-class-10k",
-        source="paper section 6, class-conditional UCF-101 after MAGVIT (appendix B.3): train split 1, a random window "
-        "and crop of a random video, 10,000 x 4 clips of 16 frames of 9,537 videos, so videos come several times and "
-        "the floor shares them; labels those of the real clips, TF1 resize",
-        split="trainlist01",
-        clip_sampling="random_window",
-        crop="random",
-        read_size=128,
-        read_filter="bilinear",
-        score_size=128,
-        labels="real",
-        count=10_000,
-        folds=4,
-        network_input="magvit_train",
-    )
-
-
-def _k600() -> EvaluationProtocol:
-    return EvaluationProtocol(
-        name="k600-64-f5-50k",
-        source="paper section 6 and appendix, Kinetics-600: 5 frames continued to 16, 50,000 videos of the test set, a "
-        "random window of each, interval 1, scored at 64 x 64. The set has no 100,000 videos: the floor takes those "
-        "left over, then other windows of the same. Kernel to 64 and crop are not stated: half-pixel bilinear, centre "
-        "square; the generated clip is scored whole, its context out of the autoencoder",
-        split="test",
-        read_size=256,
-        read_filter="bilinear",
-        score_size=64,
-        context_frames=5,
-        count=50_000,
-    )
-
-
-def _digits3d() -> EvaluationProtocol:
-    return EvaluationProtocol(
-        name="digits3d",
-        source="this project: built-in videos of a seed of their own, a random window of each, 4 frames continued to "
-        "16, features of digits3d",
-        split="all",
-        read_size=64,
-        read_filter="bicubic",
-        score_size=64,
-        context_frames=4,
-        context_set="floor",
-        count=256,
-        network="digits3d",
-    )
-
-
-def _digits() -> EvaluationProtocol:
-    return EvaluationProtocol(
-        name="digits",
-        source="this project: built-in videos of a seed of their own, 4 frames continued to 104; class, position and "
-        "brightness of the digit in every frame against the exact ones",
-        split="all",
-        frames=104,
-        clip_sampling="in_order",
-        read_size=64,
-        read_filter="bicubic",
-        score_size=64,
-        context_frames=4,
-        context="ground_truth",
-        count=128,
-        network="digit_classifier",
-    )
-
-
-def _variant(base: Callable[[], EvaluationProtocol], name: str, why: str, **changes: object) -> EvaluationProtocol:
-    values = base().model_dump() | {"name": name, "source": why} | changes
-    return EvaluationProtocol.model_validate(values)
-
-
-def _ucf101_protocols() -> list[EvaluationProtocol]:
-    latte = (
-        "as ucf101-256-2048-s3, after Latte: real frames pass through JPEG of quality 75, as its converter leaves them"
-    )
-    seventeen = "as {} with 17 frames, for 3-D autoencoders"
-    larp = "after LARP: 10,000 of all 16-frame windows that do not overlap, centre crop, antialiased resize, one fold"
-    tats = (
+_UCF101 = EvaluationProtocol(
+    name="ucf101-256-2048-s3",
+    source="paper section 6 and appendix, UCF-101 unconditional: 2,048 real against 2,048 generated clips of 16 "
+    "frames, real interval 3; 2,048 videos, a random window of each. The split is not stated: all 13,320 videos, "
+    "as Latte trains; centre square, Lanczos",
+    split="all",
+    interval=3,
+)
+_UCF101_CLASS = EvaluationProtocol(
+    name="ucf101-128-class-10k",
+    source="paper section 6, class-conditional UCF-101 after MAGVIT (appendix B.3): train split 1, a random window "
+    "and crop of a random video, 10,000 x 4 clips of 16 frames of 9,537 videos, so videos come several times and "
+    "the floor shares them; labels those of the real clips, TF1 resize",
+    split="trainlist01",
+    clip_sampling="random_window",
+    crop="random",
+    read_size=128,
+    read_filter="bilinear",
+    score_size=128,
+    labels="real",
+    count=10_000,
+    folds=4,
+    network_input="magvit_train",
+)
+_UCF101_CLASS_ONE_FOLD = _variant(
+    _UCF101_CLASS,
+    "ucf101-128-class-10k-larp",
+    "after LARP: 10,000 of all 16-frame windows that do not overlap, centre crop, antialiased resize, one fold",
+    clip_sampling="windows",
+    folds=1,
+    crop="centre",
+    network_input="tats",
+)
+_K600 = EvaluationProtocol(
+    name="k600-64-f5-50k",
+    source="paper section 6 and appendix, Kinetics-600: 5 frames continued to 16, 50,000 videos of the test set, a "
+    "random window of each, interval 1, scored at 64 x 64. The set has no 100,000 videos: the floor takes those "
+    "left over, then other windows of the same. Kernel to 64 and crop are not stated: half-pixel bilinear, centre "
+    "square; the generated clip is scored whole, its context out of the autoencoder",
+    split="test",
+    read_size=256,
+    read_filter="bilinear",
+    score_size=64,
+    context_frames=5,
+    count=50_000,
+)
+_DIGITS3D = EvaluationProtocol(
+    name="digits3d",
+    source="this project: built-in videos of a seed of their own, a random window of each, 4 frames continued to "
+    "16, features of digits3d",
+    split="all",
+    read_size=64,
+    read_filter="bicubic",
+    score_size=64,
+    context_frames=4,
+    context_set="floor",
+    count=256,
+    network="digits3d",
+)
+_DIGITS = EvaluationProtocol(
+    name="digits",
+    source="this project: built-in videos of a seed of their own, 4 frames continued to 104; class, position and "
+    "brightness of the digit in every frame against the exact ones",
+    split="all",
+    frames=104,
+    clip_sampling="in_order",
+    read_size=64,
+    read_filter="bicubic",
+    score_size=64,
+    context_frames=4,
+    context="ground_truth",
+    count=128,
+    network="digit_classifier",
+)
+_ALL = (
+    _UCF101,
+    _variant(_UCF101, "ucf101-256-2048-s1", "as ucf101-256-2048-s3 at real interval 1", interval=1),
+    _variant(_UCF101, "ucf101-256-2048-s3-17", "as ucf101-256-2048-s3 with 17 frames, for 3-D autoencoders", frames=17),
+    _variant(
+        _UCF101,
+        "ucf101-256-2048-s3-jpeg",
+        "as ucf101-256-2048-s3, after Latte: real frames pass through JPEG of quality 75, as its converter leaves them",
+        jpeg_quality=75,
+    ),
+    _UCF101_CLASS,
+    _variant(
+        _UCF101_CLASS,
+        "ucf101-128-class-10k-17",
+        "as ucf101-128-class-10k with 17 frames, for 3-D autoencoders",
+        frames=17,
+    ),
+    _UCF101_CLASS_ONE_FOLD,
+    _variant(
+        _UCF101_CLASS_ONE_FOLD,
+        "ucf101-128-class-2048",
         "after TATS: 2,048 of all windows of the train split, so long videos come more often; uniform labels, "
-        "half-pixel resize, epsilon 1e-5"
-    )
-    single = {"folds": 1, "crop": "centre", "network_input": "tats"}
-    return [
-        _ucf101_256(),
-        _variant(_ucf101_256, "ucf101-256-2048-s1", "as ucf101-256-2048-s3 at real interval 1", interval=1),
-        _variant(_ucf101_256, "ucf101-256-2048-s3-17", seventeen.format("ucf101-256-2048-s3"), frames=17),
-        _variant(_ucf101_256, "ucf101-256-2048-s3-jpeg", latte, jpeg_quality=75),
-        _ucf101_128(),
-        _variant(_ucf101_128, "ucf101-128-class-10k-17", seventeen.format("ucf101-128-class-10k"), frames=17),
-        _variant(_ucf101_128, "ucf101-128-class-10k-larp", larp, clip_sampling="windows", **single),
-        _variant(
-            _ucf101_128,
-            "ucf101-128-class-2048",
-            tats,
-            clip_sampling="random_clip",
-            labels="uniform",
-            count=2048,
-            network_eps="torch-port",
-            **single,
-        ),
-    ]
-
-
-def _k600_protocols() -> list[EvaluationProtocol]:
-    magvit = (
+        "half-pixel resize, epsilon 1e-5",
+        clip_sampling="random_clip",
+        labels="uniform",
+        count=2048,
+        network_eps="torch-port",
+    ),
+    _K600,
+    _variant(
+        _K600,
+        "k600-64-f5-50k-17",
+        "5 frames continued to 17, for the paper's 3-D autoencoder; clips chosen as by k600-64-f5-50k",
+        frames=17,
+    ),
+    _variant(
+        _K600,
+        "k600-64-f5-50k-grid",
         "after MAGVIT (appendix B.3): 50,000 x 4 of 2 windows x 3 crops of every video of the validation split, at "
-        "128, then 64 by TF1 bilinear; the floor shares videos"
-    )
-    omni = "after OmniTokenizer's released script: 2,048 train videos, 17 centre frames each, whole frame squashed"
-    larp = (
+        "128, then 64 by TF1 bilinear; the floor shares videos",
+        split="eval",
+        clip_sampling="grid",
+        crop="grid",
+        read_size=128,
+        folds=4,
+        score_kernel="tf1",
+        network_input="magvit_train",
+    ),
+    _variant(
+        _K600,
+        "k600-64-f5-50k-larp",
         "after LARP: 50,000 of all 16-frame windows of the validation split that do not overlap, 128 centre crop, then "
-        "64 by antialiased bilinear, one fold"
-    )
-    seventeen = "5 frames continued to 17, for the paper's 3-D autoencoder; clips chosen as by k600-64-f5-50k"
-    tf1 = {"score_kernel": "tf1", "network_input": "magvit_train"}
-    grid = {"split": "eval", "clip_sampling": "grid", "crop": "grid", "read_size": 128, "folds": 4}
-    centre = {"split": "train", "clip_sampling": "centre_window", "crop": "squash", "read_size": 64, "count": 2048}
-    larps = {"clip_sampling": "windows", "read_size": 128, "score_kernel": "antialiased"}
-    ports = {"network_input": "videogpt", "network_eps": "torch-port"}
-    return [
-        _k600(),
-        _variant(_k600, "k600-64-f5-50k-17", seventeen, frames=17),
-        _variant(_k600, "k600-64-f5-50k-grid", magvit, **grid, **tf1),
-        _variant(_k600, "k600-64-f5-50k-larp", larp, split="val", **larps),
-        _variant(_k600, "k600-64-f5-2048-omni", omni, frames=17, **centre, **ports),
-        _variant(
-            _k600, "k600-64-f5-50k-given", "as k600-64-f5-50k with the real context frames", context="ground_truth"
-        ),
-    ]
-
-
-def _digits_protocols() -> list[EvaluationProtocol]:
-    return [
-        _digits(),
-        _digits3d(),
-        _variant(_digits3d, "digits3d-s2", "as digits3d at interval 2", interval=2),
-        _variant(_digits3d, "digits3d-f1", "as digits3d from the first frame alone", context_frames=1),
-    ]
-
-
-PROTOCOLS: dict[str, EvaluationProtocol] = {
-    protocol.name: protocol for protocol in (*_ucf101_protocols(), *_k600_protocols(), *_digits_protocols())
-}
+        "64 by antialiased bilinear, one fold",
+        split="val",
+        clip_sampling="windows",
+        read_size=128,
+        score_kernel="antialiased",
+    ),
+    _variant(
+        _K600,
+        "k600-64-f5-2048-omni",
+        "after OmniTokenizer's released script: 2,048 train videos, 17 centre frames each, whole frame squashed",
+        frames=17,
+        split="train",
+        clip_sampling="centre_window",
+        crop="squash",
+        read_size=64,
+        count=2048,
+        network_input="videogpt",
+        network_eps="torch-port",
+    ),
+    _variant(_K600, "k600-64-f5-50k-given", "as k600-64-f5-50k with the real context frames", context="ground_truth"),
+    _DIGITS,
+    _DIGITS3D,
+    _variant(_DIGITS3D, "digits3d-s2", "as digits3d at interval 2", interval=2),
+    _variant(_DIGITS3D, "digits3d-f1", "as digits3d from the first frame alone", context_frames=1),
+)
+PROTOCOLS: dict[str, EvaluationProtocol] = {one.name: one for one in _ALL}
 
 
 def protocol(name: str) -> EvaluationProtocol:

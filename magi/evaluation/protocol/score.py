@@ -9,7 +9,7 @@ no pictures.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -73,7 +73,9 @@ class _FrechetScorer:
         self.dimension = evaluation.metrics.feature_network.dimension
         depends_on = [evaluation.card.hash, evaluation.metrics.other_networks()]
         self.folder = evaluation.out / "features" / hash_of(depends_on)[:16]
-        self.real_set = self._features("real", _alone(lambda first, last: evaluation.real("real", first, last)))
+        self.real_set = self._features(
+            "real", _alone(lambda first, last: evaluation.real("real", first, last)), images=True
+        )
         self._reconstructed: dict[str, FeatureSet] = {}
 
     def scores(self) -> FrechetScores:
@@ -83,7 +85,9 @@ class _FrechetScorer:
 
     def _real(self) -> RealScores:
         """Floor, motion sanity checks and curves of the real clips."""
-        floor = self._features("floor", _alone(lambda first, last: self.evaluation.real("floor", first, last)))
+        floor = self._features(
+            "floor", _alone(lambda first, last: self.evaluation.real("floor", first, last)), images=True
+        )
         count, expected = self.protocol.count, None
         if count > self.dimension:
             covariance_DD = self.real_set.statistics(0, count).covariance_DD
@@ -100,7 +104,7 @@ class _FrechetScorer:
     def _model(self, name: str, model: MagiPipeline) -> ModelScores:
         """Score, reconstruction score, frame metrics and curves of a model."""
         plan = sample_plan(self.evaluation, name)
-        generated = self._features(f"{name}-{plan.key[:12]}", self._pairs(plan), name)
+        generated = self._features(f"{name}-{plan.key[:12]}", self._pairs(plan), name, images=True)
         features_ND, real_ND = generated.values(FEATURES), self.real_set.values(FEATURES)
         enough = len(features_ND) // 3 > features_ND.shape[1]
         ratio = ratio_band(generated.values("adjacent_l2"), self.real_set.values("adjacent_l2"), self.evaluation.seed)
@@ -201,11 +205,15 @@ class _FrechetScorer:
 
         return read
 
-    def _features(self, name: str, read: Read, what: str = "", clips: int | None = None) -> FeatureSet:
+    def _features(
+        self, name: str, read: Read, what: str = "", clips: int | None = None, images: bool = False
+    ) -> FeatureSet:
+        """Measure a set; with ``images`` its frames too, which only the distance at every frame asks for."""
+        metrics = self.evaluation.metrics if images else replace(self.evaluation.metrics, images=None)
         what = f"measuring {what or name.replace('_', ' ')}"
         count = self.protocol.count * self.protocol.folds if clips is None else clips
         return feature_set(
-            self.evaluation.metrics,
+            metrics,
             self.folder,
             name,
             count,

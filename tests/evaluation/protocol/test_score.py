@@ -74,14 +74,34 @@ def test_every_preset_runs_end_to_end(name: str, index: VideoIndex, tmp_path: Pa
 def test_a_preset_with_the_networks_themselves(index: VideoIndex, tmp_path: Path) -> None:
     distances, images = (synthetic_lpips("alex"),), synthetic_inception()
     beside = Metrics(synthetic_i3d(), images, distances, context_frames=5)
-    asked = evaluation(index, tmp_path, count=2, frames=9, beside=beside, singular=True)
+    asked = evaluation(index, tmp_path, count=1, frames=9, beside=beside, singular=True)
     found = scored(asked)
     real, model = scores_of(found).real, scores_of(found).models["painter"]
-    assert found.score_name.startswith("fvd[i3d-kinetics400-logits[synthetic]; count=2")
+    assert found.score_name.startswith("fvd[i3d-kinetics400-logits[synthetic]; count=1")
     assert real.floor_expected is None  # of fewer clips than dimensions theory expects nothing
     assert found.other_networks.keys() == {d.name for d in (*distances, images)}
     assert len(model.frame_fid) == 9 == len(real.frame_fid_floor)
     assert len(model.frames["lpips_alex[synthetic]"].per_frame) == 4
+
+
+class FramesCounted:
+    """The mean colour of every frame; counts the clips that it is shown."""
+
+    name, hash, clips = "colours", "0" * 64, 0
+
+    def frame_features(self, video_BTHWC: Tensor) -> Tensor:
+        self.clips += len(video_BTHWC)
+        return video_BTHWC.float().mean((2, 3))
+
+
+def test_frames_are_measured_of_the_sets_whose_distance_at_every_frame_is_asked(
+    index: VideoIndex, tmp_path: Path
+) -> None:
+    """Real clips, the floor and the samples: not the reconstructions and the corrupted clips, which cost as much."""
+    images = FramesCounted()
+    found = scores_of(scored(evaluation(index, tmp_path, beside=Metrics(Projection(), images, context_frames=5))))
+    assert images.clips == 3 * COUNT
+    assert len(found.real.frame_fid_floor) == 16 == len(found.models["painter"].frame_fid)
 
 
 def test_floor_is_low_and_corrupted_clips_are_not(result: tuple[EvaluationResult, Path]) -> None:
