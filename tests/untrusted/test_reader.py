@@ -1,6 +1,5 @@
 """Claims: an untrusted file runs no code on any path, and whatever it does to its reader ends as one line."""
 
-import io
 import sys
 import types
 from pathlib import Path
@@ -10,67 +9,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from magi.cli.main import main
 from magi.errors import CheckpointError
 from magi.untrusted import reader
 from magi.untrusted.child import read
 from magi.untrusted.reader import ReadLimits, read_untrusted
-from magi.weights import read_tensors
 from tests.fakes.untrusted_files import (
     PickledCall,
     PickledCode,
     compiled,
     pickle_trap,
     read_in_process,
-    torchscript_trap,
 )
-
-# Every command that reads a file which its user downloaded somewhere.
-COMMANDS = [
-    "evaluate import-weights i3d-torchscript FILE --allow-unknown",
-    "evaluate import-weights i3d FILE --allow-unknown",
-    "evaluate import-weights inception FILE --allow-unknown",
-    "vae import FILE OUT",
-]
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     read_in_process(monkeypatch)
-
-
-@pytest.mark.parametrize("make", [pickle_trap, torchscript_trap])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_no_command_runs_what_is_in_a_file(
-    command: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: None
-) -> None:
-    """Without the child, so that what keeps the code from running is the reading, not the process around it."""
-    monkeypatch.setenv("MAGI_CACHE", str(tmp_path / "cache"))
-    trace = tmp_path / "trace"
-    words = {"FILE": str(make(tmp_path / "file.pt", trace)), "OUT": str(tmp_path / "out")}
-    trace.unlink(missing_ok=True)
-    assert main([words.get(word, word) for word in command.split()]) == CheckpointError.exit_code
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize("make", [pickle_trap, torchscript_trap])
-def test_weights_of_models_are_safetensors_whatever_the_name_says(make: Any, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    path = make(tmp_path / "model.safetensors", trace)
-    trace.unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match="a pickle or zip archive, not safetensors; refused"):
-        read_tensors(path)
-    assert not trace.exists()
-
-
-def test_the_traps_are_real(tmp_path: Path) -> None:
-    path = torchscript_trap(tmp_path / "file.pt", tmp_path / "trace")
-    assert not (tmp_path / "trace").exists()
-    torch.jit.load(str(path))
-    assert (tmp_path / "trace").exists()
-    with io.BytesIO(pickle_trap(tmp_path / "bad.pth", tmp_path / "made").read_bytes()) as file:
-        torch.load(file, weights_only=False)
-    assert (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy", "torchscript", "training"])
