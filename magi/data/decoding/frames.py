@@ -4,10 +4,10 @@ Frames are addressed by their number in display order, never by time: a table of
 of all frames says where to seek, which stays exact for a variable frame rate. Where the time stamps cannot be trusted
 (``magi.data.decoding.probe``) the table is None and every read decodes from the start.
 
-Frames are returned as a player shows them, turned and mirrored as the file's display matrix asks; pixels are
-taken as square, alpha is dropped and 10-bit video becomes 8-bit. Of several video streams the one
-counts that the ffmpeg command would choose; cover images never do. FFmpeg may open local files of three container
-families only.
+Frames are returned as a player shows them: pixels that are not square are resampled to the display's shape, then the
+picture is turned and mirrored as the file's display matrix asks. Alpha is dropped and 10-bit video becomes 8-bit. Of
+several video streams the one counts that the ffmpeg command would choose; cover images never do. FFmpeg may open local
+files of three container families only.
 
 A hostile file can crash or hang the process that decodes it, so the sandbox (``magi.data.decoding.sandbox``) decodes
 every file once; a file that it has accepted is then read in the caller's process.
@@ -18,7 +18,8 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,8 @@ _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4
 _INDEX_AGAIN = "it has changed since it was indexed: run 'magi data index' on its folder"
 _ONE_DEGREE = math.tan(math.radians(1))
 """How far from a multiple of 90 degrees FFmpeg's own player still turns by that multiple."""
+_WIDEST_PIXEL = 4
+"""Pixels wider or higher than this are a writer's mistake (anamorphic film has 2, half-width PAL 2.9): square then."""
 
 Reformatter = av.video.reformatter.VideoReformatter
 
@@ -54,6 +57,8 @@ class VideoProbe:
     """Mean frame rate, for display only: no frame is ever found by it."""
     pts: Sequence[int] | None
     """Time stamp of every frame, strictly increasing (a ``range`` or a tuple); None: decode from the start."""
+    adjusted: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+    """What is done to the stored frames to show them, for the report; an index does not keep it."""
 
 
 class Rejection(Exception):
@@ -89,11 +94,11 @@ def _stream_frames(path: Path, indices: Sequence[int], probe: VideoProbe) -> Ite
     wanted = iter(indices)
     index = next(wanted, None)
     reformatter = Reformatter()
-    for number, frame in _numbered_frames(path, indices[0] if len(indices) else 0, probe.pts):
+    for number, frame, aspect in _numbered_frames(path, indices[0] if len(indices) else 0, probe.pts):
         if index is None or number > index:
             break
         if number == index:
-            frame_HWC = _rgb(frame, reformatter)
+            frame_HWC = _rgb(frame, aspect, reformatter)
             if frame_HWC.shape[:2] != (probe.height, probe.width):
                 break
             yield frame_HWC
@@ -104,24 +109,31 @@ def _stream_frames(path: Path, indices: Sequence[int], probe: VideoProbe) -> Ite
         raise DataError(f"{path}: frame {index} is no longer what it was; {_INDEX_AGAIN}")
 
 
-def _numbered_frames(path: Path, first: int, pts: Sequence[int] | None) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Frames with their numbers, from some frame <= ``first`` on: by a seek if there is a table and the seek lands."""
+def _numbered_frames(
+    path: Path, first: int, pts: Sequence[int] | None
+) -> Iterator[tuple[int, av.VideoFrame, Fraction]]:
+    """Numbers, frames and the shape of their pixels, from some frame <= ``first`` on.
+
+    By a seek if there is a table and the seek lands.
+    """
     if pts is not None and first > 0:
         with open_video(path) as (container, stream):
             container.seek(pts[first], stream=stream, backward=True)
-            landed = False
+            landed, aspect = False, pixel_aspect(stream)
             for frame in container.decode(stream):
                 number = _number_of(frame, pts)
                 if number is None or (not landed and number > first):
                     break
                 landed = True
-                yield number, frame
+                yield number, frame, aspect
             else:
                 return
             if landed:
                 raise DataError(f"{path}: has other time stamps than before; {_INDEX_AGAIN}")
     with open_video(path) as (container, stream):
-        yield from enumerate(container.decode(stream))
+        aspect = pixel_aspect(stream)
+        for number, frame in enumerate(container.decode(stream)):
+            yield number, frame, aspect
 
 
 def _number_of(frame: av.VideoFrame, pts: Sequence[int]) -> int | None:
@@ -135,8 +147,7 @@ def _number_of(frame: av.VideoFrame, pts: Sequence[int]) -> int | None:
 def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
     """Context of an opened file and its video stream; single-threaded, as FFmpeg's threads deadlock with workers."""
     with av.open(os.path.abspath(path), options=dict(_FFMPEG_OPTIONS)) as container:
-        cover = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        streams = video_streams(container)
         if not streams:
             raise Rejection("no_video_stream", "holds no video stream (audio only?)")
         known = [stream for stream in streams if stream.codec_context is not None]
@@ -148,22 +159,46 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.vid
         yield container, best
 
 
+def video_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+    """The video streams of a file; a cover image is none."""
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
 def _preference(stream: av.video.stream.VideoStream) -> int:
     """As the ffmpeg command chooses among streams: by pixels, and five million more for one marked as the default."""
     marked = bool(stream.disposition & av.stream.Disposition.default)
     return stream.codec_context.width * stream.codec_context.height + 5_000_000 * marked
 
 
-def _rgb(frame: av.VideoFrame, reformatter: Reformatter) -> np.ndarray:
-    """RGB as a player shows it: turned and mirrored as the file's display matrix says.
+def _rgb(frame: av.VideoFrame, aspect: Fraction, reformatter: Reformatter) -> np.ndarray:
+    """RGB as a player shows it: square pixels, turned and mirrored as the file's display matrix says.
 
     NOTE: ``threads=1``, because a conversion otherwise starts a thread for each core, in every loader process.
     """
-    frame_HWC = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    height, width = displayed_size(frame, aspect)
+    kernel = None if aspect == 1 else "BICUBIC"
+    frame_HWC = reformatter.reformat(frame, width, height, "rgb24", interpolation=kernel, threads=1).to_ndarray()
     orientation = orientation_of(frame)
     if orientation.transposed:
         frame_HWC = frame_HWC.swapaxes(0, 1)
     return np.ascontiguousarray(frame_HWC[:: orientation.down, :: orientation.right])
+
+
+def pixel_aspect(stream: av.video.stream.VideoStream) -> Fraction:
+    """Width of a pixel over its height; 1 where the file names no shape or one beyond 1:4 and 4:1, a writer's mistake.
+
+    The container's word counts before the codec's, as in players.
+    """
+    named = stream.sample_aspect_ratio
+    return named if named and Fraction(1, _WIDEST_PIXEL) <= named <= _WIDEST_PIXEL else Fraction(1)
+
+
+def displayed_size(frame: av.VideoFrame, aspect: Fraction) -> tuple[int, int]:
+    """Height and width in square pixels, before any turn: the short side of a pixel is stretched, no row is lost."""
+    if aspect < 1:
+        return round(frame.height / aspect), frame.width
+    return frame.height, round(frame.width * aspect)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.container
 import av.error
 import av.video.frame
+import av.video.stream
 import numpy as np
 
 from magi.data.decoding.containers import declared_end
@@ -28,9 +30,12 @@ from magi.data.decoding.frames import (
     Reformatter,
     Rejection,
     VideoProbe,
+    displayed_size,
     one_line,
     open_video,
     orientation_of,
+    pixel_aspect,
+    video_streams,
 )
 
 FROM_THE_START = "from the start"
@@ -96,11 +101,11 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
     has_b_frames = False
     shape: tuple[int, int, Orientation] | None = None
     with open_video(path) as (container, stream):
-        is_avi = container.format.name == "avi"
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, limits)
+        is_avi, aspect = container.format.name == "avi", pixel_aspect(stream)
+        _check_pixels(stream.codec_context.height, stream.codec_context.width, limits)
         for frame in container.decode(stream):
-            _check_pixels(frame.width, frame.height, limits)
-            before, shape = shape, (frame.height, frame.width, orientation_of(frame))
+            before, shape = shape, (*displayed_size(frame, aspect), orientation_of(frame))
+            _check_pixels(*shape[:2], limits)
             if before not in (None, shape):
                 raise Rejection("size_changed", f"frame {len(times)} has another size or rotation than the first")
             if len(times) == limits.frames:
@@ -112,6 +117,7 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
         rate = float(stream.average_rate or 0)
         # Some AVI writers leave a wrong size behind, so there the number of frames must tell the same.
         complete = is_avi and len(times) >= stream.frames
+        adjusted = _adjustments(container, stream, shape[2]) if shape else ()
     if not complete and declared_end(path) > os.path.getsize(path):
         raise Rejection("truncated", f"ends early: {os.path.getsize(path)} of {declared_end(path)} bytes")
     if shape is None:
@@ -125,10 +131,25 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
     height, width, orientation = shape
     if orientation.transposed:
         height, width = width, height
-    return VideoProbe(len(times), height, width, round(rate, 6), pts)
+    return VideoProbe(len(times), height, width, round(rate, 6), pts, adjusted=adjusted)
 
 
-def _check_pixels(width: int, height: int, limits: DecodeLimits) -> None:
+def _adjustments(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, orientation: Orientation
+) -> tuple[str, ...]:
+    """What is done to the frames of ``stream`` to show them, as the report counts it (``docs/own_videos.md``)."""
+    made_square = pixel_aspect(stream) != 1
+    done = {
+        "pixels_made_square": made_square,
+        "pixel_shape_ignored": not made_square and (stream.sample_aspect_ratio or 1) != 1,
+        "turned_or_mirrored": orientation != Orientation(),
+        "made_8_bit": any(component.bits > 8 for component in stream.format.components),
+        "other_video_streams_ignored": len(video_streams(container)) > 1,
+    }
+    return tuple(name for name, is_done in done.items() if is_done)
+
+
+def _check_pixels(height: int, width: int, limits: DecodeLimits) -> None:
     if width * height > limits.pixels:
         raise Rejection("too_many_pixels", f"{width}x{height} is more than {limits.pixels} pixels a frame")
 
@@ -202,7 +223,8 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         pts = {"start": outcome.pts.start, "step": outcome.pts.step}
     elif outcome.pts is not None:
         pts = {"start": outcome.pts[0], "packed_steps": b64encode(pack_steps(outcome.pts)).decode("ascii")}
-    return {"frames": outcome.frames, "height": outcome.height, "width": outcome.width, "fps": outcome.fps, "pts": pts}
+    plain = {name: getattr(outcome, name) for name in ("frames", "height", "width", "fps")}
+    return plain | {"pts": pts, "adjusted": list(outcome.adjusted)}
 
 
 def outcome_from_json(values: dict[str, Any]) -> Outcome:
@@ -213,7 +235,9 @@ def outcome_from_json(values: dict[str, Any]) -> Outcome:
     frames, height, width, fps = *(int(values[key]) for key in ("frames", "height", "width")), float(values["fps"])
     if not 0 < min(frames, height, width) <= max(frames, height, width) < 1 << 31 or not 0 <= fps < 1e9:
         raise ValueError(f"impossible video: {frames} frames of {height}x{width} at {fps} a second")
-    return VideoProbe(frames, height, width, fps, _pts_from_json(values["pts"], frames))
+    # An older log has no "adjusted", and other sizes: its videos are decoded again.
+    adjusted = tuple(str(name) for name in values["adjusted"])
+    return VideoProbe(frames, height, width, fps, _pts_from_json(values["pts"], frames), adjusted=adjusted)
 
 
 def _pts_from_json(table: Any, frames: int) -> range | tuple[int, ...] | None:

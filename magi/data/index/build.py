@@ -123,20 +123,25 @@ def write_index(listing: Listing, seen: ListingSummary) -> int:
     with OutcomeLog(all_logs(source.root)) as log:
         if missing := sum(not log.knows(content) for content in seen.contents):
             return missing
-        columns, rejected, frames = IndexColumns(), Counter[str](), 0
+        columns, rejected, adjusted, frames = IndexColumns(), Counter[str](), Counter[str](), 0
         for file, outcome in seen.files(log):
             if isinstance(outcome, RejectedFile):
                 rejected[outcome.reason] += 1
             else:
                 columns.add(VideoRecord(**vars(outcome), **vars(file)))
+                adjusted.update(outcome.adjusted)
                 frames += outcome.frames
-        _write_report(listing, rejected, frames, seen.files(log))
+        _write_report(listing, rejected, adjusted, frames, seen.files(log))
         columns.write(source.index_path, IndexHeader(listing.classes, listing.missing, dict(rejected), seen.digest))
     return 0
 
 
 def _write_report(
-    listing: Listing, rejected: Counter[str], frames: int, files: Iterator[tuple[ListedFile, Outcome]]
+    listing: Listing,
+    rejected: Counter[str],
+    adjusted: Counter[str],
+    frames: int,
+    files: Iterator[tuple[ListedFile, Outcome]],
 ) -> None:
     """Counts that add up, and each skipped file with its reason, a line each."""
     counts = {
@@ -146,6 +151,7 @@ def _write_report(
         "classes": len(listing.classes),
         "skipped": rejected.total(),
         "skipped_by_reason": dict(rejected.most_common()),
+        "adjusted": dict(adjusted.most_common()),
         "annotated_but_missing": listing.missing,
         "ignored_unlisted_videos": listing.unlisted,
         "ignored_junk_files": listing.junk,

@@ -8,7 +8,7 @@ Every file is decoded once, in a sandbox; its outcome goes into a log (magi.data
 counts, so a call that is stopped continues. Once the logs hold every listed file, the index (magi.data.index.records)
 is written atomically, and beside it a report in which every file is accounted for: listed = usable + skipped.
 
-An index or log of an older format needs no care: its outcomes are still true, and the index is made anew from them.
+An index or log of an older format needs no care: the videos whose frames are read in another way now are decoded again.
 """
 
 from collections import Counter

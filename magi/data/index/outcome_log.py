@@ -32,8 +32,8 @@ def log_path(source: Source, share: tuple[int, int]) -> Path:
 
 
 def all_logs(root: Path) -> list[Path]:
-    """All logs below a root; an index of the older format, lines of JSON, is one too."""
-    return [*sorted(root.glob(f"{INDEX_NAME}*.jsonl")), *sorted((root / LOG_FOLDER).glob("*.jsonl"))]
+    """All logs below a root."""
+    return sorted((root / LOG_FOLDER).glob("*.jsonl"))
 
 
 def is_passing(outcome: Outcome) -> bool:
@@ -50,8 +50,6 @@ def to_line(file: ListedFile, outcome: Outcome) -> bytes:
 def from_line(line: bytes) -> tuple[ListedFile, Outcome]:
     """The reverse; raises one of ``_DAMAGED`` for anything else."""
     values = json.loads(line)
-    if "skip" in values:  # the word of the older format
-        values["rejected"] = values["skip"]
     return ListedFile(str(values["path"]), int(values["bytes"]), int(values["mtime_ns"])), outcome_from_json(values)
 
 

@@ -23,7 +23,7 @@ from magi.data.decoding.probe import pack_steps, unpack_steps
 from magi.errors import DataError
 from magi.files import atomic_write
 
-FORMAT = 3
+FORMAT = 4
 NUMBERS = (
     "height",
     "width",

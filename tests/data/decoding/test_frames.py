@@ -4,6 +4,7 @@ import os
 import random
 import struct
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,59 @@ def test_of_two_video_streams_the_one_that_ffmpeg_chooses(tmp_path: Path, defaul
                 picture = np.full((64, stream.width, 3), stream.width, np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
-    frame_HWC = read_frames(tmp_path / "two.mkv", [1], good(tmp_path / "two.mkv"))[0]
+    probe = good(tmp_path / "two.mkv")
+    assert probe.adjusted == ("other_video_streams_ignored",)
+    frame_HWC = read_frames(tmp_path / "two.mkv", [1], probe)[0]
     assert frame_HWC.shape == (64, shown, 3)
     assert abs(frame_HWC.mean() - shown) < 3
+
+
+@pytest.mark.parametrize(
+    ("aspect", "shown", "adjusted"),
+    [
+        (None, (64, 128), ()),
+        (Fraction(64, 45), (64, 182), ("pixels_made_square",)),
+        (Fraction(2), (64, 256), ("pixels_made_square",)),
+        (Fraction(8, 9), (72, 128), ("pixels_made_square",)),
+        (Fraction(5), (64, 128), ("pixel_shape_ignored",)),
+        (Fraction(1, 6), (64, 128), ("pixel_shape_ignored",)),
+    ],
+)
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "xvid.avi"])
+def test_pixels_are_made_square_as_a_player_does(
+    tmp_path: Path, name: str, aspect: Fraction | None, shown: tuple[int, int], adjusted: tuple[str, ...]
+) -> None:
+    """A disc that is stored squashed comes out round; a shape beyond 1:4 and 4:1 is ignored and counted."""
+    scale = aspect if aspect and adjusted == ("pixels_made_square",) else 1
+    rows, columns = np.mgrid[:64, :128]
+    disc = (rows - 31.5) ** 2 + ((columns - 63.5) * float(scale)) ** 2 < 24**2
+    picture = np.repeat(disc[..., None] * np.uint8(200), 3, axis=2)
+
+    def set_aspect(stream: Any) -> None:
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+
+    codec = "mpeg4" if name == "xvid.avi" else "libx264"
+    path = write(tmp_path / name, codec, count=3, b_frames=0, draw=lambda _: picture, prepare=set_aspect)
+    probe = good(path)
+    assert (probe.height, probe.width) == shown and probe.adjusted == adjusted
+    frame_HWC = read_frames(path, [1], probe)[0]
+    bright = np.argwhere(frame_HWC[..., 0] > 100)
+    height, width = bright.max(0) - bright.min(0) + 1
+    assert abs(height - width) <= 2 and frame_HWC.shape == (*shown, 3)
+
+
+def test_a_turned_video_has_its_pixels_made_square_first(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "turned.mp4",
+        count=3,
+        prepare=lambda stream: setattr(stream.codec_context, "sample_aspect_ratio", Fraction(2)),
+    )
+    set_display_matrix(path, 0, 1, -1, 0)
+    probe = good(path)
+    assert (probe.height, probe.width) == (256, 64)
+    assert probe.adjusted == ("pixels_made_square", "turned_or_mirrored")
+    assert read_frames(path, [1], probe).shape == (1, 256, 64, 3)
 
 
 def set_display_matrix(path: Path, a: float, b: float, c: float, d: float) -> None:
