@@ -4,10 +4,10 @@ Frames are addressed by their number in display order, never by time: a table of
 of all frames says where to seek, which stays exact for a variable frame rate. Where the time stamps cannot be trusted
 (``magi.data.decoding.probe``) the table is None and every read decodes from the start.
 
-Frames are returned as a player shows them: pixels that are not square are resampled to the display's shape, then the
-picture is turned and mirrored as the file's display matrix asks. Alpha is dropped and 10-bit video becomes 8-bit. Of
-several video streams the one counts that the ffmpeg command would choose; cover images never do. FFmpeg may open local
-files of three container families only.
+Frames are returned as a player shows them: interlaced ones are deinterlaced, pixels that are not square are resampled
+to the display's shape, then the picture is turned and mirrored as the file's display matrix asks. Alpha is dropped and
+10-bit video becomes 8-bit. Of several video streams the one counts that the ffmpeg command would choose; cover images
+never do. FFmpeg may open local files of three container families only.
 
 A hostile file can crash or hang the process that decodes it, so the sandbox (``magi.data.decoding.sandbox``) decodes
 every file once; a file that it has accepted is then read in the caller's process.
@@ -33,6 +33,7 @@ import av.video.reformatter
 import av.video.stream
 import numpy as np
 
+from magi.data.decoding.deinterlace import deinterlaced
 from magi.errors import DataError
 
 _FFMPEG_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm"}
@@ -41,6 +42,16 @@ _ONE_DEGREE = math.tan(math.radians(1))
 """How far from a multiple of 90 degrees FFmpeg's own player still turns by that multiple."""
 _WIDEST_PIXEL = 4
 """Pixels wider or higher than this are a writer's mistake (anamorphic film has 2, half-width PAL 2.9): square then."""
+DEINTERLACED = "deinterlaced"
+ADJUSTMENTS = (
+    DEINTERLACED,
+    "pixels_made_square",
+    "pixel_shape_ignored",
+    "turned_or_mirrored",
+    "made_8_bit",
+    "other_video_streams_ignored",
+)
+"""What ``docs/own_videos.md`` explains, as reports count it; an index stores the position here, so new ones go last."""
 
 Reformatter = av.video.reformatter.VideoReformatter
 
@@ -57,8 +68,8 @@ class VideoProbe:
     """Mean frame rate, for display only: no frame is ever found by it."""
     pts: Sequence[int] | None
     """Time stamp of every frame, strictly increasing (a ``range`` or a tuple); None: decode from the start."""
-    adjusted: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
-    """What is done to the stored frames to show them, for the report; an index does not keep it."""
+    adjusted: tuple[str, ...] = field(default=(), kw_only=True)
+    """Which of ``ADJUSTMENTS`` are done to the stored frames to show them."""
 
 
 class Rejection(Exception):
@@ -94,7 +105,9 @@ def _stream_frames(path: Path, indices: Sequence[int], probe: VideoProbe) -> Ite
     wanted = iter(indices)
     index = next(wanted, None)
     reformatter = Reformatter()
-    for number, frame, aspect in _numbered_frames(path, indices[0] if len(indices) else 0, probe.pts):
+    interlaced, first = DEINTERLACED in probe.adjusted, indices[0] if len(indices) else 0
+    frames = _numbered_frames(path, max(0, first - interlaced), probe.pts)
+    for number, frame, aspect in deinterlaced(frames, frozenset(indices)) if interlaced else frames:
         if index is None or number > index:
             break
         if number == index:

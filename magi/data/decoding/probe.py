@@ -26,6 +26,8 @@ import numpy as np
 
 from magi.data.decoding.containers import declared_end
 from magi.data.decoding.frames import (
+    ADJUSTMENTS,
+    DEINTERLACED,
     Orientation,
     Reformatter,
     Rejection,
@@ -35,8 +37,10 @@ from magi.data.decoding.frames import (
     open_video,
     orientation_of,
     pixel_aspect,
+    stream_frames,
     video_streams,
 )
+from magi.errors import DataError
 
 FROM_THE_START = "from the start"
 """What JSON says of a video whose frames cannot be found by a seek."""
@@ -98,7 +102,7 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
     gray = Reformatter()
     times: list[int | None] = []
     checksums: list[int] = []
-    has_b_frames = False
+    has_b_frames = interlaced = False
     shape: tuple[int, int, Orientation] | None = None
     with open_video(path) as (container, stream):
         is_avi, aspect = container.format.name == "avi", pixel_aspect(stream)
@@ -113,11 +117,12 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
             times.append(frame.pts)
             checksums.append(_checksum(frame, gray))
             has_b_frames |= frame.pict_type == av.video.frame.PictureType.B
+            interlaced |= frame.interlaced_frame
         time_base = float(stream.time_base or 0)
         rate = float(stream.average_rate or 0)
         # Some AVI writers leave a wrong size behind, so there the number of frames must tell the same.
         complete = is_avi and len(times) >= stream.frames
-        adjusted = _adjustments(container, stream, shape[2]) if shape else ()
+        adjusted = _adjustments(container, stream, shape[2], interlaced) if shape else ()
     if not complete and declared_end(path) > os.path.getsize(path):
         raise Rejection("truncated", f"ends early: {os.path.getsize(path)} of {declared_end(path)} bytes")
     if shape is None:
@@ -131,22 +136,39 @@ def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
     height, width, orientation = shape
     if orientation.transposed:
         height, width = width, height
-    return VideoProbe(len(times), height, width, round(rate, 6), pts, adjusted=adjusted)
+    probe = VideoProbe(len(times), height, width, round(rate, 6), pts, adjusted=adjusted)
+    if interlaced:
+        _check_deinterlacing(path, probe)
+    return probe
+
+
+def _check_deinterlacing(path: Path, probe: VideoProbe) -> None:
+    """The filter too runs here once, before it may run in the caller's process."""
+    try:
+        next(stream_frames(path, [probe.frames // 2], probe))
+    except DataError as error:
+        raise Rejection(
+            "not_deinterlaced", f"its interlaced frames cannot be deinterlaced ({error.__cause__})"
+        ) from error
 
 
 def _adjustments(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, orientation: Orientation
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    orientation: Orientation,
+    interlaced: bool,
 ) -> tuple[str, ...]:
-    """What is done to the frames of ``stream`` to show them, as the report counts it (``docs/own_videos.md``)."""
+    """Which of ``ADJUSTMENTS`` the frames of ``stream`` need."""
     made_square = pixel_aspect(stream) != 1
     done = {
+        DEINTERLACED: interlaced,
         "pixels_made_square": made_square,
         "pixel_shape_ignored": not made_square and (stream.sample_aspect_ratio or 1) != 1,
         "turned_or_mirrored": orientation != Orientation(),
         "made_8_bit": any(component.bits > 8 for component in stream.format.components),
         "other_video_streams_ignored": len(video_streams(container)) > 1,
     }
-    return tuple(name for name, is_done in done.items() if is_done)
+    return tuple(name for name in ADJUSTMENTS if done[name])
 
 
 def _check_pixels(height: int, width: int, limits: DecodeLimits) -> None:
@@ -236,7 +258,7 @@ def outcome_from_json(values: dict[str, Any]) -> Outcome:
     if not 0 < min(frames, height, width) <= max(frames, height, width) < 1 << 31 or not 0 <= fps < 1e9:
         raise ValueError(f"impossible video: {frames} frames of {height}x{width} at {fps} a second")
     # An older log has no "adjusted", and other sizes: its videos are decoded again.
-    adjusted = tuple(str(name) for name in values["adjusted"])
+    adjusted = tuple(name for name in ADJUSTMENTS if name in list(values["adjusted"]))
     return VideoProbe(frames, height, width, fps, _pts_from_json(values["pts"], frames), adjusted=adjusted)
 
 

@@ -3,6 +3,7 @@
 ``frames`` and ``labels`` (-1 for none) have an entry a video, ``numbers`` a row of the columns ``NUMBERS``; ``paths``
 and ``steps`` hold the bytes that a row points to. Of the time stamps a row has the start, and the step where the frame
 rate is constant; another rate has its packed steps in ``steps``, and a video that is read from the start has neither.
+Each bit of ``adjusted`` is one of ``ADJUSTMENTS``.
 """
 
 import json
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from magi.data.decoding.frames import VideoProbe
+from magi.data.decoding.frames import ADJUSTMENTS, VideoProbe
 from magi.data.decoding.probe import pack_steps, unpack_steps
 from magi.errors import DataError
 from magi.files import atomic_write
@@ -36,6 +37,7 @@ NUMBERS = (
     "path_end",
     "steps",
     "steps_end",
+    "adjusted",
 )
 _KEY = "magi_index"
 
@@ -85,7 +87,10 @@ class IndexColumns:
         self._frames.append(record.frames)
         self._labels.append(-1 if record.label is None else record.label)
         file = (record.height, record.width, round(record.fps * 1e6), record.bytes, record.mtime_ns)
-        self._numbers.extend((*file, start, step, path_begin, len(self._paths), steps_begin, len(self._steps)))
+        adjusted = sum(1 << ADJUSTMENTS.index(name) for name in record.adjusted)
+        self._numbers.extend(
+            (*file, start, step, path_begin, len(self._paths), steps_begin, len(self._steps), adjusted)
+        )
 
     def write(self, path: Path, header: IndexHeader) -> None:
         """Write the index atomically; the same columns and header give the same bytes."""
@@ -156,7 +161,7 @@ class IndexedVideos(Sequence[VideoRecord]):
     def _record(self, number: int) -> VideoRecord:
         frames, label = self.frames_V.item(number), self.labels_V.item(number)
         row = self._numbers[number : number + 1][0].tolist()
-        height, width, micro_fps, size, mtime_ns, start, step, path_begin, path_end, steps_begin, steps_end = row
+        height, width, micro_fps, size, mtime_ns, start, step, path_begin, path_end, steps_begin, steps_end, bits = row
         path = self._paths[path_begin:path_end].tobytes().decode(errors="surrogateescape")
         pts: Sequence[int] | None = None
         if step:
@@ -165,9 +170,9 @@ class IndexedVideos(Sequence[VideoRecord]):
             pts = unpack_steps(start, self._steps[steps_begin:steps_end].tobytes(), frames)
         if not path or step < 0:
             raise ValueError(f"impossible video {number}")
-        return VideoRecord(
-            frames, height, width, micro_fps / 1e6, pts, path, None if label < 0 else label, size, mtime_ns
-        )
+        adjusted = tuple(name for bit, name in enumerate(ADJUSTMENTS) if bits >> bit & 1)
+        place = path, None if label < 0 else label, size, mtime_ns
+        return VideoRecord(frames, height, width, micro_fps / 1e6, pts, *place, adjusted=adjusted)
 
     def __eq__(self, other: object) -> bool:
         """Equal records in the same order, wherever they come from."""

@@ -12,10 +12,12 @@ import av
 import av.filter
 import numpy as np
 import pytest
+from av.codec.context import Flags
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from magi.data.decoding import frames as decoder
+from magi.data.decoding.deinterlace import deinterlaced
 from magi.data.decoding.frames import read_frames
 from magi.data.decoding.probe import DecodeLimits, RejectedFile, probe_file
 from magi.errors import DataError
@@ -23,6 +25,7 @@ from tests.fakes.numbered_videos import (
     COUNT,
     HEIGHT,
     KINDS,
+    UNEVEN_TIMES,
     VP9,
     WIDTH,
     good,
@@ -139,6 +142,64 @@ def test_a_turned_video_has_its_pixels_made_square_first(tmp_path: Path) -> None
     assert (probe.height, probe.width) == (256, 64)
     assert probe.adjusted == ("pixels_made_square", "turned_or_mirrored")
     assert read_frames(path, [1], probe).shape == (1, 256, 64, 3)
+
+
+def two_fields(number: int) -> np.ndarray:
+    """A bar that has moved on by the time that the lower rows are shot."""
+    picture = np.full((64, 128, 3), 20, np.uint8)
+    for field in (0, 1):
+        left = 4 * (number % 24) + 2 * field
+        picture[field::2, left : left + 24] = 220
+    return picture
+
+
+def combs(frame_HWC: np.ndarray) -> float:
+    """How much each row differs from the rows around it."""
+    rows = frame_HWC.astype(int)
+    return float(np.abs(2 * rows[1:-1] - rows[:-2] - rows[2:]).mean())
+
+
+def in_fields(stream: Any) -> None:
+    stream.codec_context.flags |= Flags.interlaced_dct | Flags.interlaced_me
+
+
+INTERLACED: dict[str, dict[str, Any]] = {
+    "top-first.mp4": {"options": {"x264-params": "tff=1"}},
+    "bottom-first.mkv": {"options": {"x264-params": "bff=1"}, "times": UNEVEN_TIMES},
+    "mpeg2.mkv": {"codec": "mpeg2video", "prepare": in_fields},
+    "xvid.avi": {"codec": "mpeg4", "b_frames": 0, "prepare": in_fields},
+    "xvid-b-frames.avi": {"codec": "mpeg4", "prepare": in_fields},
+}
+
+
+@pytest.mark.parametrize("name", INTERLACED)
+def test_interlaced_frames_are_deinterlaced_and_the_same_however_they_are_reached(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, draw=two_fields, **INTERLACED[name])
+    probe = good(path)
+    assert probe.adjusted == ("deinterlaced",)
+    stored_THWC = read_frames(path, range(COUNT), replace(probe, adjusted=()))
+    shown_THWC = read_frames(path, range(COUNT), probe)
+    assert [combs(shown) < 0.15 * combs(stored) for shown, stored in zip(shown_THWC, stored_THWC, strict=True)] == (
+        [True] * COUNT
+    )
+    choose = random.Random(name)
+    asked = [[0], [COUNT - 1], [24], [23, 24], [1, 3, 4], [0, COUNT - 1], [47, 48, 72], list(range(3, 90, 7))]
+    asked += [sorted(choose.sample(range(COUNT), choose.randint(1, 9))) for _ in range(12)]
+    for indices in asked:
+        assert np.array_equal(read_frames(path, indices, probe), shown_THWC[indices]), indices
+
+
+def test_progressive_frames_of_an_interlaced_video_stay_as_they_are(tmp_path: Path) -> None:
+    frames = [av.VideoFrame.from_ndarray(two_fields(number), format="rgb24") for number in range(6)]
+    numbered = [(number, frame, None) for number, frame in enumerate(frames)]
+    assert [frame for _, frame, _ in deinterlaced(iter(numbered), range(6))] == frames
+
+
+def test_interlaced_frames_too_small_for_the_filter_are_named(tmp_path: Path) -> None:
+    small = np.zeros((2, 16, 3), np.uint8)
+    path = write(tmp_path / "small.mkv", "mpeg2video", 6, draw=lambda _: small, prepare=in_fields)
+    outcome = probe_file(path, DecodeLimits())
+    assert isinstance(outcome, RejectedFile) and outcome.reason == "not_deinterlaced"
 
 
 def set_display_matrix(path: Path, a: float, b: float, c: float, d: float) -> None:

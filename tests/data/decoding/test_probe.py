@@ -13,7 +13,7 @@ import pytest
 
 from magi.data.decoding import probe
 from magi.data.decoding.containers import declared_end
-from magi.data.decoding.frames import VideoProbe
+from magi.data.decoding.frames import ADJUSTMENTS, VideoProbe
 from magi.data.decoding.probe import DecodeLimits, RejectedFile, outcome_from_json, outcome_to_json, probe_file
 from tests.fakes.numbered_videos import COUNT, HEIGHT, KINDS, UNEVEN_TIMES, WIDTH, good, write, write_kinds, write_sound
 
@@ -147,7 +147,7 @@ def test_an_avi_with_a_wrong_size_field_but_all_its_frames_is_kept(videos: dict[
     [None, range(5, 5 + 40 * 512, 512), range(-7, 33), tuple(n * n + 7 for n in range(40)), (-(2**40), *range(1, 40))],
 )
 def test_probes_survive_json(pts: range | tuple[int, ...] | None) -> None:
-    found = VideoProbe(40, 64, 48, 24.5, pts)
+    found = VideoProbe(40, 64, 48, 24.5, pts, adjusted=ADJUSTMENTS[:2])
     assert outcome_from_json(json.loads(json.dumps(outcome_to_json(found)))) == found
 
 

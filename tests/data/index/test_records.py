@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from magi.data.decoding.frames import ADJUSTMENTS
 from magi.data.index.index import VideoIndex, load_index
 from magi.data.index.records import NUMBERS, IndexColumns, IndexedVideos, IndexHeader, VideoRecord
 from magi.data.index.sources import Source
@@ -23,8 +24,14 @@ PATTERNS = [
 ]
 
 
-def record(pts: range | tuple[int, ...] | None, path: str = "a/x.mp4", label: int | None = 0) -> VideoRecord:
-    return VideoRecord(40 if pts is None else len(pts), 240, 320, 29.97003, pts, path, label, 1 << 40, 10**18 + 1)
+def record(
+    pts: range | tuple[int, ...] | None,
+    path: str = "a/x.mp4",
+    label: int | None = 0,
+    adjusted: tuple[str, ...] = (),
+) -> VideoRecord:
+    frames = 40 if pts is None else len(pts)
+    return VideoRecord(frames, 240, 320, 29.97003, pts, path, label, 1 << 40, 10**18 + 1, adjusted=adjusted)
 
 
 def write(root: Path, records: list[VideoRecord]) -> Path:
@@ -39,7 +46,9 @@ def test_records_come_back(tmp_path: Path) -> None:
     """Whatever their time stamps, paths and labels, and whatever lies beside them."""
     records = [record(pts) for pts in PATTERNS]
     paths = ("b", "\udcff.mp4", "é/\n", "a" * 300)
-    records += [record(pts, path, None) for pts, path in zip(PATTERNS, paths, strict=False)]
+    records += [
+        record(pts, path, None, (ADJUSTMENTS[0], ADJUSTMENTS[-1])) for pts, path in zip(PATTERNS, paths, strict=False)
+    ]
     path = write(tmp_path, records)
     videos = IndexedVideos(path)
     assert [videos[number] for number in reversed(range(len(records)))] == records[::-1]
