@@ -2,26 +2,33 @@
 
 Carreira and Zisserman, arXiv 1705.07750; the layout is that of the published TensorFlow graph: SAME padding from the
 run-time size in every convolution and max pool, batch norms with epsilon 1e-3, one VALID average pool. Needs at least
-9 frames of 224 x 224. Knows no weights and no files (``magi.evaluation.networks.published_files``), no statistics, no
-protocol.
+9 frames of 224 x 224. The ways of getting there, under which published distances were computed, differ in the resize,
+in what happens to a frame that is not square, and in whether pixels are scaled before or after the resize. Knows no
+weights and no files (``magi.evaluation.networks.published_files``), no statistics, no protocol.
 """
 
+import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from magi.evaluation.metrics.checks import check_video
+from magi.evaluation.metrics.resize import resize_bilinear
 from magi.evaluation.networks.batch_norm import StoredBatchNorm
-from magi.evaluation.networks.i3d_preprocessing import SIDE
 
+I3dPreprocessing = Literal["tats", "videogpt", "google", "magvit_train"]
+I3D_PREPROCESSINGS: tuple[I3dPreprocessing, ...] = get_args(I3dPreprocessing)
+SIDE = 224
 MINIMUM_FRAMES = 9
 CLASSES = 400
 PUBLISHED_EPS = 1e-3
 TORCH_PORT_EPS = 1e-5  # what the widely copied torch ports hard-code; their numbers need it
 BN_EPS = {"published": PUBLISHED_EPS, "torch-port": TORCH_PORT_EPS}
 _POOLED = 1024
+_WHITE = 255.0
 
 # Channels of the four branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pool then 1x1.
 _MIXED = {
@@ -39,12 +46,41 @@ _MIXED = {
 Size3 = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class I3dOutput:
-    """Both vectors of one pass: ``logits_BC`` (400) and what they are a linear function of, ``pooled_BC`` (1024)."""
+def i3d_input(video_BTHWC: Tensor, variant: I3dPreprocessing = "tats") -> Tensor:
+    """Return video_BCTHW float32 of 224 x 224 in [-1, 1] from uint8 RGB frames, by the named variant.
 
-    logits_BC: Tensor
-    pooled_BC: Tensor
+    ``ValueError`` for an unknown variant and for a video that is not uint8 with three channels last.
+    """
+    check_video(video_BTHWC, "i3d")
+    batch = video_BTHWC.shape[0]
+    frames_NCHW = video_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float()
+    scaled_NCHW = _scaled(frames_NCHW, variant)
+    return scaled_NCHW.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
+
+
+def _scaled(frames_NCHW: Tensor, variant: I3dPreprocessing) -> Tensor:
+    """Frames of 0..255 -> 224 x 224 in [-1, 1]; the order of scaling and resizing is the variant's own."""
+    if variant == "tats":
+        return 2 * resize_bilinear(frames_NCHW, SIDE, SIDE, "half_pixel") / _WHITE - 1
+    if variant == "videogpt":
+        return (_short_side_crop(frames_NCHW / _WHITE) - 0.5) * 2
+    if variant == "google":
+        return 2 * resize_bilinear(frames_NCHW, SIDE, SIDE, "tf1") / _WHITE - 1
+    if variant == "magvit_train":
+        return 2 * resize_bilinear(frames_NCHW / _WHITE, SIDE, SIDE, "tf1") - 1
+    raise ValueError(f"i3d preprocessing {variant!r}; known: {', '.join(I3D_PREPROCESSINGS)}")
+
+
+def _short_side_crop(frames_NCHW: Tensor) -> Tensor:
+    """Short side to 224, long side rounded up, centre crop."""
+    height, width = frames_NCHW.shape[2:]
+    scale = SIDE / min(height, width)
+    # NOTE: rounding up 100 * (224 / 100) in float64 gives 225, not 224; a square is treated as tall. Kept, because
+    # the published numbers of this variant have it.
+    rows, columns = (SIDE, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), SIDE)
+    top, left = (rows - SIDE) // 2, (columns - SIDE) // 2
+    resized_NCHW = resize_bilinear(frames_NCHW, rows, columns, "half_pixel")
+    return resized_NCHW[:, :, top : top + SIDE, left : left + SIDE]
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -107,7 +143,7 @@ class Mixed(nn.Module):
 
 
 class I3d(nn.Module):
-    """video_BCTHW float32 (RGB, [-1, 1], 224 x 224, at least 9 frames) -> ``I3dOutput``.
+    """video_BCTHW float32 (RGB, [-1, 1], 224 x 224, at least 9 frames) -> logits_BC (400).
 
     ``bn_eps`` is one of ``BN_EPS``: the published graph's, or that of the torch ports. Children are named as in the
     published files, so their names are the weights' names. In a strided network of even sizes SAME padding is
@@ -139,14 +175,14 @@ class I3d(nn.Module):
         self.logits = nn.Sequential(OrderedDict(conv3d=nn.Conv3d(_POOLED, CLASSES, 1)))
         self.requires_grad_(False)
 
-    def forward(self, video_BCTHW: Tensor) -> I3dOutput:
-        """Return logits and pooled features; ``ValueError`` for too few frames or another size."""
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Return logits, the mean of those of every step in time; ``ValueError`` for too few frames or another size."""
         check_input(video_BCTHW)
         x_BCTHW = video_BCTHW
         for name in self.trunk_names:
             x_BCTHW = self.get_submodule(name)(x_BCTHW)
-        logits_BCT = self.logits(x_BCTHW).flatten(2)
-        return I3dOutput(logits_BCT.mean(2), x_BCTHW.flatten(2).mean(2))
+        logits_BCT: Tensor = self.logits(x_BCTHW).flatten(2)
+        return logits_BCT.mean(2)
 
 
 def check_input(video_BCTHW: Tensor) -> None:

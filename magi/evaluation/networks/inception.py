@@ -1,12 +1,10 @@
-"""FID's InceptionV3 (the 2015-12-05 TensorFlow network): 2048 features of an image, and 1008 logits.
+"""FID's InceptionV3 (the 2015-12-05 TensorFlow network): 2048 features of an image.
 
 Szegedy et al., arXiv 1512.00567, in the variant that FID (arXiv 1706.08500) is defined with: average pools count the
 real pixels only, the last block pools by maximum, batch norm epsilon is 1e-3. Knows no weights and no files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +18,6 @@ CLASSES = 1008
 SIDE = 299
 _EPS = 1e-3
 Size2 = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class InceptionOutput:
-    """``features_BC`` (2048), and ``logits_BC`` (1008, with the bias)."""
-
-    features_BC: Tensor
-    logits_BC: Tensor
 
 
 def inception_input(images_BHWC: Tensor) -> Tensor:
@@ -57,14 +47,6 @@ class ConvUnit(nn.Module):
         return functional.relu(self.bn(self.conv(x_BCHW)))
 
 
-def _row(inputs: int, outputs: int, width: int) -> ConvUnit:
-    return ConvUnit(inputs, outputs, (1, width), padding=(0, width // 2))
-
-
-def _column(inputs: int, outputs: int, height: int) -> ConvUnit:
-    return ConvUnit(inputs, outputs, (height, 1), padding=(height // 2, 0))
-
-
 def average_pool(x_BCHW: Tensor) -> Tensor:
     # NOTE: corners divide by 4 and edges by 6; counting the padding changes features by 0.6.
     return functional.avg_pool2d(x_BCHW, 3, stride=1, padding=1, count_include_pad=False)
@@ -78,156 +60,96 @@ def _halving_pool(x_BCHW: Tensor) -> Tensor:
     return functional.max_pool2d(x_BCHW, 3, stride=2)
 
 
+_POOLS: dict[str, Callable[[Tensor], Tensor]] = {"average": average_pool, "max": _max_pool, "halving": _halving_pool}
+
+# Blocks by name: inputs, pool, channels after the pool (0: the pool alone), and the other branches. A branch has its
+# name and a layer after the other as OUTPUTS:KERNEL, one number for a square kernel, HEIGHTxWIDTH for another; "/2"
+# halves the size, where nothing is padded. Layers between bars take one input, and their outputs are joined.
+_SEVENS = (
+    "1x1 192:1",
+    "7x7 {0}:1 {0}:1x7 192:7x1",
+    "7x7dbl {0}:1 {0}:7x1 {0}:1x7 {0}:7x1 192:1x7",
+)
+_ROWS_AND_COLUMNS = ("1x1 320:1", "3x3 384:1 384:1x3|384:3x1", "3x3dbl 448:1 384:3 384:1x3|384:3x1")
+_SQUARES = ("1x1 64:1", "5x5 48:1 64:5", "3x3dbl 64:1 96:3 96:3")
+_BLOCKS: dict[str, tuple[int, str, int, tuple[str, ...]]] = {
+    "Mixed_5b": (192, "average", 32, _SQUARES),
+    "Mixed_5c": (256, "average", 64, _SQUARES),
+    "Mixed_5d": (288, "average", 64, _SQUARES),
+    "Mixed_6a": (288, "halving", 0, ("3x3 384:3/2", "3x3dbl 64:1 96:3 96:3/2")),
+    "Mixed_6b": (768, "average", 192, tuple(branch.format(128) for branch in _SEVENS)),
+    "Mixed_6c": (768, "average", 192, tuple(branch.format(160) for branch in _SEVENS)),
+    "Mixed_6d": (768, "average", 192, tuple(branch.format(160) for branch in _SEVENS)),
+    "Mixed_6e": (768, "average", 192, tuple(branch.format(192) for branch in _SEVENS)),
+    "Mixed_7a": (768, "halving", 0, ("3x3 192:1 320:3/2", "7x7x3 192:1 192:1x7 192:7x1 192:3/2")),
+    "Mixed_7b": (1280, "average", 192, _ROWS_AND_COLUMNS),
+    # NOTE: the last block pools by maximum, a slip of the original that FID's numbers contain.
+    "Mixed_7c": (2048, "max", 192, _ROWS_AND_COLUMNS),
+}
+
+
 class InceptionBlock(nn.Module):
-    """Branches side by side, the pooled one last: chains of units, named as in the files.
+    """Branches side by side, the pooled one last: chains of layers, named as in the files."""
 
-    Units of one chain whose names differ in a last ``a`` or ``b`` take the same input, and their outputs are joined.
-    """
-
-    def __init__(
-        self, *branches: Mapping[str, ConvUnit], pool: Callable[[Tensor], Tensor], pooled: ConvUnit | None = None
-    ) -> None:
+    def __init__(self, inputs: int, pool: str, pooled: int, branches: Sequence[str]) -> None:
         super().__init__()
-        self.pool, self.pooled_names = pool, [("branch_pool",)] if pooled else []
-        self.chains = [
-            [tuple(step) for _, step in groupby(units, lambda name: name.rstrip("ab"))] for units in branches
-        ]
-        for units in (*branches, {"branch_pool": pooled} if pooled else {}):
-            for name, unit in units.items():
-                self.add_module(name, unit)
+        self.pool = _POOLS[pool]
+        self.chains = [self._add(branch, inputs) for branch in branches]
+        self.pooled = self._add(f"_pool {pooled}:1", inputs) if pooled else []
+
+    def _add(self, branch: str, inputs: int) -> list[list[str]]:
+        """Add the layers of a branch; their names, those that take one input together."""
+        name, *steps = branch.split()
+        chain: list[list[str]] = []
+        for number, step in enumerate(steps, start=1):
+            layers = [layer.replace(":", " ").replace("/", " ").split() for layer in step.split("|")]
+            stem = f"branch{name}_{number}" if len(steps) > 1 else f"branch{name}"
+            chain.append([stem + letter for letter, _ in zip("ab" if len(layers) > 1 else [""], layers, strict=True)])
+            for full_name, (outputs, size, *halved) in zip(chain[-1], layers, strict=True):
+                height, width = map(int, size.split("x") if "x" in size else (size, size))
+                padding = (0, 0) if halved else (height // 2, width // 2)
+                unit = ConvUnit(inputs, int(outputs), (height, width), 2 if halved else 1, padding)
+                self.add_module(full_name, unit)
+            inputs = sum(int(outputs) for outputs, *_ in layers)
+        return chain
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the channels of all branches in order; half the size where the pool halves it."""
         found = [self._through(chain, x_BCHW) for chain in self.chains]
-        return torch.cat([*found, self._through(self.pooled_names, self.pool(x_BCHW))], dim=1)
+        return torch.cat([*found, self._through(self.pooled, self.pool(x_BCHW))], dim=1)
 
-    def _through(self, chain: Sequence[tuple[str, ...]], x_BCHW: Tensor) -> Tensor:
+    def _through(self, chain: list[list[str]], x_BCHW: Tensor) -> Tensor:
         for names in chain:
             x_BCHW = torch.cat([self.get_submodule(name)(x_BCHW) for name in names], dim=1)
         return x_BCHW
 
 
-def block_a(inputs: int, pooled: int) -> InceptionBlock:
-    """1x1; 5x5; double 3x3; average pool. 224 + ``pooled`` channels."""
-    return InceptionBlock(
-        {"branch1x1": ConvUnit(inputs, 64, 1)},
-        {"branch5x5_1": ConvUnit(inputs, 48, 1), "branch5x5_2": ConvUnit(48, 64, 5, padding=2)},
-        {
-            "branch3x3dbl_1": ConvUnit(inputs, 64, 1),
-            "branch3x3dbl_2": ConvUnit(64, 96, 3, padding=1),
-            "branch3x3dbl_3": ConvUnit(96, 96, 3, padding=1),
-        },
-        pool=average_pool,
-        pooled=ConvUnit(inputs, pooled, 1),
-    )
-
-
-def block_b(inputs: int) -> InceptionBlock:
-    """Halves the size: 3x3; double 3x3; max pool."""
-    return InceptionBlock(
-        {"branch3x3": ConvUnit(inputs, 384, 3, stride=2)},
-        {
-            "branch3x3dbl_1": ConvUnit(inputs, 64, 1),
-            "branch3x3dbl_2": ConvUnit(64, 96, 3, padding=1),
-            "branch3x3dbl_3": ConvUnit(96, 96, 3, stride=2),
-        },
-        pool=_halving_pool,
-    )
-
-
-def block_c(middle: int) -> InceptionBlock:
-    """1x1; 7x7 in two steps; 7x7 twice in four; average pool. 768 channels."""
-    return InceptionBlock(
-        {"branch1x1": ConvUnit(768, 192, 1)},
-        {
-            "branch7x7_1": ConvUnit(768, middle, 1),
-            "branch7x7_2": _row(middle, middle, 7),
-            "branch7x7_3": _column(middle, 192, 7),
-        },
-        {
-            "branch7x7dbl_1": ConvUnit(768, middle, 1),
-            "branch7x7dbl_2": _column(middle, middle, 7),
-            "branch7x7dbl_3": _row(middle, middle, 7),
-            "branch7x7dbl_4": _column(middle, middle, 7),
-            "branch7x7dbl_5": _row(middle, 192, 7),
-        },
-        pool=average_pool,
-        pooled=ConvUnit(768, 192, 1),
-    )
-
-
-def block_d() -> InceptionBlock:
-    """Halves the size: 3x3; 7x7 then 3x3; max pool."""
-    return InceptionBlock(
-        {"branch3x3_1": ConvUnit(768, 192, 1), "branch3x3_2": ConvUnit(192, 320, 3, stride=2)},
-        {
-            "branch7x7x3_1": ConvUnit(768, 192, 1),
-            "branch7x7x3_2": _row(192, 192, 7),
-            "branch7x7x3_3": _column(192, 192, 7),
-            "branch7x7x3_4": ConvUnit(192, 192, 3, stride=2),
-        },
-        pool=_halving_pool,
-    )
-
-
-def block_e(inputs: int, pool: Callable[[Tensor], Tensor]) -> InceptionBlock:
-    """1x1; 3x3 split into a row and a column; the same after a 3x3; a pool. 2048 channels."""
-    return InceptionBlock(
-        {"branch1x1": ConvUnit(inputs, 320, 1)},
-        {
-            "branch3x3_1": ConvUnit(inputs, 384, 1),
-            "branch3x3_2a": _row(384, 384, 3),
-            "branch3x3_2b": _column(384, 384, 3),
-        },
-        {
-            "branch3x3dbl_1": ConvUnit(inputs, 448, 1),
-            "branch3x3dbl_2": ConvUnit(448, 384, 3, padding=1),
-            "branch3x3dbl_3a": _row(384, 384, 3),
-            "branch3x3dbl_3b": _column(384, 384, 3),
-        },
-        pool=pool,
-        pooled=ConvUnit(inputs, 192, 1),
-    )
-
-
 class Inception(nn.Module):
-    """images_BCHW float32 (RGB, about [-1, 1], 299 x 299) -> ``InceptionOutput``; children named as in the files."""
+    """images_BCHW float32 (RGB, about [-1, 1], 299 x 299) -> features_BC (2048); children named as in the files."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk_names = []
-        for name, layer in (
-            ("Conv2d_1a_3x3", ConvUnit(3, 32, 3, stride=2)),
-            ("Conv2d_2a_3x3", ConvUnit(32, 32, 3)),
-            ("Conv2d_2b_3x3", ConvUnit(32, 64, 3, padding=1)),
-            ("MaxPool_1", nn.MaxPool2d(3, stride=2)),
-            ("Conv2d_3b_1x1", ConvUnit(64, 80, 1)),
-            ("Conv2d_4a_3x3", ConvUnit(80, 192, 3)),
-            ("MaxPool_2", nn.MaxPool2d(3, stride=2)),
-            ("Mixed_5b", block_a(192, 32)),
-            ("Mixed_5c", block_a(256, 64)),
-            ("Mixed_5d", block_a(288, 64)),
-            ("Mixed_6a", block_b(288)),
-            ("Mixed_6b", block_c(128)),
-            ("Mixed_6c", block_c(160)),
-            ("Mixed_6d", block_c(160)),
-            ("Mixed_6e", block_c(192)),
-            ("Mixed_7a", block_d()),
-            ("Mixed_7b", block_e(1280, average_pool)),
-            # NOTE: the last block pools by maximum, a slip of the original that FID's numbers contain.
-            ("Mixed_7c", block_e(2048, _max_pool)),
-        ):
+        stem: dict[str, nn.Module] = {
+            "Conv2d_1a_3x3": ConvUnit(3, 32, 3, stride=2),
+            "Conv2d_2a_3x3": ConvUnit(32, 32, 3),
+            "Conv2d_2b_3x3": ConvUnit(32, 64, 3, padding=1),
+            "MaxPool_1": nn.MaxPool2d(3, stride=2),
+            "Conv2d_3b_1x1": ConvUnit(64, 80, 1),
+            "Conv2d_4a_3x3": ConvUnit(80, 192, 3),
+            "MaxPool_2": nn.MaxPool2d(3, stride=2),
+        }
+        layers = stem | {name: InceptionBlock(*block) for name, block in _BLOCKS.items()}
+        for name, layer in layers.items():
             self.add_module(name, layer)
-            self.trunk_names.append(name)
-        self.fc = nn.Linear(FEATURES, CLASSES)
+        self.trunk_names = list(layers)
+        self.fc = nn.Linear(FEATURES, CLASSES)  # not applied: it is here so that an import checks all of the file
         self.requires_grad_(False)
 
-    def forward(self, images_BCHW: Tensor) -> InceptionOutput:
-        """Return features and logits; ``ValueError`` for another size."""
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return the features; ``ValueError`` for another size."""
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != (3, SIDE, SIDE):
             raise ValueError(f"inception takes (B, 3, {SIDE}, {SIDE}), got {tuple(images_BCHW.shape)}")
         x_BCHW = images_BCHW
         for name in self.trunk_names:
             x_BCHW = self.get_submodule(name)(x_BCHW)
-        features_BC = x_BCHW.mean((2, 3))
-        return InceptionOutput(features_BC, self.fc(features_BC))
+        return x_BCHW.mean((2, 3))

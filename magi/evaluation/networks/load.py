@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from magi.evaluation.metrics.checks import check_pair, check_video
 from magi.evaluation.networks.features import check_clips
-from magi.evaluation.networks.i3d import CLASSES, MINIMUM_FRAMES, PUBLISHED_EPS, I3d
-from magi.evaluation.networks.i3d_preprocessing import I3dPreprocessing, i3d_input
+from magi.evaluation.networks.i3d import CLASSES, MINIMUM_FRAMES, PUBLISHED_EPS, I3d, I3dPreprocessing, i3d_input
 from magi.evaluation.networks.inception import Inception, inception_input
 from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
 from magi.evaluation.networks.precision import full_precision
@@ -47,6 +46,13 @@ class _Weighted(Generic[Network]):
         self.network.to(device)
         return self
 
+    def in_parts(self, size: int, measure: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``measure`` of ``size`` rows at a time in full float32; what comes of it is where ``inputs`` are."""
+        parts = zip(*(rows.split(size) for rows in inputs), strict=True)
+        with full_precision():
+            found = torch.cat([measure(*(rows.to(self.device) for rows in part)) for part in parts])
+        return found.to(inputs[0].device)
+
 
 class I3dFeatures(_Weighted[I3d]):
     """Kinetics-400 logits of clips (``FeatureNetwork``): the features of the Frechet video distance."""
@@ -66,12 +72,9 @@ class I3dFeatures(_Weighted[I3d]):
     def features(self, video_BTHWC: Tensor) -> Tensor:
         """Return logits_BC float32 of uint8 clips, on their device; ``ValueError`` below 9 frames."""
         check_clips(video_BTHWC, self)
-        with full_precision():
-            logits = [
-                self.network(i3d_input(clips_BTHWC.to(self.device), self.preprocessing)).logits_BC
-                for clips_BTHWC in video_BTHWC.split(_CLIPS_AT_A_TIME)
-            ]
-            return torch.cat(logits).to(video_BTHWC.device)
+        return self.in_parts(
+            _CLIPS_AT_A_TIME, lambda clips: self.network(i3d_input(clips, self.preprocessing)), video_BTHWC
+        )
 
 
 class InceptionFeatures(_Weighted[Inception]):
@@ -84,12 +87,10 @@ class InceptionFeatures(_Weighted[Inception]):
     def frame_features(self, video_BTHWC: Tensor) -> Tensor:
         """Return features_BTC float32 of every frame of uint8 clips, on their device."""
         check_video(video_BTHWC, self.name)
-        with full_precision():
-            features = [
-                self.network(inception_input(images_BHWC.to(self.device))).features_BC
-                for images_BHWC in video_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME)
-            ]
-            return torch.cat(features).unflatten(0, video_BTHWC.shape[:2]).to(video_BTHWC.device)
+        features = self.in_parts(
+            _IMAGES_AT_A_TIME, lambda images: self.network(inception_input(images)), video_BTHWC.flatten(0, 1)
+        )
+        return features.unflatten(0, video_BTHWC.shape[:2])
 
 
 class LpipsDistance(_Weighted[Lpips]):
@@ -102,14 +103,11 @@ class LpipsDistance(_Weighted[Lpips]):
     def distances(self, first_BTHWC: Tensor, second_BTHWC: Tensor) -> Tensor:
         """Return distances_BT float32 of two uint8 videos of one shape, frame against frame."""
         check_pair(first_BTHWC, second_BTHWC)
-        pairs = zip(
-            first_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
-            second_BTHWC.flatten(0, 1).split(_IMAGES_AT_A_TIME),
-            strict=True,
+        frames = (first_BTHWC.flatten(0, 1), second_BTHWC.flatten(0, 1))
+        distances = self.in_parts(
+            _IMAGES_AT_A_TIME, lambda one, other: self.network(_signed(one), _signed(other)).sum(1), *frames
         )
-        with full_precision():
-            found = [self.network(_signed(a.to(self.device)), _signed(b.to(self.device))).distance_B for a, b in pairs]
-            return torch.cat(found).unflatten(0, first_BTHWC.shape[:2]).to(first_BTHWC.device)
+        return distances.unflatten(0, first_BTHWC.shape[:2])
 
 
 def load_i3d(

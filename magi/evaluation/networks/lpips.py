@@ -6,7 +6,6 @@ and no files.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -42,21 +41,16 @@ _POOL_KERNEL: dict[LpipsTrunk, int] = {"alex": 3, "vgg": 2}
 SMALLEST_SIDE: dict[LpipsTrunk, int] = {"alex": 31, "vgg": 16}
 
 
-@dataclass(frozen=True)
-class LpipsOutput:
-    """``distance_B``, and the five numbers that it is the sum of, ``layers_BL``."""
-
-    distance_B: Tensor
-    layers_BL: Tensor
-
-
 def unit_length(features_BCHW: Tensor) -> Tensor:
     """Features divided by their norm over channels, plus 1e-10 outside the root; a zero vector stays zero."""
     return features_BCHW / (features_BCHW.square().sum(1, keepdim=True).sqrt() + _NORM_EPS)
 
 
 class Lpips(nn.Module):
-    """Two batches of images_BCHW (RGB, [-1, 1], native size) -> ``LpipsOutput``; keys as in the published files."""
+    """Two batches of images_BCHW (RGB, [-1, 1], native size) -> layers_BL, whose sum is the distance.
+
+    Keys are those of the published files.
+    """
 
     def __init__(self, trunk: LpipsTrunk) -> None:
         super().__init__()
@@ -89,15 +83,14 @@ class Lpips(nn.Module):
             taps.append(x_BCHW)
         return taps
 
-    def forward(self, first_BCHW: Tensor, second_BCHW: Tensor) -> LpipsOutput:
-        """Return the distance of each pair; ``ValueError`` for shapes that differ or are too small."""
+    def forward(self, first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
+        """Return the parts of the distance of each pair; ``ValueError`` for shapes that differ or are too small."""
         self._check(first_BCHW, second_BCHW)
         layers = []
         for layer, (a, b) in enumerate(zip(self.taps(first_BCHW), self.taps(second_BCHW), strict=True)):
             squares_BCHW = (unit_length(a) - unit_length(b)).square()
             layers.append(self.get_submodule(f"lin{layer}")(squares_BCHW).mean((1, 2, 3)))
-        layers_BL = torch.stack(layers, dim=1)
-        return LpipsOutput(layers_BL.sum(1), layers_BL)
+        return torch.stack(layers, dim=1)
 
     def _check(self, first_BCHW: Tensor, second_BCHW: Tensor) -> None:
         shapes = f"{tuple(first_BCHW.shape)} and {tuple(second_BCHW.shape)}"

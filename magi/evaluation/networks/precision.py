@@ -30,29 +30,22 @@ def is_full_precision() -> bool:
 def full_precision() -> Iterator[None]:
     """No gradients, no TF32 and no autocast inside; the switches are restored after it, also after an error."""
     before = [switch.fp32_precision for switch in _switches()]
-    matmul = convolutions = None
-    # NOTE: torch has an older pair of switches for the same thing and refuses to multiply on a GPU when the two
-    # disagree, so both are set. Reading the older pair raises where the caller has mixed them already.
-    with suppress(RuntimeError):
-        matmul = torch.get_float32_matmul_precision()
-    with suppress(RuntimeError):
-        convolutions = torch.backends.cudnn.allow_tf32
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
-        try:
-            torch.set_float32_matmul_precision("highest")
-            torch.backends.cudnn.allow_tf32 = False
-            _set([value if value in _FULL else "ieee" for value in before])
-            assert is_full_precision(), "TF32 or autocast is still on"
-            yield
-        finally:
-            if matmul is not None:
-                torch.set_float32_matmul_precision(matmul)
-            if convolutions is not None:
-                torch.backends.cudnn.allow_tf32 = convolutions
-            _set(before)
+        stack.callback(_set, before)
+        # NOTE: torch has an older pair of switches for the same thing and refuses to multiply on a GPU when the two
+        # disagree, so both are set. Reading the older pair raises where the caller has mixed them already.
+        with suppress(RuntimeError):
+            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+        with suppress(RuntimeError):
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        _set([value if value in _FULL else "ieee" for value in before])
+        assert is_full_precision(), "TF32 or autocast is still on"
+        yield
 
 
 def _set(values: list[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from magi.data.index.index import VideoIndex, VideoRecord
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import distance_of
-from magi.evaluation.networks.i3d_preprocessing import i3d_input
+from magi.evaluation.networks.i3d import i3d_input
 from magi.evaluation.networks.load import synthetic_i3d
 from magi.evaluation.protocol.card import NetworkDescription, score_name
 from magi.evaluation.protocol.clip_table import ClipRow
