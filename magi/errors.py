@@ -25,6 +25,10 @@ class CheckpointError(Exception):
     exit_code = 5
 
 
+class OtherRunError(CheckpointError):
+    """A checkpoint is that of a run with another config or other data; nothing about it is damaged."""
+
+
 class StoppedCleanly(Exception):
     """The run was asked to stop; its state is saved and the same command continues it."""
 

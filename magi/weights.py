@@ -1,23 +1,23 @@
 """Reads weights back from disk, safely: safetensors and JSON alone, sizes and SHA-256 checked, pickles refused.
 
 A checkpoint folder (``magi.training.checkpoint`` writes it) holds safetensors files, ``state.json`` and a
-``manifest.json`` with the size and hash of each. A damaged one is skipped with a warning and the newest intact one
-taken. Knows no training and no sampling: both read through it.
+``manifest.json`` with the size and hash of each. One that is damaged or does not fit is skipped with a warning and the
+newest good one taken. Knows no training and no sampling: both read through it.
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from magi.errors import CheckpointError
+from magi.errors import CheckpointError, OtherRunError
 from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
 
 MANIFEST_FORMAT = 1
@@ -27,6 +27,10 @@ STATE_FILE = "state.json"
 CHECKPOINT_FILES = (MODEL_FILE, EMA_FILE, OPTIMIZER_FILE, STATE_FILE)
 _CHUNK = 1 << 22
 _LISTED = 10
+# What weights are stored in; float8 and complex numbers are not.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+Found = TypeVar("Found")
 
 
 def step_folder(step: int) -> str:
@@ -118,38 +122,52 @@ def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: damaged, its SHA-256 is not the manifest's")
 
 
-def newest_intact(run: Path, files_wanted: Sequence[str] = CHECKPOINT_FILES) -> Path | None:
-    """The newest checkpoint of a run that is intact; None if the run has none.
+def newest_good(run: Path, read: Callable[[Path], Found]) -> Found | None:
+    """What ``read`` makes of the newest checkpoint of a run that it does not refuse; None if the run has none.
 
-    A damaged one is skipped with a warning that names it and the one used instead; ``CheckpointError`` if all are
-    damaged. The order is by step number; the file ``latest`` is for people and other programs.
+    One that it refuses by ``CheckpointError`` or that cannot be read is skipped with a warning that names it and the
+    one used instead; ``CheckpointError`` if all are refused. The order is by step number; the file ``latest`` is for
+    people and other programs.
     """
-    damage: list[str] = []
+    refused: list[Exception] = []
     for folder in checkpoint_folders(run):
         try:
-            verify_manifest(folder, files_wanted)
+            found = read(folder)
+        except OSError as error:
+            refused.append(CheckpointError(f"{error.filename or folder}: cannot be read ({error.strerror or error})"))
         except CheckpointError as error:
-            damage.append(str(error))
-            continue
-        if damage:
-            warnings.warn(f"{damage[0]}; falling back to {folder.name}", stacklevel=2)
-        return folder
-    if damage:
+            refused.append(error)
+        else:
+            if refused:
+                warnings.warn(f"{refused[0]}; falling back to {folder.name}", stacklevel=2)
+            return found
+    if refused and isinstance(refused[0], OtherRunError):
+        raise refused[0]
+    if refused:
         raise CheckpointError(
-            f"{damage[0]}; no good checkpoint is left in {run / CHECKPOINTS_FOLDER}; restore one or use a new run"
+            f"{refused[0]}; no good checkpoint is left in {run / CHECKPOINTS_FOLDER}; restore one or use a new run"
         )
     return None
 
 
-def load_ema(run: Path) -> dict[str, Tensor]:
-    """The averaged (EMA) weights of a run's newest intact checkpoint, float32, by parameter name.
+def load_ema(run: Path, wanted: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The averaged (EMA) weights of a run's newest good checkpoint, float32, by parameter name.
 
-    ``CheckpointError`` if there is none or all are damaged.
+    Where the state that they are ``wanted`` for is given, they must fit it. ``CheckpointError`` if there is none or all
+    are refused.
     """
-    folder = newest_intact(run, files_wanted=(EMA_FILE,))
-    if folder is None:
+
+    def read(folder: Path) -> dict[str, Tensor]:
+        verify_manifest(folder, (EMA_FILE,))
+        tensors = read_tensors(folder / EMA_FILE)
+        if wanted is not None:
+            check_tensors(wanted, tensors, folder / EMA_FILE)
+        return tensors
+
+    found = newest_good(run, read)
+    if found is None:
         raise CheckpointError(f"{run}: no checkpoint yet; train first, or give the folder of an export")
-    return read_tensors(folder / EMA_FILE)
+    return found
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -162,33 +180,39 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def differing_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``tensors`` from being the state of ``model``, one phrase a tensor; empty if they fit."""
-    wanted = model.state_dict()
+def check_tensors(
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path, same_type: bool = True
+) -> None:
+    """Refuse ``tensors`` that are not ``wanted`` but for their values: names, shapes and types, and all of them finite.
+
+    Without ``same_type`` any floating-point type stands for any other. ``CheckpointError`` lists up to 10 that are not.
+    """
     missing = [f"{name} missing" for name in wanted if name not in tensors]
     extra = [f"{name} unknown" for name in tensors if name not in wanted]
+    both = [(name, tensors[name], like) for name, like in wanted.items() if name in tensors]
     shapes = [
-        f"{name} has {tuple(tensors[name].shape)}, the model {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
+        f"{name} has {tuple(tensor.shape)}, the model {tuple(like.shape)}"
+        for name, tensor, like in both
+        if tensor.shape != like.shape
     ]
-    return shapes + missing + extra
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load all ``tensors`` or none; ``CheckpointError`` lists up to 10 that do not fit or are not finite."""
-    differing = differing_tensors(model, tensors)
+    types = [
+        f"{name} is {tensor.dtype}, in the model {like.dtype}".replace("torch.", "")
+        for name, tensor, like in both
+        if tensor.dtype != like.dtype and (same_type or tensor.dtype not in _FLOATS or like.dtype not in _FLOATS)
+    ]
+    differing = shapes + missing + extra + types
     if differing:
         raise CheckpointError(
             f"{source}: weights of another architecture: {shortened(differing)}; use the config of its training"
         )
-    broken = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
+    broken = [name for name, tensor, _ in both if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
     if broken:
         raise CheckpointError(f"{source}: non-finite weights in {shortened(broken)}; use another checkpoint")
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load all ``tensors`` or none; ``CheckpointError`` lists up to 10 that do not fit or are not finite."""
+    check_tensors(model.state_dict(), tensors, source, same_type=False)
     model.load_state_dict(dict(tensors), strict=True)
 
 

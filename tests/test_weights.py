@@ -19,7 +19,7 @@ from magi.weights import (
     CHECKPOINT_FILES,
     load_ema,
     load_weights,
-    newest_intact,
+    newest_good,
     read_tensors,
     step_folder,
     verify_manifest,
@@ -39,6 +39,14 @@ class Canary:
 def save(run: Path, step: int, keep: int = 9) -> Path:
     tensors = {"weight": torch.full((2, 3), float(step)), "bias": torch.zeros(2)}
     return save_checkpoint(run, Checkpoint(tensors, tensors, {"exp_avg/weight": torch.ones(2)}, {"step": step}), keep)
+
+
+def newest_intact(run: Path) -> Path | None:
+    def verified(folder: Path) -> Path:
+        verify_manifest(folder)
+        return folder
+
+    return newest_good(run, verified)
 
 
 def flip(path: Path, at: int) -> None:

@@ -94,7 +94,7 @@ def load_pretrained(source: str | Path) -> Pretrained:
     if (folder / MODEL_FILE).exists():
         load_weights(model, read_tensors(folder / MODEL_FILE), folder / MODEL_FILE)
     else:
-        load_weights(model, load_ema(folder), folder / CHECKPOINTS_FOLDER)
+        load_weights(model, load_ema(folder, model.state_dict()), folder / CHECKPOINTS_FOLDER)
     model.eval()
     return Pretrained(model, vae, config, _read_classes(folder / CLASSES_FILE, config.model.classes))
 

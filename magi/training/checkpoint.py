@@ -8,31 +8,34 @@ code (``magi.weights`` reads). This module knows tensors by name and the config;
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from magi.config import Config, parse_config
-from magi.errors import CheckpointError
+from magi.errors import CheckpointError, OtherRunError
 from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
 from magi.weights import (
     EMA_FILE,
     MANIFEST_FORMAT,
     OPTIMIZER_FILE,
     STATE_FILE,
+    check_tensors,
     checkpoint_folders,
-    newest_intact,
+    newest_good,
     read_json,
     read_tensors,
     sha256,
     shortened,
     step_folder,
     step_of,
+    verify_manifest,
 )
 
 LATEST_FILE = "latest"
@@ -56,7 +59,14 @@ _MAY_CHANGE = (
     "data.max_bad_fraction",
     "vae.frames_per_batch",
     "sampling.",
+    # Of the small autoencoder's training.
+    "log_every",
+    "checkpoint_every",
+    "workers",
+    "max_bad_fraction",
 )
+_MAY_BE_UNKNOWN = {"vae": "the autoencoder", "data": "the data"}
+"""Fields of the state that tell another run's, or are None, and their names in words."""
 
 
 @dataclass(frozen=True)
@@ -160,26 +170,61 @@ def quarantine_damaged(run: Path, good: int) -> None:
             folder.rename(aside)
 
 
-def find_checkpoint(run: Path) -> int:
-    """Step of the newest intact checkpoint, hashes checked; 0 if there is none; ``CheckpointError`` if all are bad."""
-    folder = newest_intact(run)
-    return 0 if folder is None else step_of(folder)
+def newest_checkpoint(run: Path, check: Callable[[Checkpoint, Path], None]) -> Checkpoint | None:
+    """The newest checkpoint whose hashes are right and which ``check`` does not refuse; None if there is none.
+
+    ``CheckpointError`` if all are refused.
+    """
+
+    def read(folder: Path) -> Checkpoint:
+        verify_manifest(folder)
+        checkpoint = load_checkpoint(folder)
+        check(checkpoint, folder)
+        return checkpoint
+
+    return newest_good(run, read)
 
 
-def load_checkpoint(run: Path, step: int) -> Checkpoint:
-    """Read the checkpoint of ``step``, which ``find_checkpoint`` has verified; ``CheckpointError`` if it cannot be."""
-    folder = run / CHECKPOINTS_FOLDER / step_folder(step)
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint that was verified; ``CheckpointError`` if it cannot be."""
     state = read_json(folder / STATE_FILE)
-    if state.get("step") != step:
-        raise CheckpointError(
-            f"{folder / STATE_FILE}: step {state.get('step')!r} in the folder of step {step}; the folders were swapped"
-        )
+    if type(step := state.get("step")) is not int or step != step_of(folder):
+        raise CheckpointError(f"{folder / STATE_FILE}: step {step!r} in the folder {folder.name}; they were swapped")
     return Checkpoint(
         model=read_tensors(folder / MODEL_FILE),
         ema=read_tensors(folder / EMA_FILE),
         optimizer=read_tensors(folder / OPTIMIZER_FILE),
         state=state,
     )
+
+
+def check_checkpoint(found: Checkpoint, own: Checkpoint, config: BaseModel, folder: Path) -> None:
+    """Refuse a checkpoint that the run of ``config`` cannot continue from.
+
+    ``own`` is what the run itself would save, of any values, with the optimizer's tensors of every parameter; a
+    checkpoint from before the first step that was not skipped has none of them. ``CheckpointError`` where fields or
+    tensors are not those of ``own`` or numbers are not finite, ``OtherRunError`` for another config, data or
+    autoencoder.
+    """
+    for field, value in own.state.items():
+        given = found.state.get(field, "missing")
+        unknown = field in _MAY_BE_UNKNOWN and None in (given, value)
+        if field not in found.state or (type(given) is not type(value) and not unknown):
+            raise CheckpointError(
+                f"{folder / STATE_FILE}: damaged, {field} is {given!r}, expected {type(value).__name__}; "
+                "use another checkpoint"
+            )
+    check_same_run(found.state["config"], config, folder)
+    for field, name in _MAY_BE_UNKNOWN.items():
+        before, now = found.state.get(field), own.state.get(field)
+        if before != now:
+            raise OtherRunError(
+                f"{folder}: the run was started with {name} {before}, now {now}; give another folder, or that one"
+            )
+    check_tensors(own.model, found.model, folder / MODEL_FILE)
+    check_tensors(own.ema, found.ema, folder / EMA_FILE)
+    stepped = found.state["skips_in_a_row"] < found.step
+    check_tensors(own.optimizer if stepped else {}, found.optimizer, folder / OPTIMIZER_FILE)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -189,24 +234,24 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_same_run(saved: Mapping[str, Any], config: Config, source: Path) -> None:
+def check_same_run(saved: Mapping[str, Any], config: BaseModel, source: Path) -> None:
     """Refuse to continue a run with another architecture, data, batch, seed or optimisation.
 
-    ``CheckpointError`` lists the keys that differ. Length, intervals of logging and saving, loader workers,
+    ``OtherRunError`` lists the keys that differ. Length, intervals of logging and saving, loader workers,
     micro-batch and sampling may change.
     """
     try:
-        before = _flat(parse_config(saved, str(source)).model_dump(mode="json"))
+        found = parse_config(saved, str(source)) if isinstance(config, Config) else type(config).model_validate(saved)
     except ValueError as error:
-        raise CheckpointError(f"{source}: made by another version of magi ({str(error).splitlines()[0]})") from None
-    now = _flat(config.model_dump(mode="json"))
+        raise OtherRunError(f"{source}: made by another version of magi ({str(error).splitlines()[0]})") from None
+    before, now = (_flat(values.model_dump(mode="json")) for values in (found, config))
     differing = [
         f"{key} was {before[key]!r}, now {value!r}"
         for key, value in now.items()
         if before[key] != value and not key.startswith(_MAY_CHANGE)
     ]
     if differing:
-        raise CheckpointError(
+        raise OtherRunError(
             f"{source}: the run was started with another config: {shortened(differing)}; "
-            "give a new --run, or the old values"
+            "give another folder, or the old values"
         )

@@ -16,23 +16,35 @@ from magi.files import METRICS_FILE, write_text
 from magi.training.run_folder import LOSS_FILE
 
 _DRAW_SECONDS = 60
+_DRAWN = ("loss", "mse", "gradient_norm")
+_LARGEST = 1e300  # a float has it, and comparing an integer of any length with it does not overflow
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl in order; a line cut short by a crash ends the list."""
+    """The lines of metrics.jsonl in order; one cut short by a crash, or that is no line of a log, is left out."""
     path = run / METRICS_FILE
-    lines: list[dict[str, Any]] = []
+    lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict) and type(values.get("step")) is int and all(map(_is_number, _numbers(values))):
+            lines.append(values)
     return lines
+
+
+def _numbers(values: Mapping[str, Any]) -> list[Any]:
+    return [values[name] for name in ("step", "seconds", *_DRAWN) if name in values]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST
 
 
 def drop_metrics_after(run: Path, step: int) -> None:
     """Forget lines past ``step``, which a resumed run writes again."""
-    kept = [line for line in read_metrics(run) if line.get("step", 0) <= step]
+    kept = [line for line in read_metrics(run) if line["step"] <= step]
     write_text(run / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
 
@@ -41,7 +53,7 @@ def draw_losses(run: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = [line for line in read_metrics(run) if "loss" in line]
+    lines = [line for line in read_metrics(run) if line.keys() >= set(_DRAWN)]
     if not lines:
         return
     steps, figure = [line["step"] for line in lines], Figure(figsize=(8, 5), layout="constrained")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from magi.config import Config, dump_config
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
-from magi.files import CLASSES_FILE, CONFIG_FILE, VAE_FOLDER, write_text
+from magi.files import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, VAE_FOLDER, write_text
 from magi.model.magi import Magi
 from magi.training.batch import Clips
 from magi.training.checkpoint import (
     clear_unfinished,
-    find_checkpoint,
     load_checkpoint,
+    newest_checkpoint,
     quarantine_damaged,
     save_checkpoint,
 )
@@ -29,6 +29,7 @@ from magi.training.parallelize import Distributed, init_distributed
 from magi.training.run_folder import STOP_FILE, STOPPED_FILE, StopRequest, locked
 from magi.training.trainer import StepResult, Trainer
 from magi.vae.contract import VideoAutoencoder
+from magi.weights import step_folder
 
 OnSample = Callable[[int, Magi], None]
 SKIPS_ALLOWED = 10
@@ -92,27 +93,27 @@ def _train(
 
 
 def _continue(trainer: Trainer, run: Path) -> None:
-    """Restore the newest intact checkpoint in every process, if there is one; all refuse where the first refuses."""
-    process, found, refusal = trainer.process, 0.0, None
+    """Restore the newest good checkpoint in every process, if there is one; all refuse where the first refuses."""
+    process, step, found, refusal = trainer.process, 0.0, None, None
     if process.is_main:
         for name in (STOP_FILE, STOPPED_FILE):  # of an earlier stop, before any process looks for them
             (run / name).unlink(missing_ok=True)
         try:
             clear_unfinished(run)
-            found = float(find_checkpoint(run))
+            found = newest_checkpoint(run, trainer.check)
+            step = 0.0 if found is None else float(found.step)
         except CheckpointError as error:
-            found, refusal = _REFUSED, error
-    (found,) = process.sum(found)
+            step, refusal = _REFUSED, error
+    (step,) = process.sum(step)
     if refusal is not None:
         raise refusal
-    if found == _REFUSED:
+    if step == _REFUSED:
         raise CheckpointError(f"{run}: the first process refused the checkpoint")
-    if found:
-        checkpoint = load_checkpoint(run, int(found))
-        trainer.restore(checkpoint, run)
+    if step:
+        trainer.restore(found or load_checkpoint(run / CHECKPOINTS_FOLDER / step_folder(int(step))))
     if process.is_main:
-        quarantine_damaged(run, int(found))
-        drop_metrics_after(run, int(found))
+        quarantine_damaged(run, int(step))
+        drop_metrics_after(run, int(step))
 
 
 def _write_run(config: Config, vae: VideoAutoencoder | None, classes: Sequence[str], run: Path, step: int) -> None:

@@ -59,6 +59,15 @@ def optimizer_tensors(optimizer: AdamW, model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def every_optimizer_tensor(model: nn.Module) -> dict[str, Tensor]:
+    """Names, shapes and types of what ``optimizer_tensors`` returns after a step; without values."""
+    return {
+        f"{kind}/{name}": torch.empty(() if kind == "step" else value.shape, dtype=torch.float32, device="meta")
+        for name, value in model.named_parameters()
+        for kind in _STATE
+    }
+
+
 def load_optimizer(optimizer: AdamW, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what ``optimizer_tensors`` returned; the groups' settings come from the config, not from the file."""
     for name, value in model.named_parameters():

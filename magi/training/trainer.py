@@ -12,19 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from magi.config import Config
-from magi.errors import CheckpointError
 from magi.model.magi import Magi
 from magi.seeding import posterior_noise, seed_of
 from magi.training.batch import Batch, Clips, MicroBatches, data_identity, load_batches
 from magi.training.batch_sampler import StepBatchSampler
-from magi.training.checkpoint import Checkpoint, check_same_run
+from magi.training.checkpoint import Checkpoint, check_checkpoint
 from magi.training.corruption import TokenShape
 from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
-from magi.training.optimizer import learning_rate, load_optimizer, make_optimizer, optimizer_tensors, set_learning_rate
+from magi.training.optimizer import (
+    every_optimizer_tensor,
+    learning_rate,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from magi.training.parallelize import Distributed, full_tensor, gather, gradients_stay_local, parallelize, shard
 from magi.vae.contract import VideoAutoencoder
-from magi.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -78,23 +83,20 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "vae": self.vae.id if self.vae is not None else None,
             "data": data_identity(self.clips),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         }
 
-    def restore(self, checkpoint: Checkpoint, source: Path) -> None:
-        """Continue from a checkpoint; ``CheckpointError`` if it belongs to another run or architecture."""
-        check_same_run(checkpoint.state["config"], self.config, source)
-        now = self.checkpoint_state()
-        for key, name in (("vae", "the autoencoder"), ("data", "the data")):
-            before = checkpoint.state.get(key, now[key])
-            if before != now[key]:
-                raise CheckpointError(
-                    f"{source}: the run was started with {name} {before}, now {now[key]}; give a new --run, or that one"
-                )
-        load_weights(self.model, checkpoint.model, source)
+    def check(self, found: Checkpoint, folder: Path) -> None:
+        """``CheckpointError`` for a checkpoint in ``folder`` that is not one of this run, or not whole."""
+        tensors = self.model.state_dict(), self.ema.state(self.model), every_optimizer_tensor(self.model)
+        check_checkpoint(found, Checkpoint(*tensors, self.checkpoint_state()), self.config, folder)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint that was checked."""
+        self.model.load_state_dict(dict(checkpoint.model))
         load_optimizer(self.optimizer, self.model, shard(checkpoint.optimizer, self.model))
         self.ema.load(shard(checkpoint.ema, self.model))
-        self.step, self.skips_in_a_row = checkpoint.step, int(checkpoint.state["skips_in_a_row"])
+        self.step, self.skips_in_a_row = checkpoint.step, checkpoint.state["skips_in_a_row"]
 
     def start(self) -> None:
         """Open the data at the current step."""

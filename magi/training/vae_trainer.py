@@ -29,28 +29,26 @@ from magi.errors import CheckpointError, NumericsError, StoppedCleanly
 from magi.files import METRICS_FILE
 from magi.training.checkpoint import (
     Checkpoint,
+    check_checkpoint,
     clear_unfinished,
-    find_checkpoint,
-    load_checkpoint,
+    newest_checkpoint,
     quarantine_damaged,
     save_checkpoint,
 )
 from magi.training.ema import Ema
 from magi.training.log import drop_metrics_after, readable_time
-from magi.training.optimizer import load_optimizer, optimizer_tensors, set_learning_rate
+from magi.training.optimizer import every_optimizer_tensor, load_optimizer, optimizer_tensors, set_learning_rate
 from magi.training.parallelize import resolve_device
 from magi.training.run_folder import StopRequest, locked
 from magi.training.vae_frames import Log, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, pixels_to_network
 from magi.vae.native_folder import CONFIG_FILE
-from magi.weights import load_weights
 
 SKIPS_ALLOWED = 10
 KEEP_CHECKPOINTS = 2
 FLOOR_RATE = 0.02  # where the cosine ends, over the learning rate
 SHEET_ROWS, SHEET_COLUMNS = 6, 12
-_MAY_CHANGE = {"log_every", "checkpoint_every", "workers", "max_bad_fraction"}
 
 
 @dataclass(frozen=True)
@@ -87,19 +85,17 @@ class VaeTrainer:
         tensors = optimizer_tensors(self.optimizer, self.network)
         return Checkpoint(self.network.state_dict(), self.ema.state(self.network), tensors, state)
 
-    def restore(self, checkpoint: Checkpoint, data: str, out: Path) -> None:
-        """Continue; ``CheckpointError`` where ``out`` was begun with another config or other videos."""
-        now = self.config.model_dump(mode="json", exclude=_MAY_CHANGE) | {"data": data}
-        before = checkpoint.state.get("config", {}) | {"data": checkpoint.state.get("data")}
-        for key, value in now.items():
-            if before.get(key) != value:
-                raise CheckpointError(
-                    f"{out}: begun with {key} {before.get(key)!r}, now {value!r}; give the old one or another folder"
-                )
-        load_weights(self.network, checkpoint.model, out)
+    def check(self, found: Checkpoint, data: str, folder: Path) -> None:
+        """``CheckpointError`` for a checkpoint in ``folder`` that is not whole, of another config or other videos."""
+        own = dataclasses.replace(self.checkpoint(data), optimizer=every_optimizer_tensor(self.network))
+        check_checkpoint(found, own, self.config, folder)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint that was checked."""
+        self.network.load_state_dict(dict(checkpoint.model))
         load_optimizer(self.optimizer, self.network, checkpoint.optimizer)
         self.ema.load(checkpoint.ema)
-        self.step, self.skips_in_a_row = checkpoint.step, int(checkpoint.state["skips_in_a_row"])
+        self.step, self.skips_in_a_row = checkpoint.step, checkpoint.state["skips_in_a_row"]
 
     def take_step(self, frames_NHWC: np.ndarray) -> VaeStep:
         """One optimizer step; a non-finite one changes nothing."""
@@ -199,15 +195,15 @@ def _name_of(index: VideoIndex) -> str:
 
 def _continue(trainer: VaeTrainer, index: VideoIndex, out: Path, on_log: Log) -> None:
     clear_unfinished(out)
-    step = find_checkpoint(out)
-    if not step and (out / CONFIG_FILE).exists():
+    found = newest_checkpoint(out, lambda found, folder: trainer.check(found, _name_of(index), folder))
+    if found is None and (out / CONFIG_FILE).exists():
         raise ValueError(f"{out}: holds an autoencoder already, and no training to continue; give another folder")
-    if step:
-        trainer.restore(load_checkpoint(out, step), _name_of(index), out)
-        if step < trainer.config.steps:
-            on_log(f"continuing {out} after step {step}")
-    quarantine_damaged(out, step)
-    drop_metrics_after(out, step)
+    if found is not None:
+        trainer.restore(found)
+        if trainer.step < trainer.config.steps:
+            on_log(f"continuing {out} after step {trainer.step}")
+    quarantine_damaged(out, trainer.step)
+    drop_metrics_after(out, trainer.step)
 
 
 def _loop(trainer: VaeTrainer, index: VideoIndex, data: str, out: Path, on_log: Log, stop: StopRequest) -> None:

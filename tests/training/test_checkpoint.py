@@ -18,8 +18,7 @@ from magi.training.checkpoint import (
     Checkpoint,
     check_same_run,
     clear_unfinished,
-    find_checkpoint,
-    load_checkpoint,
+    newest_checkpoint,
     quarantine_damaged,
     save_checkpoint,
 )
@@ -33,6 +32,16 @@ def checkpoint(step: int) -> Checkpoint:
     return Checkpoint(tensors, tensors, {"exp_avg/weight": tensors["weight"] * 2}, {"step": step, "config": {}})
 
 
+def anything(found: Checkpoint, folder: Path) -> None:
+    """Refuse nothing."""
+
+
+def found(run: Path) -> Checkpoint:
+    checkpoint = newest_checkpoint(run, anything)
+    assert checkpoint is not None
+    return checkpoint
+
+
 def steps(run: Path) -> list[int]:
     return [step_of(folder) for folder in checkpoint_folders(run)]
 
@@ -40,7 +49,7 @@ def steps(run: Path) -> list[int]:
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     saved = checkpoint(7)
     save_checkpoint(tmp_path, saved, keep=2)
-    loaded = load_checkpoint(tmp_path, find_checkpoint(tmp_path))
+    loaded = found(tmp_path)
     assert loaded.step == 7 and loaded.state == saved.state
     for left, right in ((loaded.model, saved.model), (loaded.ema, saved.ema), (loaded.optimizer, saved.optimizer)):
         assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -62,7 +71,7 @@ def test_the_same_step_is_replaced(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(3), keep=2)
     other = Checkpoint({"weight": torch.ones(1)}, {"weight": torch.ones(1)}, {}, {"step": 3})
     save_checkpoint(tmp_path, other, keep=2)
-    assert load_checkpoint(tmp_path, 3).model.keys() == {"weight"}
+    assert found(tmp_path).model.keys() == {"weight"}
 
 
 class Died(BaseException):
@@ -111,7 +120,7 @@ def test_death_at_any_moment_of_a_save_costs_no_good_checkpoint(tmp_path: Path) 
     """Before or within every write, flush, rename and removal: what is found is whole, and no older than before."""
     total = disk_calls_of_a_save(tmp_path)
     assert total > 15
-    found = []
+    newest = []
     for at in range(1, total + 1):
         run = tmp_path / str(at)
         for step in (1, 2):
@@ -120,17 +129,17 @@ def test_death_at_any_moment_of_a_save_costs_no_good_checkpoint(tmp_path: Path) 
             dying(patch, at)
             with pytest.raises(Died):
                 save_checkpoint(run, checkpoint(3), keep=2)
-        found.append(find_checkpoint(run))
+        newest.append(found(run).step)
         for folder in checkpoint_folders(run):
             verify_manifest(folder)  # half-written and half-removed ones have another name
         latest = (run / CHECKPOINTS_FOLDER / "latest").read_text().strip()
         assert (run / CHECKPOINTS_FOLDER / latest).is_dir(), "latest names a checkpoint that is there"
-        assert torch.equal(load_ema(run)["weight"], checkpoint(found[-1]).ema["weight"])
+        assert torch.equal(load_ema(run)["weight"], checkpoint(newest[-1]).ema["weight"])
         clear_unfinished(run)
         save_checkpoint(run, checkpoint(3), keep=2)
-        assert steps(run) == [3, 2] and find_checkpoint(run) == 3
+        assert steps(run) == [3, 2] and found(run).step == 3
         assert not list((run / CHECKPOINTS_FOLDER).glob(".tmp-*"))
-    assert found == sorted(found) and set(found) == {2, 3}
+    assert newest == sorted(newest) and set(newest) == {2, 3}
 
 
 def test_every_file_is_flushed_before_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +181,7 @@ def test_damaged_ones_are_quarantined_and_not_counted(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, checkpoint(step), keep=3)
     (tmp_path / CHECKPOINTS_FOLDER / "step-000000003" / "state.json").write_text("{}")
     with pytest.warns(UserWarning, match="falling back"):
-        assert find_checkpoint(tmp_path) == 2
+        assert found(tmp_path).step == 2
     quarantine_damaged(tmp_path, 2)
     assert steps(tmp_path) == [2, 1]
     save_checkpoint(tmp_path, checkpoint(4), keep=2)
@@ -181,8 +190,8 @@ def test_damaged_ones_are_quarantined_and_not_counted(tmp_path: Path) -> None:
 
 def test_a_folder_under_another_step_is_noticed(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(1), keep=2).rename(tmp_path / CHECKPOINTS_FOLDER / "step-000000009")
-    with pytest.raises(CheckpointError, match="step 1 in the folder of step 9"):
-        load_checkpoint(tmp_path, find_checkpoint(tmp_path))
+    with pytest.raises(CheckpointError, match="step 1 in the folder step-000000009"):
+        found(tmp_path)
 
 
 def test_config_that_may_and_may_not_change() -> None:
@@ -211,4 +220,4 @@ def test_no_pickle_is_imported_to_read_or_write(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(pickle, "Unpickler", refused)
     monkeypatch.setattr(builtins, "eval", refused)
     save_checkpoint(tmp_path, checkpoint(1), keep=2)
-    assert load_checkpoint(tmp_path, find_checkpoint(tmp_path)).step == 1
+    assert found(tmp_path).step == 1

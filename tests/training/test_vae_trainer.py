@@ -152,10 +152,10 @@ def test_resuming_equals_never_having_stopped(
 
 def test_another_config_or_other_videos_do_not_continue(index: VideoIndex, tmp_path: Path) -> None:
     train(index, tmp_path / "vae")
-    with pytest.raises(CheckpointError, match=r"begun with kl_weight 3e-05, now 0\.1"):
+    with pytest.raises(CheckpointError, match=r"kl_weight was 3e-05, now 0\.1"):
         train(index, tmp_path / "vae", kl_weight=0.1)
     fewer = VideoIndex(index.root, index.classes, index.videos[:-1])
-    with pytest.raises(CheckpointError, match="begun with data '4 videos with 48 frames', now '3 videos"):
+    with pytest.raises(CheckpointError, match="started with the data 4 videos with 48 frames, now 3 videos"):
         train(fewer, tmp_path / "vae")
     train(index, tmp_path / "vae", log_every=5, checkpoint_every=3, workers=0)
 

@@ -1,0 +1,190 @@
+"""A checkpoint whose manifest agrees and whose content does not fit: it is named, and an older one is continued.
+
+The bytes are those that were written, so hashes say nothing: names, shapes, types, finiteness and fields are looked at.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magi.errors import CheckpointError
+from magi.files import CHECKPOINTS_FOLDER, METRICS_FILE
+from magi.model.magi import Magi
+from magi.training.log import draw_losses
+from magi.weights import load_ema, sha256, step_folder
+from tests.fakes.training_runs import LATENT, Clips, tiny_config, told, train_tiny
+
+CONFIG = tiny_config(steps=4, checkpoint_every=2)
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train_tiny(run, CONFIG)
+    return run
+
+
+def newest(run: Path) -> Path:
+    return run / CHECKPOINTS_FOLDER / step_folder(4)
+
+
+def sign(folder: Path) -> None:
+    """Let the manifest agree with what is in the files now."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, entry in manifest["files"].items():
+        entry |= {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    path.write_text(json.dumps(manifest))
+
+
+def tensors(part: str, change: Callable[[dict[str, Tensor], str], object]) -> Damage:
+    """Change the file ``part``, given its tensors and the name of the last one that is a matrix."""
+
+    def damage(folder: Path) -> None:
+        path = folder / f"{part}.safetensors"
+        held = load_file(path)
+        change(held, [name for name, tensor in held.items() if tensor.ndim == 2][-1])
+        save_file(held, path)
+
+    return damage
+
+
+def field(name: str, *value: Any) -> Damage:
+    """Give a field of state.json another value, or none."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "state.json"
+        state = json.loads(path.read_text())
+        del state[name]
+        path.write_text(json.dumps(state | dict.fromkeys([name], *value) if value else state))
+
+    return damage
+
+
+def filled(value: float) -> Callable[[dict[str, Tensor], str], object]:
+    return lambda held, name: held[name].view(-1)[0].fill_(value)
+
+
+CHANGES: dict[str, Callable[[dict[str, Tensor], str], object]] = {
+    "bool": lambda held, name: held.update({key: value.bool() for key, value in held.items()}),
+    "int": lambda held, name: held.update({name: held[name].int()}),
+    "float16": lambda held, name: held.update({name: held[name].half()}),
+    "complex": lambda held, name: held.update({name: held[name].to(torch.complex64)}),
+    "missing": lambda held, name: held.pop(name),
+    "more": lambda held, name: held.update({f"{name}.more": torch.zeros(2)}),
+    "transposed": lambda held, name: held.update({name: held[name].reshape(held[name].shape[::-1]).contiguous()}),
+    "flattened": lambda held, name: held.update({name: held[name].flatten()}),
+    "empty": lambda held, name: held.clear(),
+    "NaN": filled(float("nan")),
+    "infinite": filled(float("inf")),
+}
+PARTS = ("model", "ema", "optimizer")
+WRONG_FIELDS: list[tuple[str, Any]] = [
+    ("step", True), ("step", "4"), ("step", 3), ("step", 4.0), ("skips_in_a_row", None), ("skips_in_a_row", "0"),
+    ("skips_in_a_row", [0]), ("config", []), ("config", "x"), ("torch", 2), ("config", {"model": 3}), ("config", {}),
+]  # fmt: skip
+MUTATIONS: dict[str, Damage] = {
+    **{f"{part}: {what}": tensors(part, change) for part in PARTS for what, change in CHANGES.items()},
+    **{f"state: no {name}": field(name) for name in ("step", "skips_in_a_row", "config", "vae", "data", "torch")},
+    **{f"state: {name} {value!r}": field(name, value) for name, value in WRONG_FIELDS},
+    "state: other data": field("data", "3 videos 0123"),
+}
+
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_content_that_does_not_fit_is_named_and_the_older_one_taken(what: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    MUTATIONS[what](newest(run))
+    sign(newest(run))
+    with pytest.warns(UserWarning, match="step-000000004.*; falling back to step-000000002") as warned:
+        train_tiny(run, CONFIG)
+    assert all("\n" not in str(warning.message) for warning in warned)
+    for part in PARTS:
+        name = f"{part}.safetensors"
+        assert (newest(run) / name).read_bytes() == (newest(finished) / name).read_bytes()
+    assert told(run) == told(finished)
+
+
+def test_every_part_is_checked_where_no_other_is_left(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / CHECKPOINTS_FOLDER / step_folder(2))
+    MUTATIONS["optimizer: missing"](newest(run))
+    sign(newest(run))
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: .* missing; .*no good checkpoint is left"):
+        train_tiny(run, CONFIG)
+    assert newest(run).is_dir(), "nothing is renamed where nothing else is left"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json"])
+def test_a_file_without_read_permission_is_named_and_the_older_one_taken(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (newest(run) / name).chmod(0)
+    with pytest.warns(UserWarning, match=rf"{name}: cannot be read \(Permission denied\).*falling back"):
+        train_tiny(run, CONFIG)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_older_one_taken(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without read permission, which root does not meet."""
+    run, opened = shutil.copytree(finished, tmp_path / "run"), Path.open
+
+    def refused(path: Path, *options: Any, **more: Any) -> Any:
+        if path == newest(run) / "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *options, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.warns(UserWarning, match=r"model\.safetensors: cannot be read \(Permission denied\).*falling back"):
+            train_tiny(run, CONFIG)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_sampling_falls_back_too(what: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    MUTATIONS[f"ema: {what}"](newest(run))
+    sign(newest(run))
+    wanted = Magi(CONFIG.model, LATENT, torch.Generator()).state_dict()
+    with pytest.warns(UserWarning, match="step-000000004.*; falling back to step-000000002"):
+        held = load_ema(run, wanted)
+    assert torch.equal(
+        held["mask_token"], load_file(newest(run).with_name(step_folder(2)) / "ema.safetensors")["mask_token"]
+    )
+
+
+def test_a_run_whose_first_steps_were_all_skipped_has_no_optimizer_yet(tmp_path: Path) -> None:
+    train_tiny(tmp_path, tiny_config(steps=2), Clips(range(8)))
+    train_tiny(tmp_path, tiny_config(steps=3), Clips(range(8)))
+    assert [line["step"] for line in told(tmp_path)] == [1, 2, 3] and "loss" in told(tmp_path)[-1]
+
+
+STRANGE_LINES = [
+    "7", "[]", "[1, 2]", '"text"', "null", "true", "{}", '{"step": "2"}', '{"step": null}', '{"step": true}',
+    '{"step": 2.5}', '{"step": 1, "loss": "low"}', '{"step": 1, "loss": NaN}', '{"step": 1, "seconds": "long"}',
+    '{"step": 1, "seconds": 1' + "0" * 400 + "}", "1" * 5000, "[" * 100_000, '{"step": 1, "lo', "\x00\xff",
+    '{"step": 1, "loss": 1.0}', '{"step": 1, "mse": [1]}', "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", STRANGE_LINES, ids=lambda line: line[:30])
+def test_a_strange_line_of_metrics_does_not_stop_a_resume(line: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / METRICS_FILE
+    path.write_text(f"{line}\n{path.read_text()}{line}", encoding="latin-1")
+    train_tiny(run, tiny_config(steps=5, checkpoint_every=2))
+    draw_losses(run)
+    ours = [line for line in told(run) if "mse" in line]
+    assert ours[:-1] == told(finished) and ours[-1]["step"] == 5
