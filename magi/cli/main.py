@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+import magi
 from magi.errors import USAGE_EXIT_CODE, CheckpointError, DataError, NumericsError, StoppedCleanly
 
 INTERRUPTED_EXIT_CODE = 130
@@ -64,6 +65,7 @@ MODEL is a run directory, an exported folder, a hub id, or 'demo' (shipped with 
 exit codes: 0 done, 2 usage or config, 3 data beyond tolerance, 4 numerics, 5 checkpoint refused,
             75 stopped cleanly (the same command continues), 130 interrupted
 --debug     anywhere in a command: the full traceback instead of one line
+--version   the version of this installation
 
 example:    magi data digits build/digits --clips 1000 --size 64 --seed 0
             magi train digits --run build/run --training.steps 2000
@@ -100,6 +102,9 @@ def exit_code_of(work: Callable[[], object], debug: bool = False) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
+    if argv == ["--version"]:
+        print(f"magi {magi.__version__}")
+        return
     verb, rest = _find_verb(argv)
     if verb is None:
         print(_help(rest))

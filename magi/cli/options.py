@@ -3,6 +3,7 @@
 Knows no verb. A wrong option is a ``ValueError`` with the nearest name.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -94,16 +95,25 @@ def parse(options: type[Options], verb: str, argv: list[str], default: Options |
 
 _RULE = re.compile("[─-]{3}")
 """The frame of a box, whose top has its title, or a line across it; with and without Unicode."""
+_NO_NUMBER = re.compile(r"Error parsing (--[\w.-]+).*(?:string to (float)|int\(\) with base 10): ('.*')")
+_UNKNOWN = re.compile(r"Unrecognized options: (--[\w.-]+)")
 
 
 def _one_line(boxed: str) -> str:
-    """What tyro prints in a box of several lines: the mistake, and the nearest option where it names one."""
+    """What tyro prints in a box of several lines: the mistake, and the nearest option where it names some."""
     lines = [line.strip(" │|") for line in boxed.splitlines() if line.strip()]
     parts = [" ".join(part) for ruled, part in groupby(lines, lambda line: bool(_RULE.search(line))) if not ruled]
     # Without Unicode the title is a line of its own, above the first rule.
     wrong = parts[0 if _RULE.search(lines[0]) or len(parts) == 1 else 1]
-    nearest = re.search(r"Perhaps you meant:\s*(--[\w.-]+)", " ".join(lines))
-    return f"{wrong}; did you mean {nearest[1]}?" if nearest else wrong
+    if number := _NO_NUMBER.search(wrong):
+        return f"{number[1]} {number[3]}: expected a {'number' if number[2] else 'whole number'}"
+    if (unknown := _UNKNOWN.search(wrong)) is None:
+        return wrong
+    # tyro's order prefers options with more words; those that are nearest letter by letter are few.
+    offered = [name for line in lines if line.startswith("--") for name in re.findall(r"--\w[\w.-]*", line)]
+    nearness = {name: difflib.SequenceMatcher(None, unknown[1], name).ratio() for name in offered}
+    nearest = [name for name, ratio in nearness.items() if ratio == max(nearness.values())]
+    return f"{wrong}; did you mean {' or '.join(nearest)}?" if nearest else wrong
 
 
 def checked(section: AnySection) -> AnySection:

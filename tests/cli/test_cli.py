@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import magi
 from magi.cli import main as cli
 from magi.cli.assemble import autoencoder, build_model
 from magi.cli.data import parse_worker
@@ -388,7 +389,20 @@ def test_words_of_options() -> None:
     ("words", "expected"),
     [
         (["train", "digits", "--training.stepz", "3"], "did you mean --training.steps?"),
-        (["train", "digits", "--training.steps", "many"], "--training.steps"),
+        (["train", "digits", "--training.step", "3"], "did you mean --training.steps?"),
+        (["train", "digits", "--training.step=3"], "did you mean --training.steps?"),
+        (["train", "digits", "--steps", "3"], "did you mean --sampling.steps or --training.steps?"),
+        (["train", "digits", "--training.micro-batches", "3"], "did you mean --training.micro-batch?"),
+        (["train", "digits", "--nothing-like-it", "3"], "error: Unrecognized options: --nothing-like-it, 3 ("),
+        (["sample", "demo", "out", "--frame", "3"], "did you mean --frames?"),
+        (["train", "digits", "--training.steps", "many"], "error: --training.steps 'many': expected a whole number ("),
+        (["train", "digits", "--training.steps", "1e3"], "error: --training.steps '1e3': expected a whole number ("),
+        (["sample", "demo", "out", "--iterations", "x"], "error: --iterations 'x': expected a whole number ("),
+        (["sample", "demo", "out", "--sampling.guidance", "1,5"], "--guidance '1,5': expected a number ("),
+        (
+            ["train", "digits", "--training.learning-rate", "high"],
+            "--training.learning-rate 'high': expected a number (",
+        ),
         (["sample", "demo"], "OUT"),
     ],
 )
@@ -396,3 +410,8 @@ def test_a_wrong_option_is_one_line(words: list[str], expected: str, capsys: pyt
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and expected in said.err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"magi {magi.__version__}\n"

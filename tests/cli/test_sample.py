@@ -84,7 +84,10 @@ def test_a_wrong_setting_is_one_line(
     pipeline: MagiPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, line in (
-        (("--sampling.guidanc", 3), "error: Unrecognized options: --sampling.guidanc, 3; did you mean --guidance?"),
+        (
+            ("--sampling.guidanc", 3),
+            "error: Unrecognized options: --sampling.guidanc, 3; did you mean --sampling.guidance?",
+        ),
         (("--sampling.steps", 1), "sampling: steps: Input should be greater than or equal to 2 (got 1)"),
         (("--sampling.solver", "euler"), "--sampling.solver"),
     ):
