@@ -13,6 +13,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import av.video.stream
 import numpy as np
 
 from magi.data.decoding.containers import declared_end
+from magi.data.decoding.damage import watched_decoding
 from magi.data.decoding.frames import (
     ADJUSTMENTS,
     DEINTERLACED,
@@ -98,48 +100,72 @@ def _check_bytes(path: Path) -> None:
         raise Rejection("playlist_refused", "is a playlist that names other files")
 
 
+class _Seen:
+    """What is kept of the frames of a file while it is decoded once."""
+
+    def __init__(self) -> None:
+        self.times: list[int | None] = []
+        self.checksums: list[int] = []
+        self.has_b_frames = self.interlaced = False
+        self.shape: tuple[int, int, Orientation] | None = None
+
+    def add(self, frame: av.VideoFrame, aspect: Fraction, gray: Reformatter, limits: DecodeLimits) -> None:
+        """Take note of the next frame; ``Rejection`` where it is not like the first, or one too many."""
+        before, self.shape = self.shape, (*displayed_size(frame, aspect), orientation_of(frame))
+        _check_pixels(*self.shape[:2], limits)
+        if before not in (None, self.shape):
+            raise Rejection("size_changed", f"frame {len(self.times)} has another size or rotation than the first")
+        if len(self.times) == limits.frames:
+            raise Rejection("too_many_frames", f"has more than {limits.frames} frames")
+        self.times.append(frame.pts)
+        self.checksums.append(_checksum(frame, gray))
+        self.has_b_frames |= frame.pict_type == av.video.frame.PictureType.B
+        self.interlaced |= frame.interlaced_frame
+
+
 def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
-    gray = Reformatter()
-    times: list[int | None] = []
-    checksums: list[int] = []
-    has_b_frames = interlaced = False
-    shape: tuple[int, int, Orientation] | None = None
-    with open_video(path) as (container, stream):
+    gray, seen = Reformatter(), _Seen()
+    with open_video(path) as (container, stream), watched_decoding() as watch:
         is_avi, aspect = container.format.name == "avi", pixel_aspect(stream)
         _check_pixels(stream.codec_context.height, stream.codec_context.width, limits)
         for frame in container.decode(stream):
-            before, shape = shape, (*displayed_size(frame, aspect), orientation_of(frame))
-            _check_pixels(*shape[:2], limits)
-            if before not in (None, shape):
-                raise Rejection("size_changed", f"frame {len(times)} has another size or rotation than the first")
-            if len(times) == limits.frames:
-                raise Rejection("too_many_frames", f"has more than {limits.frames} frames")
-            times.append(frame.pts)
-            checksums.append(_checksum(frame, gray))
-            has_b_frames |= frame.pict_type == av.video.frame.PictureType.B
-            interlaced |= frame.interlaced_frame
-        time_base = float(stream.time_base or 0)
-        rate = float(stream.average_rate or 0)
+            if fault := watch.fault(frame):
+                raise _damage(path, len(seen.times), fault)
+            seen.add(frame, aspect, gray, limits)
+        fault = watch.fault(None)
+        times, shape = seen.times, seen.shape
+        time_base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
         # Some AVI writers leave a wrong size behind, so there the number of frames must tell the same.
         complete = is_avi and len(times) >= stream.frames
-        adjusted = _adjustments(container, stream, shape[2], interlaced) if shape else ()
-    if not complete and declared_end(path) > os.path.getsize(path):
-        raise Rejection("truncated", f"ends early: {os.path.getsize(path)} of {declared_end(path)} bytes")
+        adjusted = _adjustments(container, stream, shape[2], seen.interlaced) if shape else ()
+    if not complete and (truncated := _truncation(path)):
+        raise truncated
+    if fault:
+        raise _damage(path, len(times), fault)
     if shape is None:
         raise Rejection("no_frames", "holds no frame that can be decoded")
     if len(times) == 1:
         raise Rejection("single_frame", "holds a single frame")
-    pts = None if is_avi and has_b_frames else _pts_table(times)
+    pts = None if is_avi and seen.has_b_frames else _pts_table(times)
     if pts is not None:
         rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base) if time_base else rate
-        pts = pts if _seek_is_exact(path, pts, checksums, gray) else None
-    height, width, orientation = shape
-    if orientation.transposed:
-        height, width = width, height
+        pts = pts if _seek_is_exact(path, pts, seen.checksums, gray) else None
+    height, width = shape[1::-1] if shape[2].transposed else shape[:2]
     probe = VideoProbe(len(times), height, width, round(rate, 6), pts, adjusted=adjusted)
-    if interlaced:
+    if seen.interlaced:
         _check_deinterlacing(path, probe)
     return probe
+
+
+def _truncation(path: Path) -> Rejection | None:
+    """The reason to give where a file ends before its container says that it does."""
+    end, size = declared_end(path), os.path.getsize(path)
+    return Rejection("truncated", f"ends early: {size} of {end} bytes") if end > size else None
+
+
+def _damage(path: Path, number: int, fault: str) -> Rejection:
+    """The reason for what FFmpeg has said; NOTE: some codecs are a few frames ahead of the number."""
+    return _truncation(path) or Rejection("damaged", f"is damaged at about frame {number} ({fault}); copy it again")
 
 
 def _check_deinterlacing(path: Path, probe: VideoProbe) -> None:
@@ -209,11 +235,11 @@ def _explain(path: Path, error: Exception) -> RejectedFile:
     if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError):
         return RejectedFile("unreadable", one_line(error))
     try:
-        end, size = declared_end(path), os.path.getsize(path)
+        end, truncated = declared_end(path), _truncation(path)
     except OSError as changed:
         return RejectedFile("changed_on_disk", one_line(changed))
-    if end > size:
-        return RejectedFile("truncated", f"ends early: {size} of {end} bytes")
+    if truncated:
+        return RejectedFile(truncated.reason, str(truncated))
     if end == 0:
         return RejectedFile("not_a_video", "is no mp4, mov, avi, mkv or webm file inside")
     return RejectedFile("decode_error", one_line(error))

@@ -1,0 +1,90 @@
+"""Damage in the middle of a stream is noticed, as far as the codec lets its decoder notice; a cut is none."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from magi.data.decoding.damage import DamageWatch
+from magi.data.decoding.frames import read_frames
+from magi.data.decoding.probe import DecodeLimits, RejectedFile, probe_file
+from tests.fakes.numbered_videos import VP9, good, write
+
+FRAMES, TRIES = 48, 8
+TEXTURE = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
+
+
+def moving_texture(number: int) -> np.ndarray:
+    """Two layers that move against each other: hard to code, so that 4 kB lie within a few frames."""
+    return TEXTURE[number : number + 128, number : number + 192] // 3 + TEXTURE[50 - number :, 100:][:128, :192] // 3
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "h264.mp4": {},
+    "h264.mkv": {},
+    "mpeg4.mp4": {"codec": "mpeg4", "options": {"b": "2M"}},
+    "mpeg4.avi": {"codec": "mpeg4", "b_frames": 0, "options": {"b": "2M"}},
+    "mpeg2.mkv": {"codec": "mpeg2video", "options": {"b": "2M"}},
+    "av1.mp4": {"codec": "libsvtav1", "b_frames": 0, "options": {"preset": "12", "svtav1-params": "lp=1"}},
+    "hevc.mkv": {"codec": "libx265", "options": {"preset": "ultrafast", "x265-params": "log-level=none"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "b_frames": 0, "options": {**VP9, "b": "800k"}},
+}
+NOTICED = {name: TRIES for name in KINDS} | {"av1.mp4": TRIES // 2, "hevc.mkv": TRIES // 2, "vp9.webm": 1}
+"""At least; AV1, HEVC and VP9 take some of any bytes for a picture."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_4_kilobytes_overwritten_in_the_middle_are_noticed(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, count=FRAMES, draw=moving_texture, **KINDS[name])
+    content, choose = path.read_bytes(), random.Random(name)
+    assert len(content) > 30_000 and good(path).frames == FRAMES
+    reasons = Counter[str]()
+    for _ in range(TRIES):
+        at = int(len(content) * choose.uniform(0.3, 0.7))
+        path.write_bytes(content[:at] + choose.randbytes(4096) + content[at + 4096 :])
+        outcome = probe_file(path, DecodeLimits())
+        reasons[outcome.reason if isinstance(outcome, RejectedFile) else "good"] += 1
+        if not isinstance(outcome, RejectedFile):  # what is not noticed is at least the same however it is reached
+            numbers = sorted(choose.sample(range(outcome.frames), 6))
+            from_start = read_frames(path, range(outcome.frames), outcome)
+            assert np.array_equal(read_frames(path, numbers, outcome), from_start[numbers])
+    assert set(reasons) <= {"damaged", "decode_error", "good"}
+    assert reasons["damaged"] + reasons["decode_error"] >= NOTICED[name], reasons
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "mpeg2.mkv", "hevc.mkv"])
+def test_a_video_that_was_cut_between_keyframes_is_not_damaged(tmp_path: Path, name: str) -> None:
+    """Cutting without encoding leaves frames at the start that no player shows."""
+    path = write(tmp_path / f"whole-{name}", count=FRAMES, draw=moving_texture, **KINDS[name])
+    with av.open(path) as whole, av.open(tmp_path / name, "w") as cut:
+        stream = whole.streams.video[0]
+        copied = cut.add_stream_from_template(stream)
+        for number, packet in enumerate(whole.demux(stream)):
+            if packet.dts is not None and number >= 7:
+                packet.stream = copied
+                cut.mux(packet)
+    probe = good(tmp_path / name)
+    assert 0 < probe.frames < FRAMES
+    shown = read_frames(tmp_path / name, [probe.frames - 1], probe)
+    assert np.array_equal(shown, read_frames(path, [FRAMES - 1], good(path)))
+
+
+def test_what_is_said_of_the_first_frame_or_is_harmless_is_no_damage() -> None:
+    log = [(16, "mjpeg", "odd header at 12\n")]
+    watch = DamageWatch(log)
+    assert watch.fault(None) == ""
+    log.append((16, "mjpeg", "odd header at 907\n"))
+    log.append((16, "h264", "mmco: unref short failure\n"))
+    assert watch.fault(None) == "" and not log
+    log.append((16, "h264", "error while decoding MB 3 4\n"))
+    assert watch.fault(None) == "h264: error while decoding MB 3 4"
+
+
+def test_listening_ends_with_the_file(tmp_path: Path) -> None:
+    level = av.logging.get_level()
+    good(write(tmp_path / "good.mp4", count=3))
+    assert av.logging.get_level() == level
