@@ -54,8 +54,7 @@ class DecodeLimits:
     """What one file may cost before it is given up."""
 
     seconds: float = 30.0
-    """Wall-clock time, plus ``seconds_per_megabyte`` of the file, so that long videos have their time."""
-    seconds_per_megabyte: float = 4.0
+    """Wall-clock time, whatever the size: a hostile file names any size it likes."""
     memory_bytes: int = 2 << 30
     """Address space of the decoding process."""
     pixels: int = 40_000_000
@@ -89,7 +88,10 @@ def probe_file(path: Path, limits: DecodeLimits) -> VideoProbe | RejectedFile:
 
 def _check_bytes(path: Path) -> None:
     """Refuse, before FFmpeg sees it, what is no file, empty, or a playlist that names other files."""
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise Rejection("unreadable", one_line(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise Rejection("not_a_regular_file", "is not a regular file")
     if status.st_size == 0:
@@ -232,7 +234,7 @@ def _seek_is_exact(path: Path, pts: Sequence[int], checksums: list[int], gray: R
 
 def _explain(path: Path, error: Exception) -> RejectedFile:
     """The most precise reason for a file that FFmpeg or the disk refused."""
-    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError):
+    if isinstance(error, PermissionError):
         return RejectedFile("unreadable", one_line(error))
     try:
         end, truncated = declared_end(path), _truncation(path)

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
-from magi.data.decoding.frames import one_line
 from magi.data.decoding.probe import (
     DecodeLimits,
     Outcome,
@@ -52,12 +51,7 @@ class DecodingSandbox:
 
     def probe(self, path: Path) -> Outcome:
         """What is in a file, or why it cannot be used; ``RuntimeError`` only if no child can be started at all."""
-        try:
-            size = os.path.getsize(path)
-        except OSError as error:
-            return RejectedFile("unreadable", one_line(error))
-        child = self._running_child()
-        seconds = self.limits.seconds + self.limits.seconds_per_megabyte * size / 1e6
+        child, seconds = self._running_child(), self.limits.seconds
         assert child.stdin is not None
         try:
             child.stdin.write(json.dumps({"path": os.path.abspath(path), "seconds": seconds}).encode() + b"\n")
@@ -67,9 +61,9 @@ class DecodingSandbox:
             answer = b""
         if answer is None:
             self._kill()
-            return RejectedFile("timeout", f"not decoded after {seconds:.0f} seconds")
+            return self._timeout()
         if not answer:
-            return self._exit_reason(seconds)
+            return self._exit_reason()
         outcome = _parse_answer(answer)
         if isinstance(outcome, RejectedFile) and outcome.reason == "memory_limit":
             self._kill()  # what it still holds would be missing for the next file
@@ -103,13 +97,19 @@ class DecodingSandbox:
             line += part
         return bytes(line)
 
-    def _exit_reason(self, seconds: float) -> RejectedFile:
+    def _timeout(self) -> RejectedFile:
+        detail = (
+            f"not decoded after {self.limits.seconds:g} seconds; 'magi data index --seconds-per-file' gives it more"
+        )
+        return RejectedFile("timeout", detail)
+
+    def _exit_reason(self) -> RejectedFile:
         assert self._child is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(timeout=5)  # it has closed its end already: dying, not running
         code = self._kill()
         if code == -signal.SIGALRM:
-            return RejectedFile("timeout", f"not decoded after {seconds:.0f} seconds")
+            return self._timeout()
         died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return RejectedFile("decoder_crashed", f"the decoder died with {died}")
 

@@ -17,6 +17,7 @@ from magi.data.decoding.frames import VideoProbe
 from magi.data.decoding.probe import DecodeLimits, Outcome, RejectedFile
 from magi.data.decoding.sandbox import DecodingSandbox, probe_safely
 from magi.data.video_writer import write_mp4
+from tests.fakes.numbered_videos import write
 
 
 def moving_square(frames: int) -> np.ndarray:
@@ -75,13 +76,24 @@ def test_a_hang_is_killed_and_the_next_file_is_decoded(decoding: DecodingSandbox
     assert is_good(decoding.probe(video))
     hanging, starts = child_id(decoding), decoding.starts
     os.kill(hanging, signal.SIGSTOP)
-    decoding.limits = DecodeLimits(seconds=0.3, seconds_per_megabyte=0)
+    decoding.limits = DecodeLimits(seconds=0.3)
     outcome = decoding.probe(video)
     decoding.limits = DecodeLimits()
     assert isinstance(outcome, RejectedFile) and outcome.reason == "timeout"
     with pytest.raises(ProcessLookupError):
         os.kill(hanging, 0)
     assert is_good(decoding.probe(video)) and decoding.starts == starts + 1
+
+
+def test_a_large_file_gets_no_more_time_than_a_small_one(video: Path, tmp_path: Path) -> None:
+    """8 GB of zeros behind the video, which take no room on the disk, are looked through to their end."""
+    sparse = tmp_path / "sparse.avi"
+    write(sparse, "mpeg4", b_frames=0)
+    os.truncate(sparse, 8 << 30)
+    with DecodingSandbox(DecodeLimits(seconds=0.5)) as impatient:
+        outcome = impatient.probe(sparse)
+    assert isinstance(outcome, RejectedFile) and outcome.reason == "timeout"
+    assert "0.5 seconds" in outcome.detail and "--seconds-per-file" in outcome.detail
 
 
 def test_a_child_that_died_between_two_files_is_replaced(decoding: DecodingSandbox, video: Path) -> None:
