@@ -85,6 +85,12 @@ class ModelConfig(Section):
     class_tokens: int = Field(
         64, ge=1, description="condition tokens that carry the class (the paper leaves this open)"
     )
+    actions: int = Field(
+        0,
+        ge=0,
+        description="numbers of an action, or kinds of action where it is one of several (not in the paper); 0 is a "
+        "model without actions",
+    )
     interval_vocabulary: int = Field(25, ge=1, description="size of the interval embedding, intervals 1..25")
     noise_levels: int = Field(5, ge=1, description="noise levels of the observation frames, 1..5")
     noise_max: float = Field(0.7, ge=0, description="largest amplitude of the noise on observation frames")
@@ -145,6 +151,7 @@ class TrainingConfig(Section):
     mask_ratio_std: float = Field(0.25, gt=0, description="of the same")
     mask_ratio_min: float = Field(0.7, ge=0, le=1, description="of the same; its maximum is 1")
     class_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained with the null class")
+    action_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained without their actions")
     seed: int = Field(0, ge=0, description="of initial weights, data order, masks and noise")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

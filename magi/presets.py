@@ -63,6 +63,41 @@ def digits() -> Config:
     )
 
 
+def world_platform() -> Config:
+    """The platform world under its six actions (`magi data world platform`), 64x64 at 15 frames a second.
+
+    As ``digits`` (not in the paper), with four masked views of a clip, one interval, and few steps at a low
+    temperature: what follows from an action is certain. Made by runs/world.sh.
+    """
+    return Config(
+        data=DataConfig(
+            root="build/platform",
+            frames=16,
+            height=64,
+            width=64,
+            interval_min=1,
+            interval_max=1,
+            sample_posterior=False,
+        ),
+        vae=VaeConfig(name="small", weights="build/platform/vae"),
+        model=size("tiny", frames=16, actions=6, dropout=0.0, noise_max=0.35),
+        training=TrainingConfig(
+            steps=6000,
+            batch=16,
+            masked_views=4,
+            learning_rate=1e-3,
+            warmup_steps=200,
+            cooldown_steps=1500,
+            ema_decay=0.999,
+            precision="auto",
+            log_every=20,
+            checkpoint_every=250,
+            sample_every=1000,
+        ),
+        sampling=SamplingConfig(iterations=2, steps=12, temperature=0.5, longer="window", window_keep=8),
+    )
+
+
 @dataclass(frozen=True)
 class VideoSet:
     """Facts of a published data set: how many videos a preset trains on, and frames of a video on average."""
@@ -180,6 +215,7 @@ PAPER: dict[str, VideoSet] = {
 
 PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
+    "world-platform": world_platform,
     "ucf101-sd": ucf101_sd,
     "ucf101-cosmos": ucf101_cosmos,
     "ucf101-cosmos-class": ucf101_cosmos_class,

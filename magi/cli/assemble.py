@@ -80,8 +80,10 @@ def build_model(config: Config, latent: LatentShape) -> "Magi":
 def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) -> "ClipDataset | LatentDataset":
     """The clips of ``data.root``, a folder of videos (indexed if it is not yet) or of latents, whitened as by ``vae``.
 
-    ``ValueError`` where the number of classes is not the model's.
+    ``ValueError`` where the number of classes is not the model's, or of actions; videos without usable actions are left
+    out with a warning.
     """
+    from magi.data.actions import with_actions
     from magi.data.clips import ClipDataset
     from magi.data.index.index import open_index
     from magi.latents.dataset import LatentDataset, is_latents
@@ -93,10 +95,19 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
     if is_latents(root):
         latents = LatentDataset(root, config.data, seed, vae.id, vae.normalization)
         check_classes(config, latents.classes)
+        if config.model.actions not in (0, latents.header.actions):
+            raise ValueError(
+                f"model.actions {config.model.actions}: {root} has {latents.header.actions or 'no'} actions; "
+                f"set --model.actions {latents.header.actions}"
+            )
         return latents
     index = open_index(config.data, report)
     check_classes(config, index.classes)
-    return ClipDataset(index, config.data, seed)
+    if config.model.actions:
+        index, reasons = with_actions(index, config.model.actions, config.data.max_bad_fraction)
+        if reasons:
+            warnings.warn(f"{len(reasons)} videos left out; {reasons[0]}", stacklevel=2)
+    return ClipDataset(index, config.data, seed, config.model.actions)
 
 
 def choose_normalization(

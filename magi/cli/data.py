@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -202,6 +202,9 @@ class EncodeOptions:
     """of their starts and intervals"""
     dtype: Literal["float16", "float32"] = "float16"
     """of latents on disk"""
+    actions: int | None = None
+    """numbers of an action, read from the track beside each video (NAME.actions.npy, .csv, .jsonl, or NAME.json); by
+    default what the first track says, 0 reads none"""
     worker: str = "0/1"
     """i/N: take every N-th shard from the i-th on"""
     max_bad_fraction: float = 0.01
@@ -237,14 +240,31 @@ def encode(words: list[str]) -> None:
         dtype=options.dtype,
         seed=options.seed,
     )
-    index = _opened_index(data, worker)
+    index, actions = _with_actions(_opened_index(data, worker), options.actions, data.max_bad_fraction)
+    settings = replace(settings, actions=actions)
     with progress("encoding videos", "videos") as report:
         written = write_latents(index, options.out, data, vae, settings, worker, report)
     print(f"{options.out}: {written} shards written")
     chosen = "" if vae.temporal_stride == 1 else (
         f" --data.frames {data.frames} --data.interval-min {data.interval_min} --data.interval-max {data.interval_max}"
     )  # fmt: skip
-    print(f"train on it with: --data.root {options.out}{chosen}")
+    print(f"train on it with: --data.root {options.out}{chosen}" + (f" --model.actions {actions}" if actions else ""))
+
+
+def _with_actions(index: "VideoIndex", asked: int | None, max_bad_fraction: float) -> "tuple[VideoIndex, int]":
+    """The videos that are encoded, and the numbers of an action; the others are named."""
+    from magi.data.actions import found_actions, with_actions
+
+    actions = found_actions(index) if asked is None else asked
+    if actions < 0:
+        raise ValueError(f"--actions {actions}: expected at least 0")
+    if not actions:
+        return index, 0
+    index, reasons = with_actions(index, actions, max_bad_fraction)
+    print(f"actions {actions} numbers, {len(index.videos)} videos with them")
+    for reason in reasons[:SHOWN]:
+        print(f"skipped {reason}")
+    return index, actions
 
 
 def _opened_index(data: DataConfig, worker: tuple[int, int]) -> "VideoIndex":

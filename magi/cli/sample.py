@@ -45,6 +45,8 @@ class SampleOptions:
     """class of the videos"""
     interval: int = 1
     """frame interval that the model is conditioned on, and at which the context is read"""
+    actions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """what leads to each frame, of a model with actions: .npy, .csv, .jsonl, or a world's .json; entry 0 is not used"""
     speed: Speed = "full"
     """full is the model's config; fast halves the denoising steps and costs quality"""
     sampling: SamplingChanges = field(default_factory=lambda: SamplingChanges({}))
@@ -77,9 +79,12 @@ def sample(argv: list[str]) -> None:
     context = None
     if options.context is not None:
         context = read_context(options.context, options.context_frames, options.interval, pipeline.config.data)
+    actions = None
+    if options.actions is not None:
+        actions = _read_actions(options.actions, pipeline.config.model.actions, options.frames)
     began = time.monotonic()
     with progress("generating frames", "frames") as report:
-        videos = _generate(pipeline, options, settings, context, report, began)
+        videos = _generate(pipeline, options, settings, context, actions, report, began)
     _write(options, videos, context)
 
 
@@ -137,11 +142,23 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     return ContextVideo(fit_frames(video_THWC, size.height, size.width), max(1.0, probe.fps / interval))
 
 
+def _read_actions(path: Path, count: int, frames: int) -> "np.ndarray":
+    """Rows of the track of a video; ``ValueError`` for a missing file or a model without actions."""
+    from magi.data.actions import read_track
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file (--actions)")
+    if not count:
+        raise ValueError("--actions: this model has no actions; leave it out")
+    return read_track(path, count, frames)
+
+
 def _generate(
     pipeline: "MagiPipeline",
     options: SampleOptions,
     settings: SamplingConfig,
     context: ContextVideo | None,
+    actions: "np.ndarray | None",
     report: Report,
     began: float,
 ) -> "list[np.ndarray]":
@@ -160,6 +177,7 @@ def _generate(
             labels=options.label,
             interval=options.interval,
             seeds=seeds,
+            actions=actions,
             sampling=settings,
         ):
             frames.append(frame_BHWC.numpy())

@@ -8,7 +8,7 @@ This module knows no files' insides, latents, batches or models.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from magi.config import DataConfig
+from magi.data.actions import actions_between, video_track
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
@@ -35,6 +36,8 @@ class Clip:
     """Number of the class; None for a video outside class folders."""
     sample: int
     """Sample number that it was drawn with; -1 for a clip that was chosen, not drawn."""
+    actions_TA: np.ndarray | None = None
+    """Of a data set with actions: float32, row t led from frame t - 1 to frame t; NaN is no action."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,13 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 class ClipDataset:
-    """Map-style dataset of drawn clips for a plain ``DataLoader``; takes any sample number >= 0 and holds no state."""
+    """Map-style dataset of drawn clips for a plain ``DataLoader``; takes any sample number >= 0 and holds no state.
 
-    def __init__(self, index: VideoIndex, config: DataConfig, seed: int) -> None:
-        self.index, self.config = index, config
+    With ``actions`` above 0 each clip has rows of so many numbers, from the track beside its video.
+    """
+
+    def __init__(self, index: VideoIndex, config: DataConfig, seed: int, actions: int = 0) -> None:
+        self.index, self.config, self.actions = index, config, actions
         self.draws = ClipSampler(index.frame_counts(), config, seed)
 
     @property
@@ -125,7 +131,11 @@ class ClipDataset:
 
     def __getitem__(self, sample: int) -> Clip:
         draw = self.draws.draw(sample)
-        return read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
+        clip = read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
+        if not self.actions:
+            return clip
+        track_FA = video_track(self.index.root, self.index.videos[draw.video], self.actions)
+        return replace(clip, actions_TA=actions_between(track_FA, draw.start, self.config.frames, draw.interval))
 
 
 def read_clip(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from magi.config import DataConfig, LatentShape
+from magi.data.actions import actions_between
 from magi.data.clips import ClipDraw, ClipSampler, epoch_order
 from magi.errors import DataError
 from magi.latents.files import (
@@ -48,6 +49,8 @@ class LatentClip:
     label: int | None
     sample: int
     """Sample number that it was drawn with."""
+    actions_TA: NDArray[np.float32] | None = None
+    """As ``magi.data.clips.Clip``, a row a latent frame."""
 
 
 class LatentDataset:
@@ -118,7 +121,19 @@ class LatentDataset:
                 f"{self.folder}: latents of {self._path(draw.video)} are not finite; delete the folder and {AGAIN}"
             )
         label = int(self._table.label_V[draw.video])
-        return LatentClip(latents_TCHW.numpy(), draw.interval, None if label < 0 else label, sample)
+        return LatentClip(
+            latents_TCHW.numpy(), draw.interval, None if label < 0 else label, sample, self._actions(shard, draw)
+        )
+
+    def _actions(self, shard: ShardTensors, draw: ClipDraw) -> NDArray[np.float32] | None:
+        """What led to each frame of the clip."""
+        if shard.actions_FA is None:
+            return None
+        rows_FA = shard.actions_FA.numpy()
+        first = int(self._table.first_V[draw.video]) + draw.start
+        if self.header.by_clips:
+            return np.array(rows_FA[first : first + self._shape[0]])
+        return actions_between(rows_FA, first, self._shape[0], draw.interval)
 
     def _cut(self, latents_FCHW: torch.Tensor, draw: ClipDraw) -> torch.Tensor:
         """latents_TCHW float32, a copy; only the frames of the clip are touched."""

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magi.config import DataConfig
+from magi.data.actions import actions_between, pooled, video_track
 from magi.data.clips import check_unchanged, clip_span, draw_clip, fit_frames, read_clip
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
@@ -56,6 +57,8 @@ class EncodeSettings:
     dtype: str = "float16"
     seed: int = 0
     """Of the starts and intervals of these clips."""
+    actions: int = 0
+    """Numbers of an action, read from the track beside each video; 0 reads none."""
 
 
 def write_latents(
@@ -128,6 +131,7 @@ class _Job:
             videos=len(index.videos),
             videos_per_shard=settings.videos_per_shard,
             source=_source(index),
+            actions=settings.actions,
         )
 
     def write_shard(self, shard: int, videos: Mapping[int, VideoRecord], on_video: Callable[[int], None]) -> None:
@@ -135,6 +139,7 @@ class _Job:
         header, statistics = self.header, ChannelStatistics(self.header.channels)
         size, dtype = (0, header.channels, header.latent_height, header.latent_width), getattr(torch, header.dtype)
         means, stds, encoded = [torch.empty(size, dtype=dtype)], [torch.empty(size, dtype=dtype)], []
+        actions = [torch.empty(0, header.actions)]
         for done, (number, record) in enumerate(videos.items(), start=1):
             check_unchanged(self.index, record)
             clips = self._choose_clips(number, record)
@@ -142,11 +147,15 @@ class _Job:
                 statistics.add(posterior.mean_BTCHW, posterior.std_BTCHW)
                 means.append(self._stored(posterior.mean_BTCHW, record))
                 stds.append(self._stored(posterior.std_BTCHW, record))
+            if header.actions:
+                actions += self._actions(record, clips)
             encoded.append(EncodedVideo(record.path, record.label, record.frames, clips))
             on_video(done)
         tensors = {"mean": torch.cat(means)}
         if any(std.any() for std in stds):
             tensors["std"] = torch.cat(stds)
+        if header.actions:
+            tensors["actions"] = torch.cat(actions)
         path = tensors_path(self.out, shard)
         for stale in (*self.out.glob(f".{path.name}.*"), *self.out.glob(f".{path.stem}.jsonl.*")):
             stale.unlink(missing_ok=True)  # what a kill has left of this very shard
@@ -164,6 +173,14 @@ class _Job:
         seed = bits(self.settings.seed, ENCODED_KEY)
         draws = (draw_clip(seed, number * count + k, number, record.frames, config) for k in range(count))
         return [[draw.start, draw.interval] for draw in draws]
+
+    def _actions(self, record: VideoRecord, clips: list[list[int]]) -> list[Tensor]:
+        """What led to each latent frame, of each clip or of the whole video."""
+        rows_FA = video_track(self.index.root, record, self.header.actions)
+        if not self.header.by_clips:
+            return [torch.from_numpy(rows_FA)]
+        of_clips = (actions_between(rows_FA, start, self.config.frames, interval) for start, interval in clips)
+        return [torch.from_numpy(pooled(rows_TA, self.header.latent_frames)) for rows_TA in of_clips]
 
     def _posteriors(self, number: int, record: VideoRecord, clips: list[list[int]]) -> Iterator[Posterior]:
         """Of each clip, or of the frames of a whole video, a batch at a time; in the units of the autoencoder."""

@@ -9,6 +9,7 @@ videos in the order of their latents and the statistics of each channel. There a
 
 The tensors ``mean`` and ``std`` (frames, C, H, W) are the posterior in the units of the autoencoder, of all videos of
 a shard one after another. A standard deviation that is zero throughout (a deterministic autoencoder) is left out.
+``actions`` (frames, A) float32, where the videos have them, are what led to each latent frame; NaN is no action.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from magi.errors import DataError
 from magi.vae.normalization import ChannelStatistics, Normalization
 
 HEADER_NAME = "magi-latents.json"
-FORMAT = 3
+FORMAT = 4
 FIT = "cover, centre crop, bicubic"
 """How frames get their size (``magi.data.clips.fit_frames``)."""
 AGAIN = "run 'magi encode' again"
@@ -56,6 +57,8 @@ class LatentHeader:
     videos_per_shard: int
     source: str
     """Digest of the list of videos."""
+    actions: int
+    """Numbers of an action (``magi.data.actions``); 0 where the latents have none."""
 
     @property
     def by_clips(self) -> bool:
@@ -184,6 +187,7 @@ class ShardTensors:
 
     mean_FCHW: torch.Tensor
     std_FCHW: torch.Tensor | None
+    actions_FA: torch.Tensor | None
 
 
 def map_shard(folder: Path, number: int, header: LatentHeader, frames: int) -> ShardTensors:
@@ -195,12 +199,14 @@ def map_shard(folder: Path, number: int, header: LatentHeader, frames: int) -> S
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); {AGAIN}") from None
-    wanted = (frames, header.channels, header.latent_height, header.latent_width)
-    dtype = getattr(torch, header.dtype)
-    names = {name for name, tensor in tensors.items() if tuple(tensor.shape) == wanted and tensor.dtype == dtype}
-    if "mean" not in names or names != set(tensors) or not names <= {"mean", "std"}:
+    latents = ((frames, header.channels, header.latent_height, header.latent_width), getattr(torch, header.dtype))
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"mean": latents, "std": latents}
+    if header.actions:
+        expected["actions"] = ((frames, header.actions), torch.float32)
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    if found != {name: value for name, value in expected.items() if name != "std" or "std" in found}:
         raise DataError(f"{path}: damaged, it does not hold what {lines_path(folder, number).name} says; {AGAIN}")
-    return ShardTensors(tensors["mean"], tensors.get("std"))
+    return ShardTensors(tensors["mean"], tensors.get("std"), tensors.get("actions"))
 
 
 def measured_normalization(header: LatentHeader, shards: list[Shard]) -> Normalization:

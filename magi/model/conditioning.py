@@ -1,7 +1,7 @@
 """Conditions of a clip, constant or one a frame, as condition tokens and added embeddings (paper section 3).
 
-The noise level is one extra token prepended to every frame; the class is ``class_tokens`` more; the interval is added
-to all hidden states. A new condition, such as an action, is a field of ``Conditions``, its embedding in
+The noise level is one extra token prepended to every frame; the class is ``class_tokens`` more; the action one more,
+and added to all hidden states, as the interval is. A new condition is a field of ``Conditions``, its embedding in
 ``Conditioning``, and its null value in ``Conditions.null``; everything else passes conditions on as a whole.
 """
 
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of B clips: ``interval_B`` (1..vocabulary), ``noise_level_B`` (1..levels), ``label_B``.
+    """Conditions of B clips: ``interval_B`` (1..vocabulary), ``noise_level_B`` (1..levels), ``label_B``, ``action_BA``.
 
-    Labels are 0..classes-1, or ``classes`` for the null label; None for a model without classes. Each field is (B,),
-    constant over the clip, or (B, T), one value a latent frame. The value of frame t is what leads to that frame: an
-    action would be what was pressed between frames t - 1 and t. Frame t is predicted under it, and observed under it
-    once it is finished, so the history never depends on what comes next.
+    Labels are 0..classes-1, or ``classes`` for the null label; None for a model without classes. Actions are rows of
+    ``action_rows``; None for a model without actions. Each field has a value a clip, constant over it (B, ...), or one
+    a latent frame (B, T, ...). The value of frame t is what leads to that frame: its action was pressed between frames
+    t - 1 and t. Frame t is predicted under it, and observed under it once it is finished, so the history never depends
+    on what comes next.
     """
 
     interval_B: Tensor
     noise_level_B: Tensor
     label_B: Tensor | None = None
+    action_BA: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -40,7 +42,8 @@ class Conditions:
     @property
     def frames(self) -> int | None:
         """T, the number of frames that conditions are given for; None where all are constant."""
-        return max((values.shape[1] for values in self._given().values() if values.ndim == 2), default=None)
+        given = self._given().items()
+        return max((values.shape[1] for name, values in given if self._varies(name, values)), default=None)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
         """The same conditions with ``function`` applied to every tensor, such as a copy to a device."""
@@ -53,16 +56,36 @@ class Conditions:
 
     def null(self, config: ModelConfig) -> Conditions:
         """The same conditions without what guidance strengthens: its unconditional half."""
-        assert self.label_B is not None, "a model without classes has no null label"
-        return replace(self, label_B=torch.full_like(self.label_B, config.classes))
+        assert self.can_guide, "a model without classes and actions has nothing to leave out"
+        label_B, action_BA = self.label_B, self.action_BA
+        return replace(
+            self,
+            label_B=None if label_B is None else torch.full_like(label_B, config.classes),
+            action_BA=None if action_BA is None else no_action(action_BA),
+        )
+
+    @property
+    def can_guide(self) -> bool:
+        """Whether there is something that guidance can strengthen."""
+        return self.label_B is not None or self.action_BA is not None
 
     def frame(self, number: int) -> Conditions:
-        """The conditions of one latent frame, all (B,)."""
-        return self.map(lambda values: values if values.ndim == 1 else values[:, number])
+        """The conditions of one latent frame, without an axis of frames."""
+        return self._cut(lambda values: values[:, number])
 
     def between(self, first: int, last: int) -> Conditions:
-        """The conditions of latent frames first..last - 1; what is constant stays (B,)."""
-        return self.map(lambda values: values if values.ndim == 1 else values[:, first:last])
+        """The conditions of latent frames first..last - 1; what is constant stays so."""
+        return self._cut(lambda values: values[:, first:last])
+
+    def _cut(self, function: Callable[[Tensor], Tensor]) -> Conditions:
+        given = self._given().items()
+        cut: dict[str, Any] = {name: function(values) for name, values in given if self._varies(name, values)}
+        return replace(self, **cut)
+
+    @staticmethod
+    def _varies(name: str, values: Tensor) -> bool:
+        """Whether a field has a value a frame; the axes of a name are those of a constant."""
+        return values.ndim > len(name.rpartition("_")[2])
 
     @staticmethod
     def cat(batches: Sequence[Conditions]) -> Conditions:
@@ -74,6 +97,17 @@ class Conditions:
     def _given(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def action_rows(actions: Tensor) -> Tensor:
+    """Actions (..., A), NaN where there is none, as rows (..., A + 1): the last number says that there is none."""
+    absent = actions.isnan().all(dim=-1, keepdim=True)
+    return torch.cat([actions.nan_to_num(0.0), absent.to(actions.dtype)], dim=-1)
+
+
+def no_action(rows: Tensor) -> Tensor:
+    """As many rows that say that there is no action."""
+    return action_rows(torch.full_like(rows[..., :-1], torch.nan))
 
 
 class Conditioning(nn.Module):
@@ -89,11 +123,13 @@ class Conditioning(nn.Module):
         self.interval = nn.Embedding(config.interval_vocabulary, config.width)
         # The row after the last class is the null label (MAR's fake latent).
         self.label = nn.Embedding(config.classes + 1, config.width) if config.classes else None
+        # What is added to all positions, and the token. The mean of several actions has the mean of their embeddings.
+        self.action = nn.Linear(config.actions + 1, 2 * config.width, bias=False) if config.actions else None
 
     @property
     def tokens(self) -> int:
         """K, the number of condition tokens a frame."""
-        return 1 + (self.config.class_tokens if self.label is not None else 0)
+        return 1 + (self.config.class_tokens if self.label is not None else 0) + (self.action is not None)
 
     def forward(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         parts_BFKD = [_by_frame(self.noise_level(conditions.noise_level_B - 1)).unsqueeze(2)]
@@ -101,9 +137,16 @@ class Conditioning(nn.Module):
             assert conditions.label_B is not None, "a model with classes needs a label, or the null label"
             label_BFD = _by_frame(self.label(conditions.label_B))
             parts_BFKD.append(label_BFD.unsqueeze(2).expand(-1, -1, self.config.class_tokens, -1))
+        added_BFD = _by_frame(self.interval(conditions.interval_B - 1))
+        if self.action is not None:
+            assert conditions.action_BA is not None, "a model with actions needs them, or no_action"
+            weight = self.action.weight
+            action_BFD, token_BFD = _by_frame(self.action(conditions.action_BA.to(weight.dtype))).chunk(2, dim=-1)
+            added_BFD = added_BFD + action_BFD
+            parts_BFKD.append(token_BFD.unsqueeze(2))
         frames = max(part.shape[1] for part in parts_BFKD)
         tokens_BFKD = torch.cat([part.expand(-1, frames, -1, -1) for part in parts_BFKD], dim=2)
-        return tokens_BFKD, _by_frame(self.interval(conditions.interval_B - 1))
+        return tokens_BFKD, added_BFD
 
 
 def _by_frame(embedded: Tensor) -> Tensor:

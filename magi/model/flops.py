@@ -39,7 +39,7 @@ def clip_shape(config: ModelConfig, latent: LatentShape, views: int = 1) -> Clip
     """Slots and positions of a clip: S = T - 1 + kT under complete teacher forcing with k views, T under masked."""
     frames, patch = latent.frames, config.patch_size
     tokens = (latent.height // patch) * (latent.width // patch)
-    conditions = 1 + (config.class_tokens if config.classes else 0)
+    conditions = 1 + (config.class_tokens if config.classes else 0) + (config.actions > 0)
     complete = config.teacher_forcing == "complete"
     observed = frames - 1 if complete else 0
     return ClipShape(

@@ -5,7 +5,7 @@ Randomness comes from one generator a video, drawn on the CPU and then moved, so
 rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,9 @@ from magi.model.magi import Magi
 from magi.sampling.frame import plan_frame
 from magi.sampling.prepared import SamplerCache
 
+NextAction = Callable[[int], Tensor]
+"""From the number of a latent frame to the rows (B, A + 1) of ``action_rows`` that lead to it."""
+
 
 def generate(
     model: Magi,
@@ -27,6 +30,7 @@ def generate(
     config: SamplingConfig,
     context_BTCHW: Tensor | None = None,
     samplers: SamplerCache | None = None,
+    next_action: NextAction | None = None,
 ) -> Iterator[Tensor]:
     """Yield latents_BCHW (at least float32) of the generated frames, one by one as they are finished.
 
@@ -34,12 +38,15 @@ def generate(
     above 1 in ``conditions`` also adds noise of that level to every frame that is observed. In "window" mode of a
     context longer than the window only the newest frames are seen. The model is used in evaluation mode and left in
     the mode it was in. A sampler is prepared before the first frame, or taken from ``samplers`` and put back after the
-    last one: the frames are the same. Raises ValueError, before the first frame, for settings that do not fit the
-    model.
+    last one: the frames are the same. ``next_action`` is asked for the action that leads to each latent frame by its
+    number, of the context too, when that frame begins: what is finished never depends on it. Raises ValueError, before
+    the first frame, for settings that do not fit the model.
     """
     _check(model, frames, conditions, generators, config, context_BTCHW)
     plan_frame(model, config)  # raises for more iterations or steps than there are
-    return _frames(model, frames, conditions, generators, config, context_BTCHW, samplers or SamplerCache())
+    return _frames(
+        model, frames, conditions, generators, config, context_BTCHW, samplers or SamplerCache(), next_action
+    )
 
 
 def _frames(
@@ -50,6 +57,7 @@ def _frames(
     config: SamplingConfig,
     context_BTCHW: Tensor | None,
     samplers: SamplerCache,
+    next_action: NextAction | None,
 ) -> Iterator[Tensor]:
     """The frame loop."""
     with evaluating(model):
@@ -57,11 +65,17 @@ def _frames(
         sampler.begin(config, conditions, generators)
     finished_BTNC = None if context_BTCHW is None else model.patchify(context_BTCHW.to(model.mask_token.device))
     done = 0 if finished_BTNC is None else finished_BTNC.shape[1]
-    for _ in range(done, frames):
+    if next_action is not None:
+        with evaluating(sampler.model):
+            for number in range(done):
+                sampler.act(next_action(number))
+    for number in range(done, frames):
         with evaluating(sampler.model):
             # A frame joins the history when the next one needs it, so it is yielded earlier, and the last never does.
             if finished_BTNC is not None:
                 sampler.observe(finished_BTNC)
+            if next_action is not None:
+                sampler.act(next_action(number))
             finished_BTNC = sampler.frame()[:, None]
         try:
             yield model.unpatchify(finished_BTNC.clone()).squeeze(1)
@@ -114,8 +128,10 @@ def _check(
             raise ValueError("context latents: expected at least one frame, or None")
     if done >= frames:
         raise ValueError(f"{frames} latent frames in all leave none to generate after {done} of context; ask for more")
-    if config.guidance != 1 and not model.config.classes:
-        raise ValueError(f"sampling.guidance {config.guidance} needs a model with classes; leave it at 1")
+    if (conditions.action_BA is None) == bool(model.config.actions):
+        raise ValueError(f"conditions must have actions if and only if the model has; it has {model.config.actions}")
+    if config.guidance != 1 and not conditions.can_guide:
+        raise ValueError(f"sampling.guidance {config.guidance} needs a model with classes or actions; leave it at 1")
     if config.longer == "window" and frames > trained and config.window_keep >= trained:
         raise ValueError(
             f"sampling.window_keep {config.window_keep} must be below model.frames {trained}; keep fewer frames"

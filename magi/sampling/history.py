@@ -3,7 +3,9 @@
 Knows the model's passes over a frame and which frames they are given; no masks, no denoising.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,6 +79,7 @@ class History:
         self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
         self.recent_BTNC: Tensor | None = None
         self.finished = 0
+        self.acted: deque[Tensor] = deque(maxlen=self.cache.capacity)
         self.cache.clear()
         self.frame_pass.set_conditions(conditions.frame(0))
         self.frame_pass.set_time(self.time_T[0])
@@ -85,6 +88,15 @@ class History:
     def nbytes(self) -> int:
         """Memory of the cache."""
         return self.cache.stored.nbytes
+
+    def act(self, action_BA: Tensor) -> None:
+        """The action that leads to the next frame, instead of that of the conditions.
+
+        One call a frame, from frame 0 on; those of a context come before it is observed.
+        """
+        self.acted.append(action_BA)
+        self.frame_pass.set_conditions(replace(self.conditions.frame(self.finished), action_BA=action_BA))
+        self.frame_pass.set_time(self.time_T[self.cache.length])
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames, under the conditions that led to them.
@@ -110,6 +122,8 @@ class History:
             self.cache.advance(1)
         else:
             conditions = self.conditions.between(self.finished - count, self.finished)
+            if self.acted:
+                conditions = replace(conditions, action_BA=torch.stack(list(self.acted)[-count:], dim=1))
             self.model.observe(self._double(tokens_BTNC), self.time_T[first : first + count], conditions, self.cache)
         self._set_frame(self.finished, self.cache.length)
 
@@ -131,7 +145,8 @@ class History:
     def _set_frame(self, number: int, position: int) -> None:
         """The next passes are about frame ``number`` of the video, at ``position`` of those in view."""
         if self.conditions.frames is not None:
-            self.frame_pass.set_conditions(self.conditions.frame(number))
+            conditions = self.conditions.frame(number)
+            self.frame_pass.set_conditions(replace(conditions, action_BA=self.acted[-1]) if self.acted else conditions)
         self.frame_pass.set_time(self.time_T[position])
 
     def _graph_key(self) -> int:

@@ -18,6 +18,7 @@ from magi.config import Config, SamplingConfig
 from magi.errors import NumericsError
 from magi.model.magi import Magi
 from magi.presets import at_speed
+from magi.sampling.actions import Actions, action_source
 from magi.sampling.generate import generate
 from magi.sampling.prepared import SamplerCache
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
@@ -103,12 +104,19 @@ class MagiPipeline:
         labels: Labels = None,
         interval: int = 1,
         seeds: Sequence[int] | None = None,
+        actions: Actions = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate whole videos; arguments and errors are those of ``stream``."""
         context_BTHWC = context_batch(context, frames, self.config)
         generated = self.stream(
-            frames=frames, context=context_BTHWC, labels=labels, interval=interval, seeds=seeds, sampling=sampling
+            frames=frames,
+            context=context_BTHWC,
+            labels=labels,
+            interval=interval,
+            seeds=seeds,
+            actions=actions,
+            sampling=sampling,
         )
         video_BTHWC = torch.stack(list(generated), dim=1)
         if context_BTHWC is None:
@@ -124,6 +132,7 @@ class MagiPipeline:
         labels: Labels = None,
         interval: int = 1,
         seeds: Sequence[int] | None = None,
+        actions: Actions = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> Iterator[Tensor]:
         """Yield frame_BHWC (uint8, on the CPU) of the generated frames, each as soon as it is finished.
@@ -131,9 +140,11 @@ class MagiPipeline:
         ``frames`` counts the whole video, context included. ``context`` is uint8 RGB, video_THWC for all videos or
         video_BTHWC, of the model's size. ``labels`` are class names or numbers, one for all or one a video; None is no
         label. ``interval`` is the frame interval that the model is conditioned on. There is one video for each of
-        ``seeds``; without them 0, 1, ... for each context or label. ``sampling`` changes fields of ``config.sampling``
-        (a mapping) or replaces all of it (a ``SamplingConfig``). Raises ValueError, at once, for anything that does not
-        fit the model, and NumericsError if a frame is not finite.
+        ``seeds``; without them 0, 1, ... for each context or label. ``actions``, of a model that has them, are a track
+        of the whole video or a callable that is asked when a frame needs its action (``magi.sampling.actions``); None
+        is no action. ``sampling`` changes fields of ``config.sampling`` (a mapping) or replaces all of it (a
+        ``SamplingConfig``). Raises ValueError, at once, for anything that does not fit the model, and NumericsError if
+        a frame is not finite.
         """
         settings = changed_settings(self.config.sampling, sampling)
         context_BTHWC = context_batch(context, frames, self.config)
@@ -142,14 +153,16 @@ class MagiPipeline:
             self.config.model, self.classes, labels, interval, settings.noise_level, len(seeds)
         )
         context_BTCHW = None if context_BTHWC is None else self._encode(context_BTHWC, len(seeds))
+        latent_frames = self.vae.latent_frames(frames)
         latents = generate(
             self.model,
-            frames=self.vae.latent_frames(frames),
+            frames=latent_frames,
             conditions=conditions,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             config=settings,
             context_BTCHW=context_BTCHW,
             samplers=self._samplers,
+            next_action=action_source(actions, self.config.model.actions, frames, latent_frames, len(seeds)),
         )
         context_frames = 0 if context_BTHWC is None else context_BTHWC.shape[1]
         return decode_frames(self.vae, _finite(latents), context_BTCHW, context_frames)

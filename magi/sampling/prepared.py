@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from magi.config import SamplingConfig
-from magi.model.conditioning import Conditions
+from magi.model.conditioning import Conditions, no_action
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
 from magi.sampling.execution import Execution, choose_execution, in_format
@@ -61,6 +61,11 @@ class PreparedSampler:
         self.plan = replace(self.plan, scales=guidance_scales(settings, self.plan.counts))
         self.history.begin(self._halves(conditions), generators)
 
+    def act(self, action_BA: Tensor) -> None:
+        """The action (rows of ``action_rows``, one a video) that leads to the next frame."""
+        action_BA = action_BA.to(self.model.mask_token.device)
+        self.history.act(torch.cat([action_BA, no_action(action_BA)]) if self.guided else action_BA)
+
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames to the history."""
         self.history.observe(tokens_BTNC)
@@ -79,7 +84,7 @@ class PreparedSampler:
         return self.denoiser(z_GMD, noise_IMC, self.plan.tables[iteration], scale)
 
     def _halves(self, conditions: Conditions) -> Conditions:
-        """On the device; under guidance with the label, then without."""
+        """On the device; under guidance with label and action, then without."""
         conditions = conditions.to(self.model.mask_token.device)
         return Conditions.cat([conditions, conditions.null(self.model.config)]) if self.guided else conditions
 
@@ -145,7 +150,7 @@ def sampler_key(model: Magi, settings: SamplingConfig, conditions: Conditions, f
 
 
 def is_guided(model: Magi, conditions: Conditions, settings: SamplingConfig) -> bool:
-    """Whether guidance changes anything: without a single label both halves are the same."""
+    """Whether guidance changes anything: without a single label or action both halves are the same."""
     if settings.guidance == 1 or conditions.label_B is None:
-        return False
-    return not bool((conditions.label_B == model.config.classes).all())
+        return settings.guidance != 1 and conditions.can_guide
+    return conditions.action_BA is not None or not bool((conditions.label_B == model.config.classes).all())

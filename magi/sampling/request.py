@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from magi.config import Config, ModelConfig, SamplingConfig
-from magi.model.conditioning import Conditions
+from magi.model.conditioning import Conditions, action_rows
 
 Labels = int | str | Sequence[int | str | None] | None
 SEEDS = 2**32
@@ -83,6 +83,7 @@ def make_conditions(
         interval_B=torch.full((batch,), interval),
         noise_level_B=torch.full((batch,), noise_level),
         label_B=torch.tensor(numbers) if model.classes else None,
+        action_BA=action_rows(torch.full((batch, model.actions), torch.nan)) if model.actions else None,
     )
 
 

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from magi.config import ModelConfig, TrainingConfig
+from magi.data.actions import pooled
 from magi.data.clips import Clip, ClipDataset
 from magi.errors import DataError
 from magi.latents.dataset import LatentClip, LatentDataset
-from magi.model.conditioning import Conditions
+from magi.model.conditioning import Conditions, action_rows
 from magi.model.noise_injection import noise_level
 from magi.training.batch_sampler import StepBatchSampler, step_samples
 from magi.training.corruption import Corruption, TokenShape, draw_corruption, masked_tokens
@@ -108,6 +109,7 @@ def make_batch(
             interval_B=torch.tensor([clip.interval for clip in clips]),
             noise_level_B=noise_level(amplitude_B, model.noise_max, model.noise_levels),
             label_B=_labels(clips, corruptions, model.classes) if model.classes else None,
+            action_BA=_actions(clips, corruptions, model) if model.actions else None,
         ),
         masked_BUN=masked_BUN,
         picked_M=picked_M,
@@ -129,6 +131,18 @@ def _labels(clips: Sequence[Clip | LatentClip], corruptions: Sequence[Corruption
             )
         labels.append(classes if corruption.drop_class else clip.label)
     return torch.tensor(labels)
+
+
+def _actions(clips: Sequence[Clip | LatentClip], corruptions: Sequence[Corruption], model: ModelConfig) -> Tensor:
+    """Rows (B, T, A + 1) of the latent frames."""
+    rows = []
+    for clip, corruption in zip(clips, corruptions, strict=True):
+        if clip.actions_TA is None or clip.actions_TA.shape[1] != model.actions:
+            found = "no actions" if clip.actions_TA is None else f"actions of {clip.actions_TA.shape[1]} numbers"
+            raise ValueError(f"model.actions is {model.actions}, but a clip has {found}")
+        rows_TA = torch.from_numpy(pooled(clip.actions_TA, model.frames))
+        rows.append(torch.full_like(rows_TA, torch.nan) if corruption.drop_actions else rows_TA)
+    return action_rows(torch.stack(rows))
 
 
 class MicroBatches(Dataset["Batch | Exception"]):

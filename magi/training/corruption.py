@@ -31,7 +31,8 @@ class TokenShape:
 class Corruption:
     """What is random of one clip; R is ``training.diffusion_batch_mul``.
 
-    ``amplitude`` () and ``noise_TNC`` are the observation noise; ``drop_class`` replaces the label by the null class.
+    ``amplitude`` () and ``noise_TNC`` are the observation noise; ``drop_class`` replaces the label by the null class,
+    ``drop_actions`` every action by no action.
     The rest is drawn for each masked view, U predicted slots in all, one view after another: ``masked_UN`` bool;
     ``timestep_RUN`` and ``diffusion_noise_RUNC``, of all tokens though only masked ones are trained.
     """
@@ -40,6 +41,7 @@ class Corruption:
     amplitude: Tensor
     noise_TNC: Tensor
     drop_class: bool
+    drop_actions: bool
     timestep_RUN: Tensor
     diffusion_noise_RUNC: Tensor
 
@@ -79,6 +81,10 @@ def draw_corruption(training: TrainingConfig, model: ModelConfig, shape: TokenSh
         amplitude=draw_noise_amplitude(model.noise_max, generators[0]),
         noise_TNC=torch.randn(*frame_shape, shape.channels, generator=generators[0]),
         drop_class=bool(torch.rand((), generator=generators[0]) < training.class_dropout),
+        # A generator of its own, so that a model without actions is trained as if there were none.
+        drop_actions=bool(
+            torch.rand((), generator=torch_generator("actions", training.seed, sample)) < training.action_dropout
+        ),
         timestep_RUN=torch.cat([objective.draw_time((noisings, *frame_shape), one) for one in generators], dim=1),
         diffusion_noise_RUNC=torch.cat(
             [torch.randn(noisings, *frame_shape, shape.channels, generator=one) for one in generators], dim=1

@@ -230,7 +230,7 @@ def test_folders_of_latents_and_of_videos_are_told_apart(index: VideoIndex, tmp_
         open_latents(index.root)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\x00\xff", '{"format": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\x00\xff", '{"format": 4}'])
 def test_damaged_header_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / HEADER_NAME).write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=f"{HEADER_NAME}: damaged or of another version") as error:
@@ -238,13 +238,13 @@ def test_damaged_header_is_one_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("older", [1, 2])
+@pytest.mark.parametrize("older", [1, 2, 3])
 def test_folder_of_an_older_format_is_one_line(index: VideoIndex, tmp_path: Path, older: int) -> None:
     old = {"format": older, "vae": "x", "height": 64, "width": 64, "classes": [], "videos": 1, "videos_per_shard": 100}
     (tmp_path / HEADER_NAME).write_text(json.dumps(old | {"source": "y"}))
     for attempt in (lambda: open_latents(tmp_path), lambda: write(index, tmp_path)):
         with pytest.raises(
-            DataError, match=rf"format {older} is not 3\); delete the folder and run 'magi encode' again"
+            DataError, match=rf"format {older} is not 4\); delete the folder and run 'magi encode' again"
         ):
             attempt()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from magi.config import LatentShape, ModelConfig
-from magi.model.conditioning import Conditioning, Conditions
+from magi.model.conditioning import Conditioning, Conditions, action_rows, no_action
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import ForcedSequence, complete_teacher_forcing, masked_teacher_forcing
 
@@ -98,3 +98,64 @@ def test_every_tensor_is_mapped_joined_and_cut() -> None:
     assert doubled.interval_B.tolist() == [2, 14] and doubled.label_B.tolist() == [[0, 2, 4, 0], [2, 2, 0, 4]]
     without = replace(CONSTANT, label_B=None)
     assert without.map(lambda values: values + 1).label_B is None and without.frame(0).label_B is None
+
+
+# Actions
+
+
+def acting_model(forcing: str) -> Magi:
+    config = ModelConfig(
+        width=16, blocks=2, heads=2, head_width=16, head_blocks=1, frames=FRAMES, dropout=0.0, actions=2,
+        teacher_forcing=forcing,  # type: ignore[arg-type]
+    )  # fmt: skip
+    latent = LatentShape(frames=FRAMES, channels=2, height=4, width=4)
+    model = Magi(config, latent, torch.Generator().manual_seed(0)).double()
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    return model
+
+
+@pytest.mark.parametrize(("forcing", "force", "views"), LAYOUTS)
+@pytest.mark.parametrize("changed", range(FRAMES))
+def test_an_action_is_causal_in_training(forcing: str, force: Forcing, views: int, changed: int) -> None:
+    model = acting_model(forcing)
+    rows_BTA = action_rows(torch.tensor([[[torch.nan] * 2, [1, 0], [0, 1], [0.5, 0.5]]] * 2, dtype=torch.float64))
+    other_BTA = rows_BTA.clone()
+    other_BTA[0, changed] = torch.tensor([0.2, 0.8, 0])
+    given = replace(CONSTANT, label_B=None, action_BA=rows_BTA)
+    one = prediction(model, force, views, given)
+    other = prediction(model, force, views, replace(given, action_BA=other_BTA))
+    assert torch.equal(one[1], other[1])
+    for view in range(views):
+        slots = slice(view * FRAMES, (view + 1) * FRAMES)
+        change_T = (one[0, slots] - other[0, slots]).abs().amax(dim=(1, 2))
+        assert torch.equal(change_T[:changed], torch.zeros(changed, dtype=torch.float64))
+        assert bool((change_T[changed:] > 1e-6).all()) and float(change_T[changed]) > 1e-3
+
+
+def test_rows_of_actions_say_where_there_is_none() -> None:
+    rows = action_rows(torch.tensor([[1.0, 0.0], [torch.nan, torch.nan]]))
+    assert rows.tolist() == [[1, 0, 0], [0, 0, 1]] and no_action(rows).tolist() == [[0, 0, 1]] * 2
+
+
+def test_the_mean_of_actions_has_the_mean_of_their_embeddings_and_none_is_another() -> None:
+    conditioning = Conditioning(ModelConfig(width=16, heads=2, actions=2))
+    assert conditioning.tokens == 2
+    actions = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [torch.nan, torch.nan]]] * 2)
+    given = Conditions(torch.tensor([1, 7]), torch.tensor([1, 5]), action_BA=action_rows(actions))
+    tokens_BFKD, added_BFD = conditioning(given)
+    for values_BFD in (tokens_BFKD[:, :, 1], added_BFD):
+        torch.testing.assert_close(values_BFD[:, 2], values_BFD[:, :2].mean(1))
+        assert not torch.allclose(values_BFD[:, 3], values_BFD[:, 2], atol=1e-3)
+
+
+def test_actions_are_cut_and_left_out_with_the_other_conditions() -> None:
+    rows_BTA = action_rows(torch.arange(16.0).view(2, 4, 2))
+    given = replace(CONSTANT, action_BA=rows_BTA)
+    assert given.frames == 4 and replace(CONSTANT, action_BA=rows_BTA[:, 0]).frames is None
+    assert given.frame(2).action_BA.tolist() == [[4, 5, 0], [12, 13, 0]]
+    assert given.between(1, 3).action_BA.shape == (2, 2, 3)
+    nothing = given.null(ModelConfig(classes=CLASSES, actions=2))
+    assert nothing.action_BA[..., -1].eq(1).all() and nothing.action_BA[..., :-1].eq(0).all()
+    assert nothing.label_B.tolist() == [CLASSES] * 2 and given.can_guide
+    assert not replace(CONSTANT, label_B=None).can_guide
