@@ -199,8 +199,7 @@ def compare(argv: list[str]) -> None:
     options = parse(CompareOptions, "evaluate compare", argv)
     if len(options.results) < 2:
         raise ValueError("give at least two results to compare, as in: magi evaluate compare build/a build/b")
-    from magi.evaluation.protocol.ranking import rank
-    from magi.evaluation.protocol.result import read_result
+    from magi.evaluation.protocol.result import rank, read_result
 
     ranking = rank({str(path): read_result(path) for path in options.results}, options.ignore)
     if ranking.ignored:

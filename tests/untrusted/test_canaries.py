@@ -63,7 +63,7 @@ def shard_of_samples(path: Path) -> object:
 
 def chunk_of_features(path: Path) -> object:
     found = FeatureSet((path,))
-    for look in (found.names, lambda: found.frame_features(0), lambda: found.statistics(0, 1)):
+    for look in (found.names, lambda: found.values("images_BTD", 0), lambda: found.statistics(0, 1)):
         with pytest.raises(SafetensorError):
             look()
     return found.values("features_BD")

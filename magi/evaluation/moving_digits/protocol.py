@@ -5,12 +5,13 @@ The real clips, the autoencoder's reconstructions of them and every model's samp
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from magi.data.decoding.frames import VideoProbe, read_frames
 from magi.errors import DataError
@@ -59,11 +60,11 @@ def score_ground_truth(evaluation: Evaluation) -> GroundTruthScores:
     accuracy = held_out_accuracy(classifier, CLASSIFIER_CLIPS, protocol.score_size)
     evaluation.on_progress("checking the classifier", 1, 1)
     curves = {}
-    names = series_names(evaluation)
-    for number, name in enumerate(names):
-        evaluation.on_progress("measuring", number, len(names))
-        curves[name] = measure(_videos(evaluation, names[name], clips), clips, classifier)
-    evaluation.on_progress("measuring", len(names), len(names))
+    series = {REAL: iter([torch.from_numpy(np.stack([clip.video_THWC for clip in clips]))])} | made_videos(evaluation)
+    for number, (name, videos) in enumerate(series.items()):
+        evaluation.on_progress("measuring", number, len(series))
+        curves[name] = measure(torch.cat(list(videos)).numpy(), clips, classifier)
+    evaluation.on_progress("measuring", len(series), len(series))
     return GroundTruthScores(
         series={name: _series(values, protocol.context_frames, protocol.frames) for name, values in curves.items()},
         targets={name: _judge(curves[name], protocol.context_frames, protocol.frames) for name in evaluation.models},
@@ -72,28 +73,19 @@ def score_ground_truth(evaluation: Evaluation) -> GroundTruthScores:
     )
 
 
-def series_names(evaluation: Evaluation) -> dict[str, tuple[str, str]]:
-    """Name of each series -> (kind, model): real clips, each autoencoder's reconstructions, each model's samples."""
+def made_videos(evaluation: Evaluation) -> dict[str, Iterator[Tensor]]:
+    """Video_BTHWC of each series but the real clips: every autoencoder's reconstructions, every model's samples."""
     users: dict[str, list[str]] = {}
     for name, model in evaluation.models.items():
         users.setdefault(model.vae.id, []).append(name)
-    autoencoders = {
-        RECONSTRUCTED if len(users) == 1 else f"{RECONSTRUCTED} {names[0]}": (RECONSTRUCTED, names[0])
-        for names in users.values()
+    clips = (0, len(evaluation.predicted))
+    videos = {}
+    for first, *_ in users.values():
+        name = RECONSTRUCTED if len(users) == 1 else f"{RECONSTRUCTED} {first}"
+        videos[name] = evaluation.reconstructed(evaluation.models[first], REAL, *clips)
+    return videos | {
+        name: read_samples(evaluation, sample_plan(evaluation, name), *clips) for name in evaluation.models
     }
-    return {REAL: (REAL, "")} | autoencoders | {name: ("samples", name) for name in evaluation.models}
-
-
-def _videos(evaluation: Evaluation, series: tuple[str, str], clips: list[RealClip]) -> NDArray[np.uint8]:
-    kind, model = series
-    if kind == REAL:
-        return np.stack([clip.video_THWC for clip in clips])
-    if kind == RECONSTRUCTED:
-        found = evaluation.reconstructed(evaluation.models[model], REAL, 0, len(clips))
-    else:
-        found = read_samples(evaluation, sample_plan(evaluation, model), 0, len(clips))
-    video_BTHWC: NDArray[np.uint8] = torch.cat(list(found)).numpy()
-    return video_BTHWC
 
 
 def _series(curves: Curves, context: int, frames: int) -> GroundTruthSeries:

@@ -32,8 +32,8 @@ CHUNK = 64
 FEATURES, IMAGES, NUMBERS = "features_BD", "images_BTD", "numbers_B"
 IMAGE_CLIPS = 2048  # of a set, its first ones: features of all frames of more would fill the disk
 
-Pairs = Iterator[tuple[Tensor, Tensor | None]]
-"""Batches of video_BTHWC, each with the true clips or None."""
+Pairs = Iterator[tuple[Tensor, ...]]
+"""Batches of video_BTHWC, each alone or with the true clips."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,14 @@ class FeatureSet:
             )
         return merged
 
-    def values(self, name: str) -> Tensor:
-        """The measure called ``name`` of all clips that have it, a row a clip."""
+    def values(self, name: str, frame: int | None = None) -> Tensor:
+        """The measure called ``name`` of all clips that have it, a row a clip; of frame ``frame`` (from 0) if given."""
         found = []
         for path in self.files:
             with safe_open(path, framework="pt") as file:
                 if name in file.keys():  # noqa: SIM118 - not a dictionary
-                    found.append(file.get_tensor(name))
-        return torch.cat(found)
-
-    def frame_features(self, frame: int) -> Tensor:
-        """Features_ND of frame number ``frame`` (from 0) of the clips that have them."""
-        found = []
-        for path in self.files:
-            with safe_open(path, framework="pt") as file:
-                if IMAGES in file.keys():  # noqa: SIM118
-                    found.append(file.get_slice(IMAGES)[:, frame])
+                    rows = file.get_slice(name)
+                    found.append(rows[:] if frame is None else rows[:, frame])
         return torch.cat(found)
 
     def names(self) -> list[str]:
@@ -162,12 +154,12 @@ def _is_whole(path: Path, clips: range) -> bool:
 def _measure(metrics: Metrics, pairs: Pairs, with_images: bool) -> dict[str, Tensor]:
     """Every measure of the clips of ``pairs``, by name, a row a clip."""
     found: dict[str, list[Tensor]] = {}
-    for video_BTHWC, real_BTHWC in pairs:
+    for video_BTHWC, *real in pairs:
         measures = {FEATURES: extract(metrics.feature_network, [video_BTHWC])}
         measures |= {name: curve(video_BTHWC).float() for name, curve in CURVES.items()}
         if metrics.images is not None and with_images:
             measures[IMAGES] = metrics.images.frame_features(video_BTHWC).float().cpu()
-        if real_BTHWC is not None:
+        for real_BTHWC in real:
             given = metrics.context_frames
             measures |= _against(real_BTHWC[:, given:], video_BTHWC[:, given:], metrics.distances)
         for name, values in measures.items():

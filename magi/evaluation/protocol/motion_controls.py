@@ -9,6 +9,8 @@ distances and models.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from magi.data.clips import clip_span
 from magi.evaluation.protocol.clip_table import ClipRow
 from magi.evaluation.protocol.features import Pairs
@@ -27,30 +29,27 @@ class CorruptedSet:
 
 def corrupted_sets(clips: RealClips, rows: Sequence[ClipRow], batch: int, fewest: int) -> dict[str, CorruptedSet | str]:
     """Corruption -> its clips, or one line that says why there are fewer than ``fewest`` of them."""
-    interval = 2 * clips.protocol.interval
-    span = clip_span(clips.protocol.frames, interval)
+    doubled = 2 * clips.protocol.interval
+    span = clip_span(clips.protocol.frames, doubled)
     every = tuple(range(len(rows)))
     long = tuple(number for number in every if clips.lengths[rows[number].video] >= span)
 
-    def read_doubled(part: list[ClipRow], first: int) -> Pairs:
-        yield from ((video, None) for video in clips.batches(part, batch, interval=interval))
-
-    def read_shuffled(part: list[ClipRow], first: int) -> Pairs:
-        numbers = iter(range(first, first + len(part)))
-        for video in clips.batches(part, batch):
-            yield shuffled(video, [next(numbers) for _ in video]), None
-
-    def read_frozen(part: list[ClipRow], first: int) -> Pairs:
-        yield from ((frozen(video), None) for video in clips.batches(part, batch))
-
-    def corrupted(numbers: tuple[int, ...], read: Callable[[list[ClipRow], int], Pairs]) -> CorruptedSet | str:
+    def corrupted(
+        numbers: tuple[int, ...], corrupt: Callable[[Tensor, int], Tensor], interval: int = 0
+    ) -> CorruptedSet | str:
+        """``corrupt`` gets video_BTHWC and the number of its first clip."""
         if len(numbers) < fewest:
             return f"{len(numbers)} of {len(rows)} clips are of videos with {span} frames, at least {fewest} are needed"
         numbers = numbers[:CLIPS]
-        return CorruptedSet(numbers, lambda first, last: read([rows[k] for k in numbers[first:last]], first))
+
+        def read(first: int, last: int) -> Pairs:
+            videos = clips.batches([rows[k] for k in numbers[first:last]], batch, interval=interval)
+            return ((corrupt(video, first + part * batch),) for part, video in enumerate(videos))
+
+        return CorruptedSet(numbers, read)
 
     return {
-        "frames_shuffled": corrupted(every, read_shuffled),
-        "first_frame_frozen": corrupted(every, read_frozen),
-        "interval_doubled": corrupted(long, read_doubled),
+        "frames_shuffled": corrupted(every, shuffled),
+        "first_frame_frozen": corrupted(every, lambda video, first: frozen(video)),
+        "interval_doubled": corrupted(long, lambda video, first: video, doubled),
     }

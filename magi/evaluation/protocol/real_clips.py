@@ -107,10 +107,12 @@ def quantised(frames: Tensor) -> Tensor:
     return frames.round().clamp(0, 255).to(torch.uint8)
 
 
-def shuffled(video_BTHWC: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Each clip with its frames in a random order of its own, drawn from the clip's number (one of ``numbers``)."""
-    orders = [torch.randperm(video_BTHWC.shape[1], generator=torch_generator("shuffled", n)) for n in numbers]
-    return torch.stack([clip[order] for clip, order in zip(video_BTHWC, orders, strict=True)])
+def shuffled(video_BTHWC: Tensor, first: int) -> Tensor:
+    """Each clip with its frames in a random order of its own, drawn from the clip's number, from ``first`` on."""
+    generators = [torch_generator("shuffled", first + number) for number in range(len(video_BTHWC))]
+    return torch.stack(
+        [clip[torch.randperm(len(clip), generator=g)] for clip, g in zip(video_BTHWC, generators, strict=True)]
+    )
 
 
 def frozen(video_BTHWC: Tensor) -> Tensor:

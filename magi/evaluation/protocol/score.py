@@ -8,7 +8,7 @@ no pictures.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import torch
@@ -73,9 +73,7 @@ class _FrechetScorer:
         self.dimension = evaluation.metrics.feature_network.dimension
         depends_on = [evaluation.card.hash, evaluation.metrics.other_networks()]
         self.folder = evaluation.out / "features" / hash_of(depends_on)[:16]
-        self.real_set = self._features(
-            "real", _alone(lambda first, last: evaluation.real("real", first, last)), images=True
-        )
+        self.real_set = self._features("real", lambda *part: zip(evaluation.real("real", *part)), images=True)
         self._reconstructed: dict[str, FeatureSet] = {}
 
     def scores(self) -> FrechetScores:
@@ -85,9 +83,7 @@ class _FrechetScorer:
 
     def _real(self) -> RealScores:
         """Floor, motion sanity checks and curves of the real clips."""
-        floor = self._features(
-            "floor", _alone(lambda first, last: self.evaluation.real("floor", first, last)), images=True
-        )
+        floor = self._features("floor", lambda *part: zip(self.evaluation.real("floor", *part)), images=True)
         count, expected = self.protocol.count, None
         if count > self.dimension:
             covariance_DD = self.real_set.statistics(0, count).covariance_DD
@@ -181,7 +177,7 @@ class _FrechetScorer:
         if IMAGES not in self.real_set.names():
             return ()
         return tuple(
-            round(distance_of(self.real_set.frame_features(t), other.frame_features(t), allow_singular=True), 4)
+            round(distance_of(self.real_set.values(IMAGES, t), other.values(IMAGES, t), allow_singular=True), 4)
             for t in range(self.protocol.frames)
         )
 
@@ -189,19 +185,19 @@ class _FrechetScorer:
         """The floor clips through the model's autoencoder, measured once for all models that share it."""
         if model.vae.id not in self._reconstructed:
             name = f"vae-{hashlib.sha256(model.vae.id.encode()).hexdigest()[:12]}"
-            read = _alone(lambda first, last: self.evaluation.reconstructed(model, "floor", first, last))
-            self._reconstructed[model.vae.id] = self._features(name, read, "autoencoder")
+            self._reconstructed[model.vae.id] = self._features(
+                name, lambda *part: zip(self.evaluation.reconstructed(model, "floor", *part)), "autoencoder"
+            )
         return self._reconstructed[model.vae.id]
 
     def _pairs(self, plan: SamplePlan) -> Read:
         """Reads samples, each with the real clip whose context it continues, if it has a context."""
 
         def read(first: int, last: int) -> Pairs:
-            generated = read_samples(self.evaluation, plan, first, last)
-            if not self.protocol.context_frames:
-                yield from ((video_BTHWC, None) for video_BTHWC in generated)
-            else:
-                yield from zip(generated, self.evaluation.real(self.protocol.context_set, first, last), strict=True)
+            videos = [read_samples(self.evaluation, plan, first, last)]
+            if self.protocol.context_frames:
+                videos.append(self.evaluation.real(self.protocol.context_set, first, last))
+            return zip(*videos, strict=True)
 
         return read
 
@@ -220,11 +216,6 @@ class _FrechetScorer:
             read,
             lambda done, total: self.evaluation.on_progress(what, done, total),
         )
-
-
-def _alone(videos: Callable[[int, int], Iterator[Tensor]]) -> Read:
-    """Clips that are compared with no others one by one."""
-    return lambda first, last: ((video_BTHWC, None) for video_BTHWC in videos(first, last))
 
 
 def _frame_metric(values_BT: Tensor, first_frame: int) -> FrameMetric:

@@ -59,7 +59,7 @@ def test_distance_is_sensitive_to_motion(features: Callable[..., Tensor]) -> Non
     """Shuffled, frozen and twice as fast real clips score clearly worse than other real clips do."""
     real = features(31)
     floor = distance_of(real, features(32))
-    assert distance_of(real, features(32, lambda video: shuffled(video, range(CLIPS)))) > 4 * floor
+    assert distance_of(real, features(32, lambda video: shuffled(video, 0))) > 4 * floor
     assert distance_of(real, features(32, frozen)) > 2 * floor
     assert distance_of(real, features(32, interval=2)) > 2 * floor
     assert distance_of(real, features(32, lambda video: video // 2)) > 2 * floor

@@ -18,10 +18,10 @@ def test_a_dropped_last_batch_does_not_pass(tmp_path: Path) -> None:
     video = torch.zeros(CHUNK + 3, 9, 8, 8, 3, dtype=torch.uint8)
 
     def whole(first: int, last: int) -> Any:
-        yield from ((part, None) for part in video[first:last].split(4))
+        yield from zip(video[first:last].split(4))
 
     def dropping(first: int, last: int) -> Any:
-        yield from ((part, None) for part in video[first:last].split(4) if len(part) == 4)
+        yield from ((part,) for part in video[first:last].split(4) if len(part) == 4)
 
     metrics = Metrics(Projection())
     found = feature_set(metrics, tmp_path / "a", "x", CHUNK + 3, whole, lambda done, total: None)
@@ -34,7 +34,7 @@ def test_statistics_are_merged_from_chunks_and_every_clip_counts_once(tmp_path: 
     video = torch.randint(0, 256, (COUNT, 9, 8, 8, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
     def read(first: int, last: int) -> Any:
-        yield from ((part, None) for part in video[first:last].split(8))
+        yield from zip(video[first:last].split(8))
 
     found = feature_set(Metrics(Projection()), tmp_path, "x", COUNT, read, lambda done, total: None)
     for first, last in ((0, COUNT), (10, CHUNK + 1), (CHUNK, CHUNK + 2)):

@@ -11,7 +11,6 @@ from magi.errors import DataError
 from magi.evaluation.metrics.bootstrap import Estimate
 from magi.evaluation.protocol.card import NetworkDescription, ProtocolCard, make_card
 from magi.evaluation.protocol.protocols import protocol
-from magi.evaluation.protocol.ranking import rank
 from magi.evaluation.protocol.result import (
     Curve,
     EvaluationResult,
@@ -20,6 +19,7 @@ from magi.evaluation.protocol.result import (
     ModelDescription,
     ModelScores,
     RealScores,
+    rank,
     read_result,
     write_result,
 )
