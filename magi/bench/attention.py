@@ -61,33 +61,25 @@ def packed_flex(pattern: SlotPattern, positions: int, device: torch.device) -> S
     """FlexAttention with all positions of a clip as one sequence, several to a block of 128."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    slots = pattern.slots
+    slots, causal = pattern.slots, pattern.causal
 
     def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q // slots == k // slots) & _attends(pattern, q % slots, k % slots)
+        """The pattern of one view as a function of slot numbers, within a position."""
+        same, q, k = q // slots == k // slots, q % slots, k % slots
+        past = (k < causal) & (k <= q) & (q < causal)
+        earlier = (k < causal) & (q >= causal) & (k < q - causal)
+        return same & (past | earlier | ((q >= causal) & (q == k)))
 
     blocks = create_block_mask(mask, None, None, positions * slots, positions * slots, device=device)
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def attend(query: Tensor | None, projected: Tensor, _: SlotPattern, heads: int) -> Tensor:
-        q, k, v = (part.transpose(1, 2).flatten(2, 3) for part in _positions_first(projected, heads))
+        qkv = projected.unflatten(-1, (3, heads, -1)).permute(3, 0, 4, 2, 1, 5)  # 3, B, heads, P, S, head width
+        q, k, v = qkv.flatten(3, 4).unbind(0)
         out = compiled(q, k, v, block_mask=blocks).unflatten(2, (positions, slots))
         return out.permute(0, 3, 2, 1, 4).flatten(3)
 
     return attend
-
-
-def _attends(pattern: SlotPattern, q: Tensor, k: Tensor) -> Tensor:
-    """The pattern as FlexAttention wants it, a function of slot numbers; of one view."""
-    causal = pattern.causal
-    past = (k < causal) & (k <= q) & (q < causal)
-    earlier = (k < causal) & (q >= causal) & (k < q - causal)
-    return past | earlier | ((q >= causal) & (q == k))
-
-
-def _positions_first(projected: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """q, k, v as (B, P, heads, S, head width)."""
-    return projected.unflatten(-1, (3, heads, -1)).permute(3, 0, 2, 4, 1, 5).unbind(0)
 
 
 # Running

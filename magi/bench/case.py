@@ -104,6 +104,8 @@ class Case:
     prepare: Callable[[Setting], PreparedCase]
     goals: tuple[Goal, ...] = ()
     minutes: float = 0.5
+    trains: bool = False
+    """Needs gradients; all of any other case runs in inference mode."""
 
 
 def relative_error(got: torch.Tensor, reference: torch.Tensor) -> float:

@@ -21,7 +21,6 @@ FAST = SamplingConfig(iterations=8, steps=5, guidance=3.0)
 EXACT = FAST.changed(precision="fp32")
 
 
-@torch.inference_mode()
 def linear_case(setting: Setting) -> PreparedCase:
     """A layer of the paper's model on 512 rows."""
     rows, inner, outer = (8, 16, 16) if setting.smoke else (512, 1280, 5120)
@@ -31,7 +30,7 @@ def linear_case(setting: Setting) -> PreparedCase:
     works = {OURS: lambda: F.linear(x16, w16), "fp32": lambda: F.linear(x, w)}
     flops = 2 * rows * inner * outer
     return PreparedCase(
-        tuple(Candidate(name, torch.inference_mode()(run), warmups=3, calls=5) for name, run in works.items()),
+        tuple(Candidate(name, run, warmups=3, calls=5) for name, run in works.items()),
         check=lambda: (Parity("bf16 product", relative_error(works[OURS](), works["fp32"]()), 1e-2),),
         metrics=lambda seconds: {f"GFLOP/s {name}": flops / time / 1e9 for name, time in seconds.items()},
         shapes={"rows": rows, "inputs": inner, "outputs": outer},
@@ -70,10 +69,9 @@ def _eager(model: Magi, context_BTNC: Tensor) -> Work:
             known_BTNC = plain.frame()[:, None].to(context_BTNC.dtype)
         return known_BTNC
 
-    return torch.inference_mode()(run)
+    return run
 
 
-@torch.inference_mode()
 def end_to_end(setting: Setting, name: str, calls: int) -> PreparedCase:
     """Two frames of the size ``name``, 8 iterations of 5 steps under guidance, at the precision that a user gets."""
     model = small_model("smoke" if setting.smoke else name, setting.device)
@@ -87,7 +85,6 @@ def end_to_end(setting: Setting, name: str, calls: int) -> PreparedCase:
     sampler = filled_sampler(model, FAST, 1)
     products = {"passes": str(sampler.execution.pass_products), "head": str(sampler.execution.head_products)}
 
-    @torch.inference_mode()
     def check() -> tuple[Parity, ...]:
         return (*frame_parities(model, 1, EXACT), pass_parity(model, 1, FAST))
 

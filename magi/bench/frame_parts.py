@@ -59,20 +59,17 @@ class HeadLoop:
         self.schedule = respace(cosine_schedule(model.config.diffusion_steps), steps)
         self.plain = MarStyleHead(model, self.schedule, self.config)
 
-    @torch.inference_mode()
     def ours(self, noise_IMC: Tensor | None = None, denoiser: Denoiser | None = None) -> Tensor:
         """Tokens x_MC; noise is drawn unless it is given."""
         noise_IMC = torch.randn_like(self.noise_IMC) if noise_IMC is None else noise_IMC
         return (denoiser or self.denoiser)(self.z_GMD, noise_IMC, self.table, self.scale)
 
-    @torch.inference_mode()
     def baseline(self, noise_IMC: Tensor | None = None, head: MarStyleHead | None = None) -> Tensor:
         """The same by the plain loop, or another ``head``'s."""
         head = head or self.plain
         return head.sample(self.z_GMD.flatten(0, 1), self.config.guidance, self.noise_IMC.dtype, noise_IMC)
 
 
-@torch.inference_mode()
 def loop_parities(loop: HeadLoop) -> tuple[Parity, ...]:
     """Our loop against the plain one: in float32, and in the format that is timed; a graph against none."""
     rows, noise_IMC = 2 * loop.z_GMD.shape[1], loop.noise_IMC
@@ -93,7 +90,6 @@ def loop_parities(loop: HeadLoop) -> tuple[Parity, ...]:
     return tuple(parities)
 
 
-@torch.inference_mode()
 def head_case(setting: Setting, rows: int) -> PreparedCase:
     """A denoising step of the paper's head under guidance, of half as many tokens as rows."""
     model, on_gpu = paper_model(setting, blocks=1), setting.device.type == "cuda"  # all of its head
@@ -157,7 +153,6 @@ def _random_mask(model: Magi, videos: int) -> tuple[Tensor, Tensor]:
     return scores_BN < 0.5, scores_BN.argsort(dim=1)[:, :4]
 
 
-@torch.inference_mode()
 def pass_case(setting: Setting) -> PreparedCase:
     """A masked pass of one video with 15 past frames."""
     model = paper_model(setting)
@@ -168,9 +163,9 @@ def pass_case(setting: Setting) -> PreparedCase:
     masked_BN, picked_Bm = _random_mask(model, 1)
 
     def work(sampler: MarStyleSampler) -> Work:
-        return torch.inference_mode()(lambda: sampler.forward_pass(tokens_BNC, masked_BN))
+        return partial(sampler.forward_pass, tokens_BNC, masked_BN)
 
-    run = torch.inference_mode()(lambda: ours.masked_pass(tokens_BNC, masked_BN, picked_Bm))
+    run = partial(ours.masked_pass, tokens_BNC, masked_BN, picked_Bm)
     works, facts = compiled_baseline(plain, work, setting)
     candidates = [Candidate(OURS, run, warmups=3, calls=5), Candidate("eager", work(plain), warmups=2, calls=5)]
     candidates += [Candidate(name, faster, warmups=3, calls=5) for name, faster in works.items()]
@@ -179,8 +174,8 @@ def pass_case(setting: Setting) -> PreparedCase:
     def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
         return {"ms": seconds[OURS] * 1e3, "share of matrix products": products / seconds[OURS]}
 
-    check = torch.inference_mode()(lambda: (pass_parity(model, 1, config),))
-    return PreparedCase(tuple(candidates), check, metrics=metrics, shapes=shapes_of(ours, config) | facts)
+    shapes = shapes_of(ours, config) | facts
+    return PreparedCase(tuple(candidates), lambda: (pass_parity(model, 1, config),), metrics=metrics, shapes=shapes)
 
 
 def _product_seconds(model: Magi, rows: int, setting: Setting) -> float:
@@ -194,7 +189,6 @@ def _product_seconds(model: Magi, rows: int, setting: Setting) -> float:
     return 2 * model.config.blocks * total
 
 
-@torch.inference_mode()
 def history_case(setting: Setting) -> PreparedCase:
     """A pass with 100 frames in the history, of one video under guidance, and what a frame of history adds."""
     model = paper_model(setting)
@@ -218,7 +212,6 @@ def history_case(setting: Setting) -> PreparedCase:
         plain.cache = [None if x is None else (x[0][:, :, :length], x[1][:, :, :length]) for x in whole]
         return plain.forward_pass(tokens_BNC, masked_BN)
 
-    @torch.inference_mode()
     def metrics(seconds: Mapping[str, float]) -> dict[str, float]:
         def slope(run: Callable[[int], object]) -> float:
             short, long = (time_calls(partial(run, n), setting, 5) for n in (few, many))
@@ -228,8 +221,8 @@ def history_case(setting: Setting) -> PreparedCase:
 
     sides = {OURS: partial(ours_at, many), "eager": partial(plain_at, many)}
     return PreparedCase(
-        tuple(Candidate(name, torch.inference_mode()(run), warmups=2, calls=5) for name, run in sides.items()),
-        check=torch.inference_mode()(lambda: (pass_parity(model, 1, config, many),)),
+        tuple(Candidate(name, run, warmups=2, calls=5) for name, run in sides.items()),
+        check=lambda: (pass_parity(model, 1, config, many),),
         metrics=metrics,
         shapes=shapes_of(ours, config) | {"frames in the history": [few, many]},
     )

@@ -65,8 +65,10 @@ class MarStyleHead:
         shift, scale = F.linear(F.silu(condition), self.weights[-1], self.biases[-1]).chunk(2, dim=-1)
         return head.output(head.final_norm(h) * (1 + scale) + shift)
 
-    def guided(self, x: Tensor, timestep: Tensor, z: Tensor, scale: float | Tensor) -> Tensor:
-        """Guidance by doubling the batch: both halves get the combined noise prediction."""
+    def prediction(self, x: Tensor, timestep: Tensor, z: Tensor, scale: float | Tensor | None) -> Tensor:
+        """Of all rows; guidance doubles the batch, and both halves get the combined noise prediction."""
+        if scale is None:
+            return self.network(x, timestep, z)
         half = x[: len(x) // 2]
         out = self.network(torch.cat([half, half]), timestep, z)
         noise, rest = out.chunk(2, dim=-1)
@@ -77,17 +79,18 @@ class MarStyleHead:
     def step(self, x: Tensor, index: int, z: Tensor, scale: float | None, noise: Tensor) -> Tensor:
         """One reverse step of all rows."""
         at = torch.tensor([index] * len(x), device=x.device)
-        timestep = torch.tensor(self.timestep_map, device=x.device)[at]
-        out = self.network(x, timestep, z) if scale is None else self.guided(x, timestep, z, scale)
+        out = self.prediction(x, torch.tensor(self.timestep_map, device=x.device)[at], z, scale)
+        return self.updated(x, out, {name: self._extract(name, at, x) for name in self.arrays}, at[:, None], noise)
+
+    def updated(self, x: Tensor, out: Tensor, row: Mapping[str, Tensor], at: Tensor, noise: Tensor) -> Tensor:
+        """The rows after step ``at``, of what the network predicts and the coefficients of the step."""
         predicted, interpolation = out.to(x.dtype).chunk(2, dim=-1)
-        x0 = self._extract("x0_from_xt", at, x) * x - self._extract("x0_from_noise", at, x) * predicted
-        x0 = x0.clamp(-self.config.x0_limit, self.config.x0_limit)
-        mean = self._extract("mean_from_x0", at, x) * x0 + self._extract("mean_from_xt", at, x) * x
-        lowest, highest = self._extract("lowest", at, x), self._extract("highest", at, x)
+        limit = self.config.x0_limit
+        x0 = (row["x0_from_xt"] * x - row["x0_from_noise"] * predicted).clamp(-limit, limit)
+        mean = row["mean_from_x0"] * x0 + row["mean_from_xt"] * x
         fraction = (interpolation + 1) / 2
-        log_variance = fraction * highest + (1 - fraction) * lowest
-        keep = (at != 0).to(x.dtype)[:, None]
-        return mean + keep * torch.exp(0.5 * log_variance) * noise * self.config.temperature
+        log_variance = fraction * row["highest"] + (1 - fraction) * row["lowest"]
+        return mean + (at != 0) * torch.exp(0.5 * log_variance) * noise * self.config.temperature
 
     def _extract(self, name: str, at: Tensor, like: Tensor) -> Tensor:
         values = torch.from_numpy(self.arrays[name]).to(device=at.device)[at].to(like.dtype)
@@ -129,16 +132,8 @@ class CompiledHead(MarStyleHead):
         return self.compiled(x, self.indices[index : index + 1], z, guidance, noise, guided).clone()
 
     def _tensor_step(self, x: Tensor, at: Tensor, z: Tensor, scale: Tensor, noise: Tensor, guided: bool) -> Tensor:
-        row = {name: values[at] for name, values in self.tensors.items()}
-        timestep = self.map[at].expand(len(x))
-        out = self.guided(x, timestep, z, scale) if guided else self.network(x, timestep, z)
-        predicted, interpolation = out.to(x.dtype).chunk(2, dim=-1)
-        limit = self.config.x0_limit
-        x0 = (row["x0_from_xt"] * x - row["x0_from_noise"] * predicted).clamp(-limit, limit)
-        mean = row["mean_from_x0"] * x0 + row["mean_from_xt"] * x
-        fraction = (interpolation + 1) / 2
-        log_variance = fraction * row["highest"] + (1 - fraction) * row["lowest"]
-        return mean + (at != 0) * torch.exp(0.5 * log_variance) * noise * self.config.temperature
+        out = self.prediction(x, self.map[at].expand(len(x)), z, scale if guided else None)
+        return self.updated(x, out, {name: values[at] for name, values in self.tensors.items()}, at, noise)
 
 
 def keep_in_place(*tensors: Tensor) -> None:

@@ -20,9 +20,9 @@ import torch
 
 from magi.bench.case import OURS, Candidate, Case, Goal, PreparedCase, Setting
 from magi.bench.machine import gpu_clocks, machine_facts
+from magi.bench.report import FORMAT
 from magi.files import write_json
 
-FORMAT = 2
 Record = dict[str, Any]
 Work = Callable[[], object]
 
@@ -67,7 +67,8 @@ def run_case(case: Case, setting: Setting) -> Record:
     """Measure one case; an error of it becomes its record."""
     began = time.monotonic()
     try:
-        record = _measure(case, case.prepare(setting), setting)
+        with torch.inference_mode(not case.trains):
+            record = _measure(case, case.prepare(setting), setting)
     except Exception as error:
         record = _not_measured(case, reason_of(error, 400), "error")
         record["traceback"] = traceback.format_exc()[-4000:]

@@ -207,7 +207,6 @@ def paper_settings(setting: Setting, **changes: object) -> SamplingConfig:
     return PAPER.model_copy(update=SMOKE if setting.smoke else changes)
 
 
-@torch.inference_mode()
 def frame_case(setting: Setting, batch: int, every: int | None = None) -> PreparedCase:
     """Whole frames, or one iteration of every ``every``, of all sides from the same order."""
     model, config = paper_model(setting), paper_settings(setting)
@@ -222,10 +221,10 @@ def frame_case(setting: Setting, batch: int, every: int | None = None) -> Prepar
     masks = plain.masks_before(order_BN, subset.iterations)
 
     def a_frame(sampler: MarStyleSampler) -> Work:
-        return torch.inference_mode()(sampler.frame if every is None else partial(sampler.frame, order_BN, part=masks))
+        return sampler.frame if every is None else partial(sampler.frame, order_BN, part=masks)
 
     run = ours.frame if every is None else partial(ours.frame, subset.order(order_BN), subset.plan)
-    candidates = [Candidate(OURS, torch.inference_mode()(run), warmups=2), Candidate("eager", a_frame(plain))]
+    candidates = [Candidate(OURS, run, warmups=2), Candidate("eager", a_frame(plain))]
     works, facts = compiled_baseline(plain, a_frame, setting)
     candidates += [Candidate(name, work) for name, work in works.items()]
     units = 1.0 if every is None else subset.share
@@ -239,20 +238,18 @@ def frame_case(setting: Setting, batch: int, every: int | None = None) -> Prepar
     return PreparedCase(tuple(candidates), lambda: parities, units, metrics, shapes)
 
 
-@torch.inference_mode()
 def cheaper_case(setting: Setting) -> PreparedCase:
     """Frames of cheaper settings at batch 1; their speed only, whatever it costs in quality."""
     model = paper_model(setting)
     samplers = {name: filled_sampler(model, paper_settings(setting, **changes), 1) for name, changes in CHEAPER.items()}
     return PreparedCase(
-        tuple(Candidate(name, torch.inference_mode()(ours.frame), warmups=2) for name, ours in samplers.items()),
+        tuple(Candidate(name, ours.frame, warmups=2) for name, ours in samplers.items()),
         check=lambda: (),
         metrics=lambda seconds: {f"fps SD {name}": SD_FRAMES / seconds[name] for name in samplers},
         shapes={"guidance": PAPER.guidance, "frames in the history": 15},
     )
 
 
-@torch.inference_mode()
 def first_frame_case(setting: Setting) -> PreparedCase:
     """From weights on the device to the first frame: kernels built, graphs recorded."""
     model, config = paper_model(setting), paper_settings(setting)
@@ -291,7 +288,6 @@ class LongVideo:
             self.ours.observe(self.ours.frame()[:, None])
 
 
-@torch.inference_mode()
 def late_frame_parity(model: Magi) -> Parity:
     """A late frame against the same made by a sampler that was given the frames in view and nothing before them."""
     exact = in_format(model, torch.float32)
@@ -306,10 +302,10 @@ def long_video_case(setting: Setting) -> PreparedCase:
     on_gpu = setting.device.type == "cuda"
     model = paper_model(setting) if on_gpu else small_model("smoke" if setting.smoke else "tiny", setting.device)
     video = LongVideo(model)
-    advance = torch.inference_mode()(video.advance)
+    advance = video.advance
 
     def side(name: str, frames: int) -> Candidate:
-        return Candidate(name, advance, before=torch.inference_mode()(lambda: video.start(frames)))
+        return Candidate(name, advance, before=partial(video.start, frames))
 
     return PreparedCase(
         (side(OURS, LATE), side("early", EARLY)),

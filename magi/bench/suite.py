@@ -32,7 +32,7 @@ CASES = (
             Goal("MFU", 0.48, 0.55), Goal("x eager dense mask", 1.15, 1.3),
             Goal("CTF over MTF", 1.92, 1.87, smaller=True),
         ),
-        minutes=1.7,
+        minutes=1.7, trains=True,
     ),
     Case(
         "sample.b64", "cuda",
@@ -61,11 +61,11 @@ CASES = (
         "attn.temporal.ctf", "cuda",
         "temporal attention, both streams, forward and backward, layout copies included", "pass",
         attention.temporal_case, (Goal("x best other", 2.0, 3.0), Goal("share of copy bandwidth", 0.5, 0.6)),
-        minutes=0.25,
+        minutes=0.25, trains=True,
     ),
     Case(
         "opt.step", "cuda", "AdamW and average, 850 M parameters", "step", training.optimizer_case,
-        (Goal("ms", 15, 10, smaller=True),), minutes=0.05,
+        (Goal("ms", 15, 10, smaller=True),), minutes=0.05, trains=True,
     ),
     Case("sample.long", "cuda", _LONG, "frame", sampling.long_video_case, _LONG_GOALS, minutes=0.3),
     Case(
@@ -89,7 +89,7 @@ CASES = (
         "cpu.ctf", "cpu",
         "temporal attention of training, forward and backward, 16 frames of 256 positions, 192 wide", "pass",
         attention.cpu_case, (Goal("x dense mask", 1.0, 1.2), Goal("x dense mask, bf16 forward", 1.0, 1.2)),
-        minutes=0.1,
+        minutes=0.1, trains=True,
     ),
 )
 # fmt: on
