@@ -31,7 +31,7 @@ case $status in
 esac
 
 say "4/4 continuing held-out videos for 100 frames: the fresh model, and the one shipped with the package"
-magi evaluate digits "$out/results" --models "fresh=$out/run" demo=demo --videos "$out/held-out" --count 16 --batch 16
+magi evaluate digits "fresh=$out/run,demo=demo" "$out/held-out" "$out/results" --count 16 --batch 16
 
 say "done"
 cat <<EOF

@@ -21,8 +21,7 @@ magi train digits --run $work/run --data.root $work/latents --vae.weights $work/
     --training.sample-every 0 --model.noise-max 0.7 --sampling.noise-level 1 --sampling.temperature 0.5 \
     --sampling.iterations 2 --sampling.steps 12
 magi export $work/run magi/demo_model --dtype float16
-magi evaluate digits $work/results --models demo=magi/demo_model --videos $work/held_out --batch 32 \
-    --speeds full fast
+magi evaluate digits demo=magi/demo_model $work/held_out $work/results --batch 32 --speeds full fast
 
 mkdir -p results
 cp $work/results/result.json results/digits.json

@@ -1,6 +1,6 @@
 """``magi evaluate``: scores by named protocols, their rank, and the weights of feature networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import tyro
 from magi.cli.data import parse_worker
 from magi.cli.options import Device, Speed, check_device, checked, existing_folder, parse
 from magi.config import DataConfig
+from magi.files import METRICS_FILE
 from magi.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -22,93 +23,52 @@ if TYPE_CHECKING:
 Kind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", "lpips-alex", "lpips-vgg"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CommonOptions:
-    """What every evaluation by a protocol takes."""
-
-    count: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """other number of clips than the protocol's; the score's name says so"""
-    size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """other height and width; the score's name says so"""
-    seed: int = 0
-    """of the samples"""
-    batch: int = 8
-    """clips generated and measured at a time"""
-    worker: str = "0/1"
-    """i/N: generate every N-th shard of samples from the i-th on; the last worker to finish scores"""
-    device: Device = "auto"
-    """auto takes a GPU where there is one"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolOptions(CommonOptions):
-    """Score a model by a named protocol: generate its samples, measure them and real clips, write result.json.
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """Score models by a named protocol: generate their samples, measure them and real clips, write result.json.
 
     OUT gets the protocol card, the clip table, the samples (lossless), features, a report and pictures. Restartable:
     what is there is used again. 'magi evaluate protocols' lists the names, 'magi evaluate' alone the other verbs.
     """
 
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
-    """name of a protocol"""
+    """name of a protocol; digits and digits3d are for built-in videos and need no downloads"""
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """run directory, exported folder, hub id, or 'demo'; or NAME=MODEL"""
+    """run directory, exported folder, hub id, or 'demo'; or NAME=MODEL,NAME=MODEL to compare several"""
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """folder of real videos, of the split that the protocol names"""
+    """folder of real videos that no model was trained on, of the split that the protocol names"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder to write to"""
     annotations: str = ""
     """split files of the data, as data.annotations; the split is then the protocol's"""
     clips: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """clip table to use instead of drawing one: clips.csv of another evaluation"""
+    count: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other number of clips than the protocol's; the score's name says so, and so it does of the next four"""
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other height and width"""
+    frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other number of frames, those of the context included"""
+    context: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """other number of context frames"""
+    labels: bool = False
+    """give the models the class of the real clip"""
     singular: bool = False
     """score with no more clips than feature dimensions; the score's name says so"""
     synthetic: bool = False
     """networks with synthetic weights: a dry run, whose score means nothing and whose name says so"""
-    max_bad_fraction: float = 0.01
-    """share of unreadable videos that is tolerated; above it the exit code is 3"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltInOptions(CommonOptions):
-    """What evaluations on built-in videos take."""
-
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """folder to write to"""
-    models: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL")]
-    """models to compare, as NAME=MODEL; the name is what the report calls it"""
-    videos: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """held-out videos: magi data digits DIR with a seed that no model was trained on"""
     speeds: tuple[Speed, ...] = ("full",)
     """speeds of sampling to evaluate every model at (magi sample --speed)"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateDigitsOptions(BuiltInOptions):
-    """Predict held-out built-in videos and measure every frame: class accuracy, position error, intensity.
-
-    The protocol 'digits'. Writes result.json, report.html, curves, a contact sheet, an mp4 and a GIF to OUT; samples
-    are saved, so the same command again is quick.
-    """
-
-    frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """other number of frames than the protocol's, those of the context included"""
-    context: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """other number of context frames"""
-    labels: bool = False
-    """give the models the class; by default they see it in the context only"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Digits3dOptions(BuiltInOptions):
-    """Frechet video distance of predicted built-in videos, by features of digits3d; printed as fvd[digits3d].
-
-    Beside it the floor (real against real), the autoencoder alone, and motion sanity checks. Needs two videos a clip.
-    """
-
-    variant: Annotated[str, tyro.conf.arg(metavar="PROTOCOL")] = "digits3d"
-    """digits3d, digits3d-s2 (interval 2) or digits3d-f1 (one context frame)"""
-    singular: bool = False
-    """score with no more clips than feature dimensions; the score's name says so"""
+    seed: int = 0
+    """of the samples"""
+    batch: int = 8
+    """clips generated and measured at a time"""
+    worker: str = "0/1"
+    """i/N: generate every N-th shard of samples from the i-th on; the last worker to finish scores"""
+    max_bad_fraction: float = 0.01
+    """share of unreadable videos that is tolerated; above it the exit code is 3"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
 
 
 @dataclass(frozen=True)
@@ -145,53 +105,26 @@ class ImportWeightsOptions:
     """import a file of another hash too; every score will say so"""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What the verbs differ in; ``models`` is name -> (MODEL, speed)."""
-
-    protocol: "EvaluationProtocol"
-    overrides: Mapping[str, Any]
-    models: Mapping[str, tuple[str, str]]
-    data: DataConfig
-    clips: Path | None = None
-    synthetic: bool = False
-
-
 def evaluate_protocol(argv: list[str]) -> None:
-    """Score one model by a named protocol."""
+    """Score models by a named protocol."""
     options = parse(ProtocolOptions, "evaluate", argv)
-    protocol, overrides = _protocol(options.protocol, options, singular=options.singular)
-    name, equals, source = options.model.partition("=")
+    worker = parse_worker(options.worker)
+    if options.batch < 1:
+        raise ValueError(f"--batch {options.batch}: expected at least 1")
+    from magi.evaluation.protocol.protocols import overridden, protocol
+
+    base, sizes = protocol(options.protocol), {"score_size": options.size, "read_size": options.size}
+    lengths = {"count": options.count, "frames": options.frames, "context_frames": options.context}
+    chosen, overrides = overridden(base, **sizes, **lengths, labels="real" if options.labels else None)
+    overrides |= {"singular": True} if options.singular else {}
     data = DataConfig.model_construct(
         root=str(existing_folder(options.data)),
         annotations=options.annotations,
-        split=protocol.split if options.annotations else "",
+        split=chosen.split if options.annotations else "",
         max_bad_fraction=options.max_bad_fraction,
     )
-    models = {name: (source, "full")} if equals else {"model": (options.model, "full")}
-    setup = Setup(protocol, overrides, models, checked(data), options.clips, options.synthetic)
-    _evaluate(setup, options, options.out)
-
-
-def evaluate_digits(argv: list[str]) -> None:
-    """Measure models against the ground truth of built-in videos."""
-    options = parse(EvaluateDigitsOptions, "evaluate digits", argv)
-    labels = "real" if options.labels else None
-    protocol, overrides = _protocol(
-        "digits", options, frames=options.frames, context_frames=options.context, labels=labels
-    )
-    if protocol.context_frames < 1:
-        raise ValueError(f"--context {options.context}: ground truth needs at least 1 frame of context")
-    _evaluate_built_in(protocol, overrides, options)
-
-
-def evaluate_digits3d(argv: list[str]) -> None:
-    """Score models on built-in videos by a Frechet video distance."""
-    options = parse(Digits3dOptions, "evaluate digits3d", argv)
-    protocol, overrides = _protocol(options.variant, options, singular=options.singular)
-    if protocol.network != "digits3d":
-        raise ValueError(f"--variant {options.variant}: not a protocol of built-in videos; use 'magi evaluate' itself")
-    _evaluate_built_in(protocol, overrides, options)
+    check_device(options.device)
+    _evaluate(chosen, overrides, model_sources(options.model), checked(data), worker, options)
 
 
 def compare(argv: list[str]) -> None:
@@ -234,18 +167,21 @@ def import_weights(argv: list[str]) -> None:
     print(f"{imported.folder}: {imported.tensors} tensors")
 
 
-def model_sources(given: Sequence[str]) -> dict[str, str]:
-    """Name -> MODEL of the arguments ``NAME=MODEL``; a ``ValueError`` for anything else and for a name given twice."""
+def model_sources(given: str) -> dict[str, str]:
+    """Name -> MODEL of ``NAME=MODEL,NAME=MODEL``, or of one MODEL, whose name is 'model'.
+
+    ``ValueError`` for anything else and for a name given twice.
+    """
+    if "=" not in given:
+        return {"model": given}
     sources: dict[str, str] = {}
-    for argument in given:
-        name, equals, source = argument.partition("=")
+    for part in given.split(","):
+        name, equals, source = part.partition("=")
         if not (name and equals and source):
-            raise ValueError(f"--models {argument}: expected NAME=MODEL, as in fresh=build/run")
+            raise ValueError(f"MODEL {part}: expected NAME=MODEL, as in fresh=build/run,demo=demo")
         if name in sources:
-            raise ValueError(f"--models: the name '{name}' is given twice")
+            raise ValueError(f"MODEL {part}: the name '{name}' is given twice")
         sources[name] = source
-    if not sources:
-        raise ValueError("--models: no model to evaluate; give NAME=MODEL, as in fresh=build/run")
     return sources
 
 
@@ -270,35 +206,15 @@ class Stages:
         self.report(done, total)
 
 
-def _protocol(
-    name: str, options: CommonOptions, singular: bool = False, **changes: int | str | None
-) -> tuple["EvaluationProtocol", dict[str, Any]]:
-    """The protocol with what the options change, and those changes."""
-    from magi.evaluation.protocol.protocols import overridden, protocol
-
-    sizes = {"score_size": options.size, "read_size": options.size}
-    changed, overrides = overridden(protocol(name), count=options.count, **sizes, **changes)
-    return changed, overrides | ({"singular": True} if singular else {})
-
-
-def _evaluate_built_in(
-    protocol: "EvaluationProtocol", overrides: Mapping[str, Any], options: EvaluateDigitsOptions | Digits3dOptions
+def _evaluate(
+    protocol: "EvaluationProtocol",
+    overrides: Mapping[str, Any],
+    sources: Mapping[str, str],
+    data: DataConfig,
+    worker: tuple[int, int],
+    options: ProtocolOptions,
 ) -> None:
-    models = {
-        name if speed == "full" else f"{name}-{speed}": (source, speed)
-        for name, source in model_sources(options.models).items()
-        for speed in options.speeds
-    }
-    data = checked(DataConfig.model_construct(root=str(existing_folder(options.videos))))
-    _evaluate(Setup(protocol, overrides, models, data), options, options.out)
-
-
-def _evaluate(setup: Setup, options: CommonOptions, out: Path) -> None:
     """Open data and models, generate, and where all samples are there, score, draw and print."""
-    worker = parse_worker(options.worker)
-    if options.batch < 1:
-        raise ValueError(f"--batch {options.batch}: expected at least 1")
-    check_device(options.device)
     from magi.data.index.index import open_index
     from magi.evaluation.protocol.clip_table import TABLE_FILE, build_table, read_table, write_table
     from magi.evaluation.protocol.evaluation import Evaluation
@@ -307,15 +223,14 @@ def _evaluate(setup: Setup, options: CommonOptions, out: Path) -> None:
     from magi.evaluation.protocol.score import score
     from magi.evaluation.report import FILES, text_rows, write_report
 
-    protocol = setup.protocol
-    metrics = _metrics(protocol, setup.synthetic, options.device)
-    models = _models(setup.models, options.device)
+    out, metrics = options.out, _metrics(protocol, options.synthetic, options.device)
+    models, runs = _models(sources, options)
     with Stages() as on_progress:
-        index = open_index(setup.data, lambda done, total: on_progress("decoding videos", done, total))
-        table = build_table(protocol, index) if setup.clips is None else read_table(setup.clips, protocol, index)
+        index = open_index(data, lambda done, total: on_progress("decoding videos", done, total))
+        table = read_table(options.clips, protocol, index) if options.clips else build_table(protocol, index)
         evaluation = Evaluation(
             protocol,
-            setup.overrides,
+            overrides,
             metrics,
             RealClips(protocol, index),
             table,
@@ -330,8 +245,7 @@ def _evaluate(setup: Setup, options: CommonOptions, out: Path) -> None:
     if result is None:
         print(f"{out}: this worker's samples are finished; the last worker to finish scores them")
         return
-    runs = {name: Path(source) for name, (source, _) in setup.models.items()}
-    write_report(evaluation, result, {name: run for name, run in runs.items() if (run / "metrics.jsonl").is_file()})
+    write_report(evaluation, result, runs)
     print(f"{result.score_name} by {protocol.name}")
     for what, figures in text_rows(result):
         print(f"  {what:<40} {figures}")
@@ -339,14 +253,20 @@ def _evaluate(setup: Setup, options: CommonOptions, out: Path) -> None:
         print(out / file)
 
 
-def _models(sources: Mapping[str, tuple[str, str]], device: Device) -> "dict[str, MagiPipeline]":
-    """Name -> pipeline; a model that is asked for at several speeds is loaded once."""
+def _models(sources: Mapping[str, str], options: ProtocolOptions) -> "tuple[dict[str, MagiPipeline], dict[str, Path]]":
+    """Every model at every speed by name, each loaded once, and the folders of those that are runs with a log."""
     from magi.sampling.pipeline import MagiPipeline
     from magi.training.parallelize import resolve_device
 
-    on = resolve_device(device)
-    loaded = {source: MagiPipeline.from_pretrained(source, on) for source, _ in sources.values()}
-    return {name: loaded[source].at_speed(speed) for name, (source, speed) in sources.items()}
+    models, runs = {}, {}
+    for given, source in sources.items():
+        loaded = MagiPipeline.from_pretrained(source, resolve_device(options.device))
+        for speed in options.speeds:
+            name = given if speed == "full" else f"{given}-{speed}"
+            models[name] = loaded.at_speed(speed)
+            if (Path(source) / METRICS_FILE).is_file():
+                runs[name] = Path(source)
+    return models, runs
 
 
 def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) -> "Metrics":

@@ -267,7 +267,7 @@ MISTAKES = [
     ("sample demo x --frames 4 --context y.mp4 --context-frames 4", 2, "leaves none of --frames 4 to generate"),
     ("sample demo x --count 0", 2, "--count 0: expected at least 1"),
     ("export nowhere x", 2, "nowhere: no such folder"),
-    ("evaluate digits x --models fresh --videos .", 2, "--models fresh: expected NAME=MODEL"),
+    ("evaluate digits a=fresh,=x . x", 2, "MODEL =x: expected NAME=MODEL"),
     ("inspect model dgits", 2, "unknown preset 'dgits'; did you mean 'digits'?"),
     ("inspect mask --frames -1", 2, "--frames -1: expected at least 1"),
 ]
@@ -376,12 +376,13 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_words_of_options() -> None:
     assert parse_worker("3/8") == (3, 8)
-    assert model_sources(["a=build/run", "b=x=y"]) == {"a": "build/run", "b": "x=y"}
+    assert model_sources("a=build/run,b=x=y") == {"a": "build/run", "b": "x=y"}
+    assert model_sources("build/run") == {"model": "build/run"}
     for wrong in ("8/8", "1", "-1/2", "a/b", "1/0"):
         with pytest.raises(ValueError, match="--worker"):
             parse_worker(wrong)
-    for names in (["a"], ["=x"], ["a="], ["a=x", "a=y"]):
-        with pytest.raises(ValueError, match="--models"):
+    for names in ("a,b=x", "=x", "a=", "a=x,a=y"):
+        with pytest.raises(ValueError, match="MODEL"):
             model_sources(names)
 
 

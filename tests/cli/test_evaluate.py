@@ -59,8 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(digits: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated")
-    words = ["--models", f"fresh={model}", "--videos", digits, "--count", 4, "--singular"]
-    assert run("evaluate digits3d", out, *words) == 0
+    assert run("evaluate digits3d", f"fresh={model}", digits, out, "--count", 4, "--singular") == 0
     return out
 
 
@@ -80,8 +79,7 @@ def test_second_call_keeps_everything_and_prints_the_score(
     evaluated: Path, digits: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (evaluated / "result.json").read_bytes()
-    words = ["--models", f"fresh={model}", "--videos", digits, "--count", 4, "--singular"]
-    assert run("evaluate digits3d", evaluated, *words) == 0
+    assert run("evaluate digits3d", f"fresh={model}", digits, evaluated, "--count", 4, "--singular") == 0
     printed = capsys.readouterr().out
     assert (evaluated / "result.json").read_bytes() == before
     assert printed.startswith("fvd[digits3d; count=4; singular=True] by digits3d\n")
@@ -93,9 +91,9 @@ def test_second_call_keeps_everything_and_prints_the_score(
 def test_digits_measures_the_ground_truth_at_every_speed_with_the_options_given(
     digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--models", f"fresh={model}", "--videos", digits, "--speeds", "full", "fast", "--seed", 3]
+    words = [f"fresh={model}", digits, tmp_path, "--speeds", "full", "fast", "--seed", 3]
     words += ["--frames", 10, "--context", 2, "--count", 3, "--batch", 2]
-    assert run("evaluate digits", tmp_path, *words) == 0
+    assert run("evaluate digits", *words) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert list(result["ground_truth"]["series"]) == ["real", "vae", "fresh", "fresh-fast"]
     assert result["models"]["fresh"]["sampling"] != result["models"]["fresh-fast"]["sampling"]
@@ -106,7 +104,7 @@ def test_digits_measures_the_ground_truth_at_every_speed_with_the_options_given(
     assert "fresh-fast, frames 3-10" in printed and "class_accuracy" in printed
     for name in ("report.html", "contact_sheet.png", "comparison.mp4", "comparison.gif", "result.json"):
         assert (tmp_path / name).is_file() and str(tmp_path / name) in printed, name
-    assert run("evaluate digits", tmp_path, *words, "--labels") == 2  # this model has no classes
+    assert run("evaluate digits", *words, "--labels") == 2  # this model has no classes
     assert "digits tells the class, but this model has none" in capsys.readouterr().err
 
 
@@ -160,24 +158,12 @@ def test_protocols_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
             "2 clips are no more than the 400 dimensions",
         ),
         ("evaluate k600-64-f5-50k {model} {videos} {out} --worker 2/2", 2, "--worker 2/2: expected i/N"),
-        ("evaluate digits3d {out} --models a={model} --videos {videos}", 2, "digits3d needs 512"),
-        ("evaluate digits3d {out} --models a={model} --videos {videos} --batch 0", 2, "--batch 0: expected"),
-        ("evaluate digits3d {out} --models {model} --videos {videos}", 2, "expected NAME=MODEL"),
-        (
-            "evaluate digits3d {out} --models a={model} --videos {videos} --variant k600-64-f5-50k",
-            2,
-            "not a protocol of built-in videos",
-        ),
-        (
-            "evaluate digits {out} --models a={model} --videos {videos} --count 2 --frames 8 --context 0",
-            2,
-            "--context 0",
-        ),
-        (
-            "evaluate digits {out} --models a={model} --videos {videos} --count 2",
-            2,
-            "104 frames, digits needs 2",
-        ),
+        ("evaluate digits3d a={model} {videos} {out}", 2, "digits3d needs 512"),
+        ("evaluate digits3d a={model} {videos} {out} --batch 0", 2, "--batch 0: expected"),
+        ("evaluate digits3d {model},a={model} {videos} {out}", 2, "expected NAME=MODEL"),
+        ("evaluate digits3d a={model},a={model} {videos} {out}", 2, "the name 'a' is given twice"),
+        ("evaluate digits {model} {videos} {out} --count 2 --frames 8 --context 0", 2, "at least 1 frame of context"),
+        ("evaluate digits {model} {videos} {out} --count 2", 2, "104 frames, digits needs 2"),
         ("evaluate compare {out}", 2, "at least two results"),
         ("evaluate compare {out} {videos}", 2, "no such result"),
     ],

@@ -50,6 +50,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         if not 0 <= self.protocol.context_frames < self.protocol.frames:
             raise ValueError(f"context {self.protocol.context_frames} must be below the {self.protocol.frames} frames")
+        if self.protocol.ground_truth and not self.protocol.context_frames:
+            raise ValueError(f"context 0: {self.protocol.name} needs at least 1 frame of context; give --context")
         if self.metrics.network is not None:
             self._check_network()
         for name, model in self.models.items():
