@@ -22,7 +22,8 @@ from magi.bench.frame_parts import HeadLoop, loop_parities, pass_parity
 from magi.bench.models import paper_model
 from magi.bench.sampling import PAPER, frame_parities
 from magi.model import frame_pass
-from magi.model.frame_pass import EPSILON, cached_attention
+from magi.model.frame_pass import EPSILON
+from magi.model.temporal.softmax import cached_attention
 
 STOPPED_CLEANLY = 75
 PIXELS = 8.0

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from magi.bench.case import OURS, Candidate, Parity, PreparedCase, Setting, relative_error
 from magi.bench.runner import Work, run_each_once
-from magi.model.slot_attention import (
+from magi.model.teacher_forcing import SlotPattern
+from magi.model.temporal.slot_attention import (
     SlotAttention,
     dense_slot_attention,
     slot_attention,
     split_slot_attention,
 )
-from magi.model.teacher_forcing import SlotPattern
 
 
 @dataclass(frozen=True)

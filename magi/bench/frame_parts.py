@@ -14,6 +14,7 @@ from magi.bench.sampling import (
     EXACT_LIMIT,
     compiled_baseline,
     filled_sampler,
+    kv_cache,
     mar_style,
     paper_settings,
     random_frame,
@@ -205,7 +206,7 @@ def history_case(setting: Setting) -> PreparedCase:
     ours.history.frame_pass.set_time(torch.tensor(plain.time, device=setting.device))
 
     def ours_at(length: int) -> Tensor:
-        ours.history.cache.rewind(length)
+        kv_cache(ours).rewind(length)
         return ours.masked_pass(tokens_BNC, masked_BN, picked_Bm)
 
     def plain_at(length: int) -> Tensor:

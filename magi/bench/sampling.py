@@ -19,6 +19,7 @@ from magi.bench.models import guided_conditions, in_format, labelled_conditions,
 from magi.bench.runner import Work, free_memory, run_each_once
 from magi.config import SamplingConfig
 from magi.model.magi import Magi
+from magi.model.temporal.kv_cache import KVCache
 from magi.sampling.denoise import draw_noise
 from magi.sampling.execution import Execution, choose_execution
 from magi.sampling.frame import FramePlan
@@ -110,14 +111,21 @@ def filled_sampler(
     sampler = PreparedSampler(model, config, conditions, generators, frames, execution)
     sampler.begin(config, conditions, generators)
     history = sampler.history
-    generator = torch.Generator(history.cache.stored.device).manual_seed(2)
     if known:
-        for layer in history.cache.stored:  # a layer at a time: the whole may be tens of gigabytes
+        cache = kv_cache(sampler)
+        generator = torch.Generator(cache.stored.device).manual_seed(2)
+        for layer in cache.stored:  # a layer at a time: the whole may be tens of gigabytes
             layer.normal_(generator=generator)
-        history.cache.rewind(known)
+        cache.rewind(known)
         history.frame_pass.set_time(history.time_T[known])
         history.recent_BTNC = random_frame(sampler.model, batch)
     return sampler
+
+
+def kv_cache(sampler: PreparedSampler) -> KVCache:
+    """The keys and values of its history."""
+    assert isinstance(sampler.history.cache, KVCache)
+    return sampler.history.cache
 
 
 def random_frame(model: Magi, batch: int) -> Tensor:
@@ -128,7 +136,7 @@ def random_frame(model: Magi, batch: int) -> Tensor:
 
 def mar_style(ours: PreparedSampler, config: SamplingConfig, model: Magi | None = None) -> MarStyleSampler:
     """The baseline with the same frames in its cache; ``model`` is the same in another number format, if any."""
-    model, batch, cache = model or ours.model, len(ours.generators), ours.history.cache
+    model, batch, cache = model or ours.model, len(ours.generators), kv_cache(ours)
     sampler = MarStyleSampler(model, guided_conditions(model, batch), config, batch)
     sampler.cache = [
         (stored[:, :, 0].transpose(1, 2).contiguous(), stored[:, :, 1].transpose(1, 2).contiguous())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magi.model.packed_linear import PackedLinear
+from magi.model.packed_linear import PackedLinear, packed
 
 
 class TimestepEmbedding(nn.Module):
@@ -101,9 +101,9 @@ class FoldedHead:
         norms = [(block.norm.weight, block.norm.bias) for block in blocks]
         weight, bias = _fold(head.modulation, norms)
         self.modulation = PackedLinear(weight, bias, dtype)
-        self.condition = _packed(head.condition, dtype)
-        self.input, self.output = _packed(head.input, dtype), _packed(head.output, dtype)
-        self.blocks = [tuple(_packed(block.mlp.get_submodule(name), dtype) for name in ("0", "2")) for block in blocks]
+        self.condition = packed(head.condition, dtype)
+        self.input, self.output = packed(head.input, dtype), packed(head.output, dtype)
+        self.blocks = [tuple(packed(block.mlp.get_submodule(name), dtype) for name in ("0", "2")) for block in blocks]
 
     @property
     def modulation_width(self) -> int:
@@ -130,11 +130,6 @@ class FoldedHead:
             inner = torch.addcmul(block_shift, F.layer_norm(h, width, eps=1e-6), block_scale)
             h = torch.addcmul(h, gate, second(F.silu(first(inner))))
         return self.output(torch.addcmul(shift, F.layer_norm(h, width, eps=1e-6), scale))
-
-
-def _packed(linear: nn.Module, dtype: torch.dtype) -> PackedLinear:
-    assert isinstance(linear, nn.Linear)
-    return PackedLinear(linear.weight, linear.bias, dtype)
 
 
 def _fold(modulation: nn.Linear, norms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

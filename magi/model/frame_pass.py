@@ -8,16 +8,18 @@ same over a video are added once. Nothing waits for the device. It knows no iter
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from magi.model.kv_cache import KVCache
-from magi.model.packed_linear import PackedLinear
+from magi.model.attention import SelfAttention
+from magi.model.packed_linear import PackedLinear, packed
 from magi.model.positions import interpolate_rows
+from magi.model.temporal.contract import TemporalState
+from magi.model.transformer import Block
 
 if TYPE_CHECKING:
     from magi.model.conditioning import Conditions
@@ -27,48 +29,6 @@ EPSILON = 1e-6
 
 Norm = tuple[Tensor, Tensor]
 """Weight and bias, as ``F.layer_norm`` takes them."""
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """Layers of one attention and its MLP: linear ones and norms."""
-
-    norm: Norm
-    qkv: PackedLinear
-    proj: PackedLinear
-    mlp_norm: Norm
-    mlp_in: PackedLinear
-    mlp_out: PackedLinear
-
-    @staticmethod
-    def spatial(block: nn.Module, dtype: torch.dtype | None) -> LayerWeights:
-        """Of a block's spatial half; products in ``dtype``, the weights' if None."""
-        return _weights(block, "spatial", dtype)
-
-    @staticmethod
-    def temporal(block: nn.Module, dtype: torch.dtype | None) -> LayerWeights:
-        """Of a block's temporal half."""
-        return _weights(block, "temporal", dtype)
-
-
-def _weights(block: nn.Module, half: str, dtype: torch.dtype | None) -> LayerWeights:
-    def pair(name: str) -> Norm:
-        module = block.get_submodule(f"{half}_{name}")
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
-        return weight, bias
-
-    def linear(name: str) -> PackedLinear:
-        return PackedLinear(*pair(name), dtype)
-
-    return LayerWeights(
-        norm=pair("norm"),
-        qkv=linear("attention.qkv"),
-        proj=linear("attention.proj"),
-        mlp_norm=pair("mlp_norm"),
-        mlp_in=linear("mlp.0"),
-        mlp_out=linear("mlp.2"),
-    )
 
 
 def _norm(x: Tensor, weights: Norm) -> Tensor:
@@ -81,39 +41,35 @@ def add_norm(x: Tensor, change: Tensor, weights: Norm) -> tuple[Tensor, Tensor]:
     return x, _norm(x, weights)
 
 
-def spatial_attention(normed_BPD: Tensor, w: LayerWeights, heads: int) -> Tensor:
-    """Full attention among P positions, (B, P, D), before its projection.
+class PreparedSpatial:
+    """Full attention among P positions, its weights laid out for sampling: (B, P, D) -> (B, P, D).
 
     Nothing is copied: flash attention reads the heads where the linear layer put them, and writes them side by side.
     """
-    q, k, v = w.qkv(normed_BPD).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(normed_BPD.shape)
 
+    def __init__(self, layer: SelfAttention, dtype: torch.dtype | None) -> None:
+        self.heads = layer.heads
+        self.qkv, self.proj = packed(layer.qkv, dtype), packed(layer.proj, dtype)
 
-def picked_spatial_attention(
-    normed_BPD: Tensor, q_and_kv: tuple[PackedLinear, PackedLinear], heads: int, picked_BmD: Tensor
-) -> Tensor:
-    """``spatial_attention`` of the picked positions alone; ``q_and_kv`` is its ``qkv`` in two."""
-    to_q, to_kv = q_and_kv
-    k, v = to_kv(normed_BPD).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    q = to_q(normed_BPD.gather(1, picked_BmD)).unflatten(-1, (heads, -1)).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(picked_BmD.shape)
+    @cached_property
+    def q_and_kv(self) -> tuple[PackedLinear, PackedLinear]:
+        """``qkv`` in two."""
+        return self.qkv.split(len(self.qkv.bias) // 3)
 
+    def __call__(self, normed_BPD: Tensor) -> Tensor:
+        """All positions."""
+        q, k, v = self.qkv(normed_BPD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self._attend(q, k, v)
 
-def cached_attention(qkv_R3hd: Tensor, stored_RT2hd: Tensor) -> Tensor:
-    """Attention of one new slot to T finished ones and itself: qkv (R, 3, heads, d), stored (R, T, 2, heads, d).
+    def picked(self, normed_BPD: Tensor, index_BmD: Tensor) -> Tensor:
+        """The picked positions alone."""
+        to_q, to_kv = self.q_and_kv
+        k, v = to_kv(normed_BPD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q = to_q(normed_BPD.gather(1, index_BmD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self._attend(q, k, v)
 
-    One query a sequence: sums, not matrix products, and the new slot's own keys never move.
-    """
-    # One conversion of all three: operands of two formats are converted at every operation.
-    dtype = torch.promote_types(qkv_R3hd.dtype, torch.float32)
-    q, own_key, own_value = qkv_R3hd.to(dtype).unbind(1)
-    q = q * q.shape[-1] ** -0.5
-    past = (q[:, None] * stored_RT2hd[:, :, 0]).sum(-1)
-    own = (q * own_key).sum(-1)
-    weight = torch.cat([past, own[:, None]], dim=1).softmax(dim=1)[..., None]
-    mixed = (weight[:, :-1] * stored_RT2hd[:, :, 1]).sum(1) + weight[:, -1] * own_value
-    return mixed.to(qkv_R3hd.dtype)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class FramePass:
@@ -133,14 +89,17 @@ class FramePass:
         kernels: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.model, self.halves, self.heads, self.kernels = model, halves, model.config.heads, kernels
-        self.spatial = [LayerWeights.spatial(block, dtype) for block in model.transformer.blocks]
-        self.temporal = [LayerWeights.temporal(block, dtype) for block in model.transformer.blocks]
-        norms = [*(half.norm for pair in zip(self.spatial, self.temporal, strict=True) for half in pair)]
-        self.next_norms = [*norms[1:], (model.norm.weight, model.norm.bias)]
-        # Of the last block one pass needs the queries of few positions, the other no queries.
-        self.last_spatial = self.spatial[-1].qkv.split(model.config.width)
-        _, self.last_keys_and_values = self.temporal[-1].qkv.split(model.config.width)
+        self.model, self.halves, self.kernels = model, halves, kernels
+        blocks = [cast(Block, block) for block in model.transformer.blocks]
+        self.spatial = [PreparedSpatial(block.spatial_attention, dtype) for block in blocks]
+        self.temporal = [block.temporal_attention.prepared(dtype, kernels) for block in blocks]
+        mlps = [mlp for block in blocks for mlp in (block.spatial_mlp, block.temporal_mlp)]
+        self.mlps = [(packed(mlp[0], dtype), packed(mlp[2], dtype)) for mlp in mlps]
+        self.norms: list[Norm] = []
+        for block in blocks:
+            norms = (block.spatial_norm, block.spatial_mlp_norm, block.temporal_norm, block.temporal_mlp_norm)
+            self.norms += [(norm.weight, norm.bias) for norm in norms]
+        self.norms.append((model.norm.weight, model.norm.bias))
         # What a captured graph reads stays where it is: new conditions and a new frame are written over the last ones.
         shape, like = (conditions.batch, model.positions, model.config.width), model.mask_token.detach()
         self._predicted_BPD, self._observed_BPD = like.new_empty(shape), like.new_empty(shape)
@@ -166,67 +125,49 @@ class FramePass:
         torch.add(self._predicted_BPD, time_D, out=self._predicted_at_time_BPD)
         torch.add(self._observed_BPD, time_D, out=self._observed_at_time_BPD)
 
-    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor, cache: KVCache) -> Tensor:
+    @property
+    def any_length(self) -> bool:
+        """Whether a recorded graph of a pass serves a cache of any length."""
+        return all(mixer.any_length for mixer in self.temporal)
+
+    def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor, cache: TemporalState) -> Tensor:
         """z_GBmD of the picked tokens, given the unmasked ones and the frames in the cache."""
         tokens_BND = self.model.embed_token(tokens_BNC.to(self.model.mask_token.dtype))
         x_BPD = self._embed(
             torch.where(masked_BN[..., None], self.model.mask_token, tokens_BND), self._predicted_at_time_BPD
         )
-        normed_BPD = _norm(x_BPD, self.spatial[0].norm)
+        normed_BPD = _norm(x_BPD, self.norms[0])
         rows, last, width = len(x_BPD), len(self.spatial) - 1, x_BPD.shape[-1]
         picked_Bm = picked_Bm.repeat(self.halves, 1)
         position_Bm = picked_Bm + self.model.conditioning.tokens
         for i in range(last):
-            x_BPD, normed_BPD = self._spatial_half(x_BPD, normed_BPD, i)
-            x_BPD, normed_BPD, _ = self._temporal_half(x_BPD, normed_BPD, i, cache)
+            x_BPD, normed_BPD = self._finish(x_BPD, self.spatial[i](normed_BPD), 2 * i)
+            x_BPD, normed_BPD = self._finish(x_BPD, self.temporal[i].predict(normed_BPD, cache.layer(i)), 2 * i + 1)
         index_BmD = position_Bm[..., None].expand(-1, -1, width)
-        mixed_BmD = picked_spatial_attention(normed_BPD, self.last_spatial, self.heads, index_BmD)
-        x_BmD, normed_BmD = self._finish(x_BPD.gather(1, index_BmD), mixed_BmD, 2 * last)
+        change_BmD = self.spatial[last].picked(normed_BPD, index_BmD)
+        x_BmD, normed_BmD = self._finish(x_BPD.gather(1, index_BmD), change_BmD, 2 * last)
         rows_Bm = torch.arange(rows, device=x_BPD.device)[:, None] * self.model.positions + position_Bm
-        _, normed_BmD, _ = self._temporal_half(x_BmD, normed_BmD, last, cache, rows_Bm.flatten())
+        change_BmD = self.temporal[last].predict(normed_BmD, cache.layer(last), rows_Bm.flatten())
+        _, normed_BmD = self._finish(x_BmD, change_BmD, 2 * last + 1)
         z_BmD = normed_BmD + self.model.head_position[picked_Bm]
         return z_BmD.unflatten(0, (self.halves, -1))
 
-    def observe(self, tokens_BNC: Tensor, cache: KVCache) -> None:
-        """Write the keys and values of one finished frame after those in the cache, which does not advance."""
+    def observe(self, tokens_BNC: Tensor, cache: TemporalState) -> None:
+        """Write one finished frame after those in the cache, which does not advance."""
         x_BPD = self._embed(self.model.embed_token(tokens_BNC), self._observed_at_time_BPD)
-        normed_BPD, last = _norm(x_BPD, self.spatial[0].norm), len(self.spatial) - 1
-        for i in range(len(self.spatial)):
-            x_BPD, normed_BPD = self._spatial_half(x_BPD, normed_BPD, i)
-            if i == last:  # nobody reads what the last layer makes of it
-                new_R2hd = self.last_keys_and_values(normed_BPD.flatten(0, 1)).view(-1, 2, *cache.stored.shape[-2:])
-            else:
-                x_BPD, normed_BPD, new_R2hd = self._temporal_half(x_BPD, normed_BPD, i, cache)
-            cache.stored[i].index_copy_(1, cache.length_1, new_R2hd[:, None].to(cache.stored.dtype))
+        normed_BPD, last = _norm(x_BPD, self.norms[0]), len(self.spatial) - 1
+        for i in range(last):
+            x_BPD, normed_BPD = self._finish(x_BPD, self.spatial[i](normed_BPD), 2 * i)
+            x_BPD, normed_BPD = self._finish(x_BPD, self.temporal[i].observe(normed_BPD, cache.layer(i)), 2 * i + 1)
+        _, normed_BPD = self._finish(x_BPD, self.spatial[last](normed_BPD), 2 * last)
+        # Nobody reads what the last layer makes of it.
+        self.temporal[last].write(normed_BPD, cache.layer(last))
 
-    def _spatial_half(self, x_BPD: Tensor, normed_BPD: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """Attention among positions and MLP; x and its norm for the next half."""
-        mixed_BPD = spatial_attention(normed_BPD, self.spatial[block], self.heads)
-        return self._finish(x_BPD, mixed_BPD, 2 * block)
-
-    def _temporal_half(
-        self, x_BPD: Tensor, normed_BPD: Tensor, block: int, cache: KVCache, rows_M: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention along time and MLP of R = B x P positions (rows ``rows_M`` of the cache, or all of them).
-
-        x, its norm for the next half, and the positions' keys and values (R, 2, heads, d).
-        """
-        stored_RT2hd = cache.stored[block]
-        qkv_R3hd = self.temporal[block].qkv(normed_BPD.flatten(0, 1)).view(-1, 3, *stored_RT2hd.shape[-2:])
-        if self.kernels:
-            from magi.model.kernels.cache_attention import read_cache
-
-            mixed = read_cache(qkv_R3hd, stored_RT2hd, cache.length_1, rows_M)
-        else:
-            known = stored_RT2hd[:, : cache.length]
-            mixed = cached_attention(qkv_R3hd, known if rows_M is None else known[rows_M])
-        return *self._finish(x_BPD, mixed.view(x_BPD.shape), 2 * block + 1), qkv_R3hd[:, 1:]
-
-    def _finish(self, x: Tensor, mixed: Tensor, half: int) -> tuple[Tensor, Tensor]:
-        """What follows the mixing of an attention: projection and MLP; x and its norm for the next half."""
-        w = (self.temporal if half % 2 else self.spatial)[half // 2]
-        x, normed = self._add_norm(x, w.proj(mixed), w.mlp_norm)
-        return self._add_norm(x, w.mlp_out(w.mlp_in.with_gelu(normed)), self.next_norms[half])
+    def _finish(self, x: Tensor, change: Tensor, half: int) -> tuple[Tensor, Tensor]:
+        """What follows an attention's ``change``: the MLP; x and its norm for the next half."""
+        first, second = self.mlps[half]
+        x, normed = self._add_norm(x, change, self.norms[2 * half + 1])
+        return self._add_norm(x, second(first.with_gelu(normed)), self.norms[2 * half + 2])
 
     def _add_norm(self, x: Tensor, change: Tensor, weights: Norm) -> tuple[Tensor, Tensor]:
         if not self.kernels:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from magi.model.conditioning import Conditioning, Conditions, of_slots
 from magi.model.diffusion_head import DiffusionHead
-from magi.model.kv_cache import KVCache
 from magi.model.objectives.contract import make_objective
 from magi.model.positions import interpolate_rows, sinusoidal_1d, sinusoidal_2d
 from magi.model.teacher_forcing import ForcedSequence
+from magi.model.temporal.contract import TemporalState
 from magi.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -130,18 +130,16 @@ class Magi(nn.Module):
 
     # Sampling
 
-    def new_cache(self, batch: int, frames: int) -> KVCache:
+    def new_cache(self, batch: int, frames: int) -> TemporalState:
         """An empty cache for ``frames`` latent frames of ``batch`` videos."""
-        config = self.config
-        rows, head_width = batch * self.positions, config.width // config.heads
-        return KVCache.allocate(config.blocks, rows, config.heads, frames, head_width, like=self.mask_token.detach())
+        return self.transformer.new_state(batch * self.positions, frames, like=self.mask_token.detach())
 
     def observe(
         self,
         tokens_BTNC: Tensor,
         time_T: Tensor,
         conditions: Conditions,
-        cache: KVCache,
+        cache: TemporalState,
         masked_BTN: Tensor | None = None,
     ) -> None:
         """Append finished frames to the cache; frame i attends to the cache and to frames up to i.
@@ -156,12 +154,11 @@ class Magi(nn.Module):
         complete = self.config.teacher_forcing == "complete"
         is_observation_T = torch.full((frames,), complete, device=tokens_BTNC.device)
         x_BTPD = self._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, conditions)
-        attend = torch.ones(frames, cache.length + frames, dtype=torch.bool, device=x_BTPD.device)
-        self.transformer(x_BTPD, attend.tril(diagonal=cache.length), cache=cache)
+        self.transformer.follow(x_BTPD, cache, finished=True)
         cache.advance(frames)
 
     def predict(
-        self, tokens_BNC: Tensor, masked_BN: Tensor, time: Tensor, conditions: Conditions, cache: KVCache
+        self, tokens_BNC: Tensor, masked_BN: Tensor, time: Tensor, conditions: Conditions, cache: TemporalState
     ) -> Tensor:
         """z_BND of the frame being generated, given the cached frames; finished frames are only read.
 
@@ -169,7 +166,7 @@ class Magi(nn.Module):
         """
         is_observation_T = torch.zeros(1, dtype=torch.bool, device=tokens_BNC.device)
         x_BTPD = self._embed(tokens_BNC[:, None], masked_BN[:, None], is_observation_T, time[None], conditions)
-        return self._condition(self.transformer(x_BTPD, None, cache=cache)).squeeze(1)
+        return self._condition(self.transformer.follow(x_BTPD, cache, finished=False)).squeeze(1)
 
     # Both
 

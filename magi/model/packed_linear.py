@@ -6,7 +6,7 @@ compiler of torch packs them beforehand by the same two operations; where a buil
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 LEAST_WEIGHTS = 100_000
 """Smaller float32 layers stay in a core's cache, and packed they are slower; in bf16 all are faster packed."""
@@ -44,6 +44,12 @@ class PackedLinear:
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, last_step, [], algorithm)
+
+
+def packed(linear: nn.Module, dtype: torch.dtype | None = None) -> PackedLinear:
+    """A linear layer of the model as it is now."""
+    assert isinstance(linear, nn.Linear)
+    return PackedLinear(linear.weight, linear.bias, dtype)
 
 
 def can_pack(weight: Tensor) -> bool:

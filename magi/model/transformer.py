@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from magi.model.attention import SpatialAttention, TemporalAttention
-from magi.model.kv_cache import KVCache, LayerCache
+from magi.model.attention import SpatialAttention
 from magi.model.teacher_forcing import SlotPattern
+from magi.model.temporal.contract import LayerState, TemporalMixer, TemporalState
+from magi.model.temporal.softmax import TemporalAttention
 
 if TYPE_CHECKING:
     from magi.config import ModelConfig
@@ -44,11 +45,17 @@ class Block(nn.Module):
         x_BSPD: Tensor,
         attend: SlotPattern | Tensor | None,
         first_query: int = 0,
-        cache: LayerCache | None = None,
+        past: LayerState | None = None,
+        finished: bool = False,
     ) -> Tensor:
         x_BSPD = x_BSPD + self.spatial_attention(self.spatial_norm(x_BSPD))
         x_BSPD = x_BSPD + self.spatial_mlp(self.spatial_mlp_norm(x_BSPD))
-        mixed_BQPD = self.temporal_attention(self.temporal_norm(x_BSPD), attend, first_query, cache)
+        mixer: TemporalMixer = self.temporal_attention
+        normed_BSPD = self.temporal_norm(x_BSPD)
+        if attend is not None:
+            mixed_BQPD = mixer(normed_BSPD, attend, first_query)
+        else:
+            mixed_BQPD = (mixer.observe if finished else mixer.predict)(normed_BSPD, past)
         x_BQPD = x_BSPD[:, first_query:] + mixed_BQPD
         return x_BQPD + self.temporal_mlp(self.temporal_mlp_norm(x_BQPD))
 
@@ -60,19 +67,26 @@ class Transformer(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
 
-    def forward(
-        self,
-        x_BSPD: Tensor,
-        attend: SlotPattern | Tensor | None,
-        first_query: int = 0,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """Run all blocks; returns the slots from ``first_query`` on, (B, S - first_query, P, D).
+    def forward(self, x_BSPD: Tensor, attend: SlotPattern | Tensor, first_query: int = 0) -> Tensor:
+        """Training: all blocks; returns the slots from ``first_query`` on, (B, S - first_query, P, D).
 
-        Slots before ``first_query`` are read as keys and values only: in the last temporal layer their queries and MLP
-        would be dead work, and leaving them out is exact.
+        ``attend`` is a pattern of slots, or booleans (query slots, key slots). Slots before ``first_query`` are read as
+        keys and values only: in the last temporal layer their queries and MLP would be dead work, and leaving them out
+        is exact.
         """
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            x_BSPD = block(x_BSPD, attend, first_query if i == last else 0, cache.layer(i) if cache else None)
+            x_BSPD = block(x_BSPD, attend, first_query if i == last else 0)
         return x_BSPD
+
+    def follow(self, x_BTPD: Tensor, past: TemporalState, finished: bool) -> Tensor:
+        """Sampling: slots after the frames of ``past``, (B, T, P, D); ``finished`` ones are written there."""
+        for i, block in enumerate(self.blocks):
+            x_BTPD = block(x_BTPD, None, past=past.layer(i), finished=finished)
+        return x_BTPD
+
+    def new_state(self, rows: int, frames: int, like: Tensor) -> TemporalState:
+        """An empty state of all temporal layers for ``frames`` frames of ``rows`` = B P rows."""
+        mixer = self.blocks[0].temporal_attention
+        assert isinstance(mixer, TemporalAttention)
+        return mixer.new_state(len(self.blocks), rows, frames, like)

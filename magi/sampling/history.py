@@ -14,7 +14,6 @@ from torch import Tensor
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.frame_pass import FramePass
-from magi.model.kv_cache import KVCache
 from magi.model.magi import Magi
 from magi.sampling.cuda_graphs import Replayed
 from magi.sampling.execution import Execution
@@ -64,7 +63,7 @@ class History:
         self.halves = conditions.batch // len(generators)
         self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
         # The last frame in view is only ever predicted, so the cache needs no room for it.
-        self.cache: KVCache = model.new_cache(conditions.batch, len(self.time_T) - 1)
+        self.cache = model.new_cache(conditions.batch, len(self.time_T) - 1)
         self.frame_pass = FramePass(model, conditions.frame(0), self.halves, execution.kernels, execution.pass_products)
         self.graphs = Replayed(self._predict, pool) if execution.graphs else None
         self.padded = execution.graphs
@@ -74,7 +73,7 @@ class History:
     def begin(self, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
         """Forget everything, and start with other videos, as many as before: buffers and graphs stay."""
         videos, rows = len(generators), conditions.batch
-        assert (rows, rows // videos) == (self.cache.stored.shape[1] // self.model.positions, self.halves)
+        assert (rows, rows // videos) == (self.cache.rows // self.model.positions, self.halves)
         self.conditions, self.generators = conditions, generators
         self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
         self.recent_BTNC: Tensor | None = None
@@ -87,7 +86,7 @@ class History:
     @property
     def nbytes(self) -> int:
         """Memory of the cache."""
-        return self.cache.stored.nbytes
+        return self.cache.nbytes
 
     def act(self, action_BA: Tensor) -> None:
         """The action that leads to the next frame, instead of that of the conditions.
@@ -150,8 +149,8 @@ class History:
         self.frame_pass.set_time(self.time_T[position])
 
     def _graph_key(self) -> int:
-        """Graphs are for one length of the cache, unless what they hold asks the device for it."""
-        return 0 if self.frame_pass.kernels else self.cache.length
+        """Graphs are for one length of the cache, unless what they hold serves any."""
+        return 0 if self.frame_pass.any_length else self.cache.length
 
     def _predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         return self.frame_pass.predict(tokens_BNC, masked_BN, picked_Bm, self.cache)

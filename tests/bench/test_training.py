@@ -22,8 +22,8 @@ from magi.bench.training import (
     setup,
     training_loss,
 )
-from magi.model.slot_attention import dense_slot_attention
 from magi.model.teacher_forcing import SlotPattern
+from magi.model.temporal.slot_attention import dense_slot_attention
 
 SMOKE = Setting(torch.device("cpu"), smoke=True)
 

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import magi.model.attention as attention_module
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
 from magi.latents.dataset import LatentClip
-from magi.model.attention import TemporalAttention
 from magi.model.flops import clip_activation_bytes, clip_flops, mean_mask_ratio
 from magi.model.magi import HEAD_ROWS, Magi
 from magi.model.masking import draw_mask_ratio
-from magi.model.slot_attention import dense_slot_attention
+from magi.model.temporal.slot_attention import dense_slot_attention
+from magi.model.temporal.softmax import TemporalAttention
 from magi.training.batch import Batch, make_batch
 from magi.training.corruption import TokenShape, draw_corruption
 from magi.training.loss import MagiLoss

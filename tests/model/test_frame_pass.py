@@ -5,9 +5,10 @@ import torch
 
 from magi.config import LatentShape, ModelConfig
 from magi.model.conditioning import Conditions
-from magi.model.frame_pass import FramePass, add_norm, cached_attention
+from magi.model.frame_pass import FramePass, add_norm
 from magi.model.magi import Magi
 from magi.model.packed_linear import can_pack
+from magi.model.temporal.softmax import cached_attention
 
 VIDEOS, KNOWN = 2, 3
 
@@ -49,7 +50,7 @@ def test_passes_are_those_of_the_model(
     conditions, N = told(model), model.tokens_per_frame
     plain, fast = (model.new_cache(2 * VIDEOS, KNOWN) for _ in range(2))
     frame_pass = FramePass(model, conditions, halves=2)
-    assert (frame_pass.temporal[0].mlp_in.packed is not None) == (packed and can_pack(model.mask_token))
+    assert (frame_pass.mlps[1][0].packed is not None) == (packed and can_pack(model.mask_token))
     tokens_BTNC = normal(VIDEOS, KNOWN + 1, N, 2).to(dtype)
     for frame in range(KNOWN):
         model.observe(tokens_BTNC[:, frame : frame + 1].repeat(2, 1, 1, 1), torch.tensor([frame]), conditions, plain)

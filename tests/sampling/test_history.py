@@ -11,9 +11,9 @@ from torch import Tensor
 from magi.config import LatentShape, ModelConfig, SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.frame_pass import FramePass
-from magi.model.kv_cache import KVCache
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import ForcedSequence, complete_teacher_forcing, masked_teacher_forcing
+from magi.model.temporal.kv_cache import KVCache
 from magi.sampling import prepared
 from magi.sampling.generate import generate
 from magi.sampling.history import History, observation_noise, time_positions

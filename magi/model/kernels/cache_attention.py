@@ -1,4 +1,4 @@
-"""Attention of one new slot to the cache as one Triton kernel: what ``frame_pass.cached_attention`` computes.
+"""Attention of one new slot to the cache as one Triton kernel: what ``softmax.cached_attention`` computes.
 
 A program takes some heads of one position and goes over its past frames a few at a time, so that what it reads at once
 lies side by side; two tiles of columns cover a head width that is no power of two (80 = 64 + 16), and no lane is idle.

@@ -5,8 +5,8 @@ import torch
 
 pytest.importorskip("triton", reason="pip install -e '.[kernels]'")
 
-from magi.model.frame_pass import cached_attention
 from magi.model.kernels.cache_attention import READING, Reading, read_cache
+from magi.model.temporal.softmax import cached_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SLOTS = READING.slots

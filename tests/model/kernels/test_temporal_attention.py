@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("triton", reason="pip install -e '.[kernels]'")
 
 from magi.config import ModelConfig
-from magi.model.slot_attention import dense_slot_attention, has_kernels, kernel_slot_attention
 from magi.model.teacher_forcing import SlotPattern
+from magi.model.temporal.slot_attention import dense_slot_attention, has_kernels, kernel_slot_attention
 from magi.model.transformer import Block
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import magi.model.slot_attention as slot_attention_module
-from magi.model.slot_attention import SlotAttention, dense_slot_attention, slot_attention, split_slot_attention
+import magi.model.temporal.slot_attention as slot_attention_module
 from magi.model.teacher_forcing import SlotPattern
+from magi.model.temporal.slot_attention import SlotAttention, dense_slot_attention, slot_attention, split_slot_attention
 
 HEADS = 2
 PATTERNS = [

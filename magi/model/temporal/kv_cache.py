@@ -34,6 +34,16 @@ class KVCache:
         return self.stored.shape[2] - 1
 
     @property
+    def rows(self) -> int:
+        """B * P."""
+        return self.stored.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return self.stored.nbytes
+
+    @property
     def keys(self) -> Tensor:
         """A view of all keys, (layers, B * P, heads, capacity + 1, head width)."""
         return self.stored[:, :, :, 0].transpose(2, 3)
@@ -45,7 +55,7 @@ class KVCache:
 
     def layer(self, index: int) -> "LayerCache":
         """The part of one temporal layer."""
-        return LayerCache(self.stored[index], self.length)
+        return LayerCache(self.stored[index], self.length_1, self.length)
 
     def advance(self, frames: int) -> None:
         """Declare ``frames`` more frames finished; they must have been written by every layer."""
@@ -67,6 +77,7 @@ class LayerCache:
     """A view on one temporal layer's keys and values, (B * P, capacity + 1, 2, heads, head width)."""
 
     stored: Tensor
+    length_1: Tensor
     length: int
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,3 +91,7 @@ class LayerCache:
         self.stored[:, self.length : end, 1] = values.transpose(1, 2)
         known = self.stored[:, :end].permute(2, 0, 3, 1, 4)
         return known[0], known[1]
+
+    def write_next(self, new_R2hd: Tensor) -> None:
+        """Write one frame's keys and values (B * P, 2, heads, head width) after the finished ones, found on device."""
+        self.stored.index_copy_(1, self.length_1, new_R2hd[:, None].to(self.stored.dtype))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from magi.model.kv_cache import KVCache
+from magi.model.temporal.kv_cache import KVCache
 
 
 def normal(*shape: int) -> torch.Tensor:
