@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,27 +21,6 @@ MODULATION_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 LEAST_ROWS, MOST_ROWS = 8, 128
 
 
-class DenoisingHead(Protocol):
-    """What the loop needs of a diffusion head; see ``FoldedHead``."""
-
-    @property
-    def modulation_width(self) -> int:
-        """Modulations of one token at one step."""
-        ...
-
-    def embed_time(self, timestep: Tensor) -> Tensor:
-        """All that depends on the timestep alone."""
-        ...
-
-    def modulations(self, time: Tensor, z: Tensor) -> Tensor:
-        """All that depends on timestep (embedded) and condition alone."""
-        ...
-
-    def denoise(self, x: Tensor, modulations: Tensor) -> Tensor:
-        """What the objective has the head predict of noisy tokens."""
-        ...
-
-
 def draw_noise(generators: Sequence[torch.Generator], steps: int, count: int, channels: int) -> Tensor:
     """All noise of an iteration, (steps, M, C) with M = B * count: one draw a video."""
     noise = [torch.randn(steps, count, channels, generator=generator) for generator in generators]
@@ -49,7 +28,7 @@ def draw_noise(generators: Sequence[torch.Generator], steps: int, count: int, ch
 
 
 def denoise_tokens(
-    head: DenoisingHead,
+    head: DiffusionHead | FoldedHead,
     z_GMD: Tensor,
     noise_IMC: Tensor,
     table: ReverseSteps,
@@ -76,7 +55,7 @@ def denoise_tokens(
     return x_MC
 
 
-def _chunks(head: DenoisingHead, z_GMD: Tensor, steps: int) -> Iterator[list[int]]:
+def _chunks(head: DiffusionHead | FoldedHead, z_GMD: Tensor, steps: int) -> Iterator[list[int]]:
     """Step indices from the last to 0, in pieces whose modulations fit in ``MODULATION_BYTES``."""
     bytes_a_step = z_GMD.shape[0] * z_GMD.shape[1] * head.modulation_width * z_GMD.element_size()
     size = max(1, MODULATION_BYTES[z_GMD.device.type] // bytes_a_step)

@@ -68,11 +68,11 @@ def test_a_masked_pass_leaves_finished_frames_alone() -> None:
     tokens_BTNC, masked_BTN, conditions = inputs(model)
     cache = model.new_cache(2, 3)
     model.observe(tokens_BTNC[:, :2], torch.arange(2), conditions, cache)
-    before = cache.keys[:, :, :, :2].clone()
+    before = cache.stored[:, :, :2].clone()
     first = model.predict(tokens_BTNC[:, 2], masked_BTN[:, 2], torch.tensor(2), conditions, cache)
     model.predict(tokens_BTNC[:, 3], masked_BTN[:, 3], torch.tensor(2), conditions, cache)
     again = model.predict(tokens_BTNC[:, 2], masked_BTN[:, 2], torch.tensor(2), conditions, cache)
-    assert cache.length == 2 and torch.equal(cache.keys[:, :, :, :2], before)
+    assert cache.length == 2 and torch.equal(cache.stored[:, :, :2], before)
     assert torch.equal(first, again)
 
 
@@ -83,8 +83,7 @@ def test_observing_at_once_equals_frame_by_frame() -> None:
     model.observe(tokens_BTNC[:, :3], torch.arange(3), conditions, at_once)
     for frame in range(3):
         model.observe(tokens_BTNC[:, frame : frame + 1], torch.tensor([frame]), conditions, one_by_one)
-    torch.testing.assert_close(at_once.keys, one_by_one.keys)
-    torch.testing.assert_close(at_once.values, one_by_one.values)
+    torch.testing.assert_close(at_once.stored, one_by_one.stored)
 
 
 def test_a_masked_past_is_the_training_of_masked_teacher_forcing() -> None:

@@ -39,7 +39,6 @@ class ReverseSteps(Protocol):
         ``prediction_GMC`` is the head's output with the conditions, and under guidance of strength ``scale`` the one
         without them after it (G = 2). ``scaled_noise`` is noise times temperature.
         """
-        ...
 
 
 class Objective(Protocol):
@@ -48,27 +47,21 @@ class Objective(Protocol):
     @property
     def outputs_per_channel(self) -> int:
         """Numbers that the head predicts a channel."""
-        ...
 
     def draw_time(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Times of noisy tokens in training, as the head is told them."""
-        ...
 
     def corrupt(self, x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """The noisy tokens x_t."""
-        ...
 
     def loss(self, prediction: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, time: Tensor) -> DiffusionLoss:
         """The parts of the loss of every token; an objective without a variational term gives zeros there."""
-        ...
 
     def steps(self, settings: SamplingConfig, count: int) -> ReverseSteps:
         """``count`` reverse steps; ValueError for more than there are."""
-        ...
 
     def to(self, device: torch.device) -> Objective:
         """The same on another device."""
-        ...
 
 
 def make_objective(config: ModelConfig) -> Objective:

@@ -26,29 +26,23 @@ class TemporalState(Protocol):
     @property
     def rows(self) -> int:
         """R."""
-        ...
 
     @property
     def capacity(self) -> int:
         """Largest number of finished frames."""
-        ...
 
     @property
     def nbytes(self) -> int:
         """Its memory."""
-        ...
 
     def layer(self, index: int) -> LayerState:
         """The part of one layer, for the passes up to the next change of ``length``."""
-        ...
 
     def advance(self, frames: int) -> None:
         """Declare ``frames`` more frames finished; every layer has observed them."""
-        ...
 
     def clear(self) -> None:
         """Forget all frames; the memory stays where it is."""
-        ...
 
 
 class PreparedMixer(Protocol):
@@ -59,15 +53,12 @@ class PreparedMixer(Protocol):
 
     def predict(self, normed: Tensor, layer: LayerState, rows_M: Tensor | None = None) -> Tensor:
         """Mix with finished frames, which are only read; the slots are of rows ``rows_M`` (long) or of all."""
-        ...
 
     def observe(self, normed: Tensor, layer: LayerState) -> Tensor:
         """The same, and the slots are written as the next frame; they count once the state advances."""
-        ...
 
     def write(self, normed: Tensor, layer: LayerState) -> None:
         """``observe`` for what it writes alone."""
-        ...
 
 
 class TemporalMixer(Protocol):
@@ -75,20 +66,15 @@ class TemporalMixer(Protocol):
 
     def __call__(self, x_BSPD: Tensor, attend: SlotPattern | Tensor, first_query: int = 0) -> Tensor:
         """Training: mix under a pattern of slots; returns slots ``first_query``.., (B, S - first_query, P, D)."""
-        ...
 
     def observe(self, x_BTPD: Tensor, layer: LayerState) -> Tensor:
         """Finished frames after those of the state: frame i sees these and frames up to i. Writes them."""
-        ...
 
     def predict(self, x_BTPD: Tensor, layer: LayerState) -> Tensor:
         """One slot that sees the frames of the state and itself, and leaves no trace."""
-        ...
 
     def new_state(self, layers: int, rows: int, frames: int, like: Tensor) -> TemporalState:
         """An empty state for ``frames`` frames, in device and dtype of ``like``."""
-        ...
 
     def prepared(self, dtype: torch.dtype | None, kernels: bool) -> PreparedMixer:
         """For sampling; products in ``dtype`` (the weights' if None), by Triton kernels if ``kernels``."""
-        ...

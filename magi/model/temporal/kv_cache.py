@@ -43,16 +43,6 @@ class KVCache:
         """Memory of keys and values."""
         return self.stored.nbytes
 
-    @property
-    def keys(self) -> Tensor:
-        """A view of all keys, (layers, B * P, heads, capacity + 1, head width)."""
-        return self.stored[:, :, :, 0].transpose(2, 3)
-
-    @property
-    def values(self) -> Tensor:
-        """A view of all values, as ``keys``."""
-        return self.stored[:, :, :, 1].transpose(2, 3)
-
     def layer(self, index: int) -> "LayerCache":
         """The part of one temporal layer."""
         return LayerCache(self.stored[index], self.length_1, self.length)
