@@ -198,7 +198,7 @@ class SamplingConfig(Section):
     """How frames are generated (section 5)."""
 
     iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
-    steps: int = Field(100, ge=2, description="denoising steps a token")
+    steps: int = Field(100, ge=1, description="denoising steps a token")
     last_steps: int = Field(
         0,
         ge=0,

@@ -79,7 +79,7 @@ def test_settings_are_changed_by_name() -> None:
     )
     for changes, message in (
         ({"guidence": 2}, r"^sampling: guidence: unknown key; did you mean 'guidance'\?$"),
-        ({"steps": 1}, r"^sampling: steps: .* greater than or equal to 2 \(got 1\)$"),
+        ({"steps": 0}, r"^sampling: steps: .* greater than or equal to 1 \(got 0\)$"),
         ({"steps": 1, "solver": "euler"}, r"(?m)^sampling: solver: .*\(got 'euler'\)$"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -88,7 +88,7 @@ def test_a_wrong_setting_is_one_line(
             ("--sampling.guidanc", 3),
             "error: Unrecognized options: --sampling.guidanc, 3; did you mean --sampling.guidance?",
         ),
-        (("--sampling.steps", 1), "sampling: steps: Input should be greater than or equal to 2 (got 1)"),
+        (("--sampling.steps", 0), "sampling: steps: Input should be greater than or equal to 1 (got 0)"),
         (("--sampling.solver", "euler"), "--sampling.solver"),
     ):
         assert run(tmp_path / "out", *options) == 2

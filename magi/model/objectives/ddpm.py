@@ -42,8 +42,8 @@ def schedule_from_betas(betas: Tensor, timesteps: Tensor) -> NoiseSchedule:
         timesteps=timesteps,
         betas=betas,
         alphas_bar=alphas_bar,
-        # The variance of the last step is 0; its logarithm is replaced by that of the step before.
-        posterior_log_variance=torch.cat([variance[1:2], variance[1:]]).log(),
+        # The variance of the last step is 0; its logarithm is replaced by that of the step before, if there is one.
+        posterior_log_variance=torch.cat([variance[1:2] if len(betas) > 1 else betas, variance[1:]]).log(),
         posterior_x0=betas * previous.sqrt() / (1 - alphas_bar),
         posterior_xt=(1 - previous) * (1 - betas).sqrt() / (1 - alphas_bar),
     )
@@ -69,10 +69,10 @@ def respace(schedule: NoiseSchedule, count: int, first: int = 0, last: int = 0) 
             f"sampling.first_timestep {first}, sampling.last_timestep {last}: expected the last below the first, "
             f"and the first below {len(schedule)}"
         )
-    if not 2 <= count <= first - last + 1:
-        raise ValueError(f"sampling.steps: expected 2..{first - last + 1}, got {count}")
-    stride = (first - last) / (count - 1)
-    kept = torch.tensor([round(last + i * stride) for i in range(count)])
+    if not 1 <= count <= first - last + 1:
+        raise ValueError(f"sampling.steps: expected 1..{first - last + 1}, got {count}")
+    low, stride = (last, (first - last) / (count - 1)) if count > 1 else (first, 0)
+    kept = torch.tensor([round(low + i * stride) for i in range(count)])
     alphas_bar = schedule.alphas_bar[kept]
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_bar[:-1]])
     return schedule_from_betas(1 - alphas_bar / previous, schedule.timesteps[kept])

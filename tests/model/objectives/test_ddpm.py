@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from magi.config import SamplingConfig
-from magi.model.objectives.ddpm import DdpmObjective, add_noise, cosine_schedule, diffusion_loss, respace, reverse_step
+from magi.model.objectives.ddpm import DdpmObjective, add_noise, cosine_schedule, diffusion_loss, respace, reverse_step, reverse_table
 
 
 def test_cosine_schedule_is_nichol_and_dhariwals() -> None:
@@ -22,8 +22,19 @@ def test_respacing_keeps_first_last_and_marginals() -> None:
     short = respace(full, 100)
     assert len(short) == 100 and short.timesteps[0] == 0 and short.timesteps[-1] == 999
     torch.testing.assert_close(short.alphas_bar, full.alphas_bar[short.timesteps])
-    with pytest.raises(ValueError, match=r"sampling.steps: expected 2..1000, got 1001"):
+    with pytest.raises(ValueError, match=r"sampling.steps: expected 1..1000, got 1001"):
         respace(full, 1001)
+
+
+def test_one_step_is_the_clean_token_that_the_first_timestep_implies() -> None:
+    schedule = respace(cosine_schedule(1000), 1, first=900, last=150)
+    assert schedule.timesteps.tolist() == [900]
+    x_t, predicted = torch.tensor([[2.0]]), torch.tensor([[0.5, 0.0]])
+    alpha_bar = cosine_schedule(1000).alphas_bar[900].item()
+    expected = (2 - math.sqrt(1 - alpha_bar) * 0.5) / math.sqrt(alpha_bar)
+    table = reverse_table(schedule)
+    assert table.step(0, x_t, predicted[None], 1.0, x_t)[0].item() == pytest.approx(expected)
+    assert all(map(math.isfinite, (*table.log_std, *table.log_std_slope)))
 
 
 def test_timesteps_run_from_the_first_to_the_last_that_are_asked_for() -> None:
@@ -34,7 +45,7 @@ def test_timesteps_run_from_the_first_to_the_last_that_are_asked_for() -> None:
     for first, last in ((1000, 0), (300, 300), (100, 300)):
         with pytest.raises(ValueError, match=f"first_timestep {first}, sampling.last_timestep {last}: expected"):
             respace(full, 2, first, last)
-    with pytest.raises(ValueError, match=r"sampling.steps: expected 2..11, got 12"):
+    with pytest.raises(ValueError, match=r"sampling.steps: expected 1..11, got 12"):
         respace(full, 12, first=20, last=10)
 
 
