@@ -94,7 +94,7 @@ def test_passes_by_kernels_are_the_plain_ones(forcing: str) -> None:
     plain = FramePass(model, conditions, halves=2)
     expected = frames_and_prediction(plain, model, tokens_BTNC, masked_BN, picked_Bm)
     model = model.to(device)
-    conditions = Conditions(*(values.to(device) for values in vars(conditions).values()))
+    conditions = conditions.to(torch.device(device))
     fast = FramePass(model, conditions, halves=2, kernels=True)
     inputs = (values.to(device) for values in (tokens_BTNC, masked_BN, picked_Bm))
     got = frames_and_prediction(fast, model, *inputs)
