@@ -174,7 +174,7 @@ def check_classes(config: Config, classes: Sequence[str]) -> None:
 
 def model_summary(config: Config, latent: LatentShape) -> str:
     """What is trained, in one line."""
-    from magi.training.plan import count_parameters
+    from magi.training.cost import count_parameters
 
     return (
         f"model     {count_parameters(config, latent):,} parameters, {latent.frames} frames of "
@@ -200,7 +200,7 @@ def check_memory(config: Config, latent: LatentShape, process: "Distributed") ->
 
     if process.device.type != "cuda" or not process.is_main:
         return
-    from magi.training.plan import GIB, Gpu, plan, will_not_fit
+    from magi.training.cost import GIB, Gpu, plan, will_not_fit
 
     found = torch.cuda.get_device_properties(process.device)
     # The peak does not matter for memory; 1 TFLOP/s stands for a GPU whose data sheet is not at hand.

@@ -13,7 +13,7 @@ from magi.config import Config, LatentShape
 from magi.presets import PAPER, VideoSet, preset, resized
 
 if TYPE_CHECKING:
-    from magi.training.plan import Gpu, Plan
+    from magi.training.cost import Gpu, Plan
 
 # What magi encode writes: float16 mean and deviation; of a 3-D autoencoder some clips a video.
 LATENT_BYTES = 2 * 2
@@ -51,7 +51,7 @@ class CostOptions:
 def inspect_cost(words: list[str]) -> None:
     """Print the plan of a run, or write the document of the paper's."""
     options = parse(CostOptions, "inspect cost", words)
-    from magi.training.plan import GPUS, UTILISATION, plan, will_not_fit
+    from magi.training.cost import GPUS, UTILISATION, plan, will_not_fit
 
     if options.write is not None:
         utilisation = options.utilisation or UTILISATION
@@ -80,9 +80,8 @@ def _measured(options: CostOptions, made: "Plan", config: Config, latent: Latent
     """Real steps of the plan's micro-batch, on one device, beside what the plan says of them."""
     import torch
 
-    from magi.training.measured_step import measure_step
+    from magi.training.cost import GIB, measure_step
     from magi.training.parallelize import resolve_device
-    from magi.training.plan import GIB
 
     step = measure_step(config, latent, made.micro_batch, resolve_device("auto"))
     if options.record is not None:
@@ -128,7 +127,7 @@ def _config(options: CostOptions) -> Config:
 
 def _lines(made: "Plan", config: Config, latent: LatentShape) -> list[str]:
     """The plan as lines of text."""
-    from magi.training.plan import GIB, USABLE_MEMORY, masked_tokens
+    from magi.training.cost import GIB, USABLE_MEMORY, masked_tokens
 
     memory, training = made.memory, config.training
     kinds = {
@@ -186,7 +185,7 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
 
 def _measured_rows(measured: list[dict[str, Any]]) -> list[str]:
     """Recorded steps beside the plan's, each one optimizer step of one micro-batch on one GPU."""
-    from magi.training.plan import GIB, GPUS, changed, plan
+    from magi.training.cost import GIB, GPUS, changed, plan
 
     lines = [
         "## Measured",
@@ -217,7 +216,7 @@ def _measured_rows(measured: list[dict[str, Any]]) -> list[str]:
 
 def document(names: list[str], gpus: int, utilisation: float, measured: list[dict[str, Any]]) -> str:
     """The plans of presets on all GPUs, as Markdown, and what was measured beside its plan."""
-    from magi.training.plan import GPUS, USABLE_MEMORY, plan
+    from magi.training.cost import GPUS, USABLE_MEMORY, plan
 
     lines = [
         "# What the paper's runs cost",
@@ -255,7 +254,7 @@ def document(names: list[str], gpus: int, utilisation: float, measured: list[dic
 
 
 def _row(config: Config, latent: LatentShape, gpu: "Gpu", gpus: int, utilisation: float) -> str:
-    from magi.training.plan import GIB, changed, fitting, ways
+    from magi.training.cost import GIB, changed, fitting, ways
 
     for way in ways(gpus, config.training):
         made = fitting(changed(config, **way), latent, gpu, gpus, utilisation)

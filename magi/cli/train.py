@@ -172,5 +172,5 @@ def train_vae(words: list[str]) -> None:
     data = DataConfig(root=str(options.data), max_bad_fraction=config.max_bad_fraction)
     with progress("decoding videos", "videos") as report:
         index = open_index(data, report)
-    train_autoencoder(config, index, options.out, lambda line: print(line, flush=True), options.device)
+    train_autoencoder(config, index, options.out, options.device)
     print(f"use it with: --vae.name small --vae.weights {options.out}")

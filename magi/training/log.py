@@ -95,13 +95,18 @@ def readable_time(seconds: float) -> str:
 class TrainingLog:
     """Writes a run's metrics and shows its progress; a context. A process that is not the first stays silent."""
 
-    def __init__(self, run: Path, first: int, last: int, *, is_main: bool, tensorboard: bool = False) -> None:
-        self.run, self.step, self.first, self.last, self.is_main = run, first, first, last, is_main
+    def __init__(self, run: Path, last: int, *, is_main: bool, tensorboard: bool = False, unit: str = "clips") -> None:
+        self.run, self.step, self.first, self.last, self.is_main, self.unit = run, 0, 0, last, is_main, unit
         self.console = Console(highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.board = _tensorboard_writer(run) if is_main and tensorboard else None
         self.began = self._drawn = time.monotonic()
-        self._marked = (self.began, first)
+        self._marked = (self.began, 0)
+
+    def from_step(self, first: int) -> Self:
+        """Let the context show progress from ``first`` finished steps on."""
+        self.step = self.first = first
+        return self
 
     def __enter__(self) -> Self:
         if self.is_main and self.console.is_terminal:
@@ -151,7 +156,8 @@ class TrainingLog:
             file.write(json.dumps(dict(values)) + "\n")
         if "loss" not in values:
             return
-        told = f"loss {values['loss']:.4f}  {values['clips_per_second']:.1f} clips/s"
+        quality = f"  psnr {values['psnr_db']:.1f} dB" if "psnr_db" in values else ""
+        told = f"loss {values['loss']:.4f}{quality}  {values[f'{self.unit}_per_second']:.1f} {self.unit}/s"
         if self.bar is not None:
             self.bar.update(self.task, told=told)
         else:

@@ -1,4 +1,4 @@
-"""Trains a MAGI in a run folder: the loop of steps, saving, and exact resuming (paper section 4).
+"""Trains in a run folder: the loop of steps, saving, and exact resuming (paper section 4); a MAGI, or another network.
 
 The same call again continues a run; the losses that follow are equal to the bit to those of a run that was never
 stopped (same machine, same numbers of processes and threads). It knows no command line and no sampling: contact
@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from magi.config import Config, dump_config
@@ -24,10 +25,10 @@ from magi.training.checkpoint import (
     save_checkpoint,
 )
 from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
-from magi.training.optimizer import learning_rate
 from magi.training.parallelize import Distributed, init_distributed
 from magi.training.run_folder import STOP_FILE, STOPPED_FILE, StopRequest, locked
-from magi.training.trainer import StepResult, Trainer
+from magi.training.run_state import RunState, StepResult
+from magi.training.trainer import Trainer
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import step_folder
 
@@ -75,24 +76,25 @@ def _train(
     classes: Sequence[str],
     tensorboard: bool,
 ) -> None:
-    trainer = Trainer(config, dataset, vae, model, process)
-    _continue(trainer, run)
+    training, trainer = config.training, Trainer(config, dataset, vae, model, process)
+    continue_run(trainer, run)
     if process.is_main:
         _write_run(config, vae, classes, run, trainer.step)
-    log = TrainingLog(run, trainer.step, config.training.steps, is_main=process.is_main, tensorboard=tensorboard)
-    if trainer.step:
-        log.say(f"continuing {run} after step {trainer.step}")
-    if trainer.step >= config.training.steps:
-        log.say(f"{run}: all {config.training.steps} steps are done; raise training.steps to train on")
+    log = TrainingLog(run, training.steps, is_main=process.is_main, tensorboard=tensorboard)
+    if trainer.step >= training.steps:
+        log.say(f"{run}: all {training.steps} steps are done; raise training.steps to train on")
         return
-    with StopRequest(run) as stop, closing(trainer):
-        trainer.start()
-        with log:
-            _loop(trainer, run, log, stop, on_sample)
+
+    def after_step(step: int) -> None:
+        due = step == training.steps or (training.sample_every and step % training.sample_every == 0)
+        if on_sample is not None and due and (averaged := trainer.ema_model()) is not None:
+            on_sample(step, averaged)
+
+    run_steps(trainer, run, log, training.keep_checkpoints, after_step)
     process.barrier()
 
 
-def _continue(trainer: Trainer, run: Path) -> None:
+def continue_run(trainer: RunState, run: Path) -> None:
     """Restore the newest good checkpoint in every process, if there is one; all refuse where the first refuses."""
     process, step, found, refusal = trainer.process, 0.0, None, None
     if process.is_main:
@@ -125,40 +127,52 @@ def _write_run(config: Config, vae: VideoAutoencoder | None, classes: Sequence[s
             vae.save(run / VAE_FOLDER)
 
 
-def _loop(trainer: Trainer, run: Path, log: TrainingLog, stop: StopRequest, on_sample: OnSample | None) -> None:
-    training, began, earlier = trainer.config.training, time.monotonic(), _seconds_so_far(run)
-    while trainer.step < training.steps:
+def run_steps(
+    trainer: RunState, run: Path, log: TrainingLog, keep: int, after_step: Callable[[int], None] = lambda step: None
+) -> None:
+    """Take the steps that are left, and save: every so often, at the end, and where the run is asked to stop.
+
+    ``after_step`` is called in every process. Raises what ``train`` does.
+    """
+    if trainer.step:
+        log.say(f"continuing {run} after step {trainer.step}")
+    with StopRequest(run) as stop, closing(trainer):
+        trainer.start()
+        with log.from_step(trainer.step):
+            _loop(trainer, run, log, stop, keep, after_step)
+
+
+def _loop(
+    trainer: RunState, run: Path, log: TrainingLog, stop: StopRequest, keep: int, after_step: Callable[[int], None]
+) -> None:
+    settings, began, earlier = trainer.settings, time.monotonic(), _seconds_so_far(run)
+    while trainer.step < settings.steps:
         result = trainer.take_step(lambda: stop.asked)
-        step, last = trainer.step, trainer.step == training.steps
+        step, last = trainer.step, trainer.step == settings.steps
         seconds = earlier + time.monotonic() - began
         log.advance(step)
         if result.skipped:
             _report_skip(trainer, log)
-        elif step % training.log_every == 0 or last:
-            log.write(_metrics(trainer, result, log.rate(step), seconds))
-        if last or result.stop or step % training.checkpoint_every == 0:
-            _save(trainer, run, log, required=last or result.stop)
+        elif step % settings.log_every == 0 or last:
+            log.write(_metrics(trainer, result, log, seconds))
+        if last or result.stop or step % settings.checkpoint_every == 0:
+            _save(trainer, run, log, keep, required=last or result.stop)
         if result.stop and not last:
             if trainer.process.is_main:
                 write_text(run / STOPPED_FILE, f"{step}\n")
             trainer.process.barrier()  # no process may leave while the first still saves: its launcher would end it
             raise StoppedCleanly(f"{run}: stopped after step {step}, state saved; the same command continues")
-        if on_sample is not None and (last or (training.sample_every and step % training.sample_every == 0)):
-            averaged = trainer.ema_model()
-            if averaged is not None:
-                on_sample(step, averaged)
+        after_step(step)
 
 
-def _metrics(trainer: Trainer, result: StepResult, rate: float, seconds: float) -> dict[str, float]:
+def _metrics(trainer: RunState, result: StepResult, log: TrainingLog, seconds: float) -> dict[str, float]:
+    measures, batch = asdict(result), trainer.settings.batch
     return {
         "step": trainer.step,
-        "loss": result.loss,
-        "mse": result.mse,
-        "vlb": result.vlb,
-        "gradient_norm": result.gradient_norm,
-        "learning_rate": learning_rate(trainer.config.training, trainer.step),
-        "clips": trainer.step * trainer.config.training.batch,
-        "clips_per_second": round(rate * trainer.config.training.batch, 3),
+        **{name: value for name, value in measures.items() if name not in ("skipped", "stop")},
+        "learning_rate": trainer.learning_rate(trainer.step),
+        log.unit: trainer.step * batch,
+        f"{log.unit}_per_second": round(log.rate(trainer.step) * batch, 3),
         "seconds": round(seconds, 1),
     }
 
@@ -167,10 +181,10 @@ def _seconds_so_far(run: Path) -> float:
     return max((float(line.get("seconds", 0)) for line in read_metrics(run)), default=0.0)
 
 
-def _report_skip(trainer: Trainer, log: TrainingLog) -> None:
-    """Name the clips of a non-finite step; ``NumericsError`` after ten in a row."""
-    first = (trainer.step - 1) * trainer.config.training.batch
-    samples = list(range(first, first + trainer.config.training.batch))
+def _report_skip(trainer: RunState, log: TrainingLog) -> None:
+    """Name the samples of a non-finite step; ``NumericsError`` after ten in a row."""
+    first = (trainer.step - 1) * trainer.settings.batch
+    samples = list(range(first, first + trainer.settings.batch))
     log.write({"step": trainer.step, "skipped": True, "samples": samples})
     log.say(
         f"step {trainer.step}: non-finite loss or gradient; skipped, nothing changed; samples {first}..{samples[-1]}"
@@ -178,17 +192,17 @@ def _report_skip(trainer: Trainer, log: TrainingLog) -> None:
     if trainer.skips_in_a_row >= SKIPS_ALLOWED:
         raise NumericsError(
             f"{SKIPS_ALLOWED} steps in a row had a non-finite loss or gradient, the last was step {trainer.step} "
-            f"(samples {first}..{samples[-1]}); look at these clips, or lower training.learning_rate"
+            f"(samples {first}..{samples[-1]}); look at these, or lower learning_rate"
         )
 
 
-def _save(trainer: Trainer, run: Path, log: TrainingLog, required: bool) -> None:
+def _save(trainer: RunState, run: Path, log: TrainingLog, keep: int, required: bool) -> None:
     """Save in the first process; a full disk ends the run only where there is no later chance (``required``)."""
     checkpoint = trainer.checkpoint()
     if not trainer.process.is_main:
         return
     try:
-        save_checkpoint(run, checkpoint, trainer.config.training.keep_checkpoints)
+        save_checkpoint(run, checkpoint, keep)
         log.draw(at_once=required)
     except OSError as error:
         if required:

@@ -45,18 +45,18 @@ class StopRequest:
     """Whether SIGINT, SIGTERM or a file ``stop`` in the run's folder asked it to stop; looked at between steps.
 
     A context: inside it the first signal asks to stop, a second Ctrl-C interrupts at once. Outside the main thread,
-    where Python allows no handlers, only the file asks; a folder of None has no such file.
+    where Python allows no handlers, only the file asks.
     """
 
-    def __init__(self, run: Path | None = None) -> None:
+    def __init__(self, run: Path) -> None:
         self._signalled = False
-        self._file = run / STOP_FILE if run is not None else None
+        self._file = run / STOP_FILE
         self._before: dict[int, object] = {}
 
     @property
     def asked(self) -> bool:
         """Whether the run should stop."""
-        return self._signalled or (self._file is not None and self._file.exists())
+        return self._signalled or self._file.exists()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -1,102 +1,59 @@
-"""The state of a run in one process, and one optimizer step of it (paper section 4).
+"""One optimizer step of a MAGI (paper section 4): everything put together, batch, loss, gradients, AdamW, EMA.
 
-Everything put together: batch, loss, gradients, the guard against non-finite numbers, AdamW, EMA. It knows no files,
-no loop and no log.
+The guard against non-finite numbers and what a checkpoint holds are ``RunState``'s. It knows no files, loop or log.
 """
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from magi.config import Config
 from magi.model.magi import Magi
 from magi.seeding import posterior_noise, seed_of
 from magi.training.batch import Batch, Clips, MicroBatches, data_identity, load_batches
 from magi.training.batch_sampler import StepBatchSampler
-from magi.training.checkpoint import Checkpoint, check_checkpoint
 from magi.training.corruption import TokenShape
-from magi.training.ema import Ema
 from magi.training.loss import MagiLoss
-from magi.training.optimizer import (
-    every_optimizer_tensor,
-    learning_rate,
-    load_optimizer,
-    make_optimizer,
-    optimizer_tensors,
-    set_learning_rate,
-)
-from magi.training.parallelize import Distributed, full_tensor, gather, gradients_stay_local, parallelize, shard
+from magi.training.optimizer import learning_rate, make_optimizer
+from magi.training.parallelize import Distributed, gather, gradients_stay_local, parallelize
+from magi.training.run_state import RunState, StepResult
 from magi.vae.contract import VideoAutoencoder
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step came to, over all processes; ``skipped`` if it was non-finite and changed nothing."""
+@dataclass(frozen=True, kw_only=True)
+class MagiStep(StepResult):
+    """A step whose loss is ``mse`` plus the bound ``vlb``."""
 
-    mse: float
     vlb: float
-    gradient_norm: float
-    skipped: bool
-    stop: bool
-
-    @property
-    def loss(self) -> float:
-        """What was minimised."""
-        return self.mse + self.vlb
 
 
-class Trainer:
-    """The state of a run in one process, and one step of it."""
+class Trainer(RunState):
+    """A run that trains a MAGI."""
+
+    config: Config
 
     def __init__(
         self, config: Config, clips: Clips, vae: VideoAutoencoder | None, model: Magi, process: Distributed
     ) -> None:
-        self.config, self.clips, self.process = config, clips, process
-        self.model = model.to(process.device)
+        self.clips, self.model = clips, model.to(process.device)
         self.vae = vae.to(process.device) if vae is not None else None
         self.shape = TokenShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
         # Sharding replaces the parameters, so what holds on to them comes after.
         self.wrapped = parallelize(self.model, config.training, process)
-        self.ema = Ema(self.model, config.training.ema_decay)
-        self.optimizer = make_optimizer(self.model, config.training)
+        optimizer = make_optimizer(self.model, config.training)
+        super().__init__(config, config.training, self.model, optimizer, process)
         self.loss = MagiLoss(config.model, process.device)
-        self.step = 0
-        self.skips_in_a_row = 0
         self._batches: Generator[Batch, None, None] | None = None
 
-    # Continuing
+    def identity(self) -> dict[str, str | None]:
+        """The autoencoder and the data."""
+        return {"vae": self.vae.id if self.vae is not None else None, "data": data_identity(self.clips)}
 
-    def checkpoint(self) -> Checkpoint:
-        """All that the run continues from, in the first process; every process must call it."""
-        ema, optimizer = self.ema.state(self.model), optimizer_tensors(self.optimizer, self.model)
-        model, ema, optimizer = (gather(part, self.process) for part in (self.model.state_dict(), ema, optimizer))
-        return Checkpoint(model, ema, optimizer, self.checkpoint_state())
-
-    def checkpoint_state(self) -> dict[str, object]:
-        """The part of a checkpoint that is no tensor."""
-        return {
-            "step": self.step,
-            "skips_in_a_row": self.skips_in_a_row,
-            "config": self.config.model_dump(mode="json"),
-            "vae": self.vae.id if self.vae is not None else None,
-            "data": data_identity(self.clips),
-            "torch": str(torch.__version__),
-        }
-
-    def check(self, found: Checkpoint, folder: Path) -> None:
-        """``CheckpointError`` for a checkpoint in ``folder`` that is not one of this run, or not whole."""
-        tensors = self.model.state_dict(), self.ema.state(self.model), every_optimizer_tensor(self.model)
-        check_checkpoint(found, Checkpoint(*tensors, self.checkpoint_state()), self.config, folder)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint that was checked."""
-        self.model.load_state_dict(dict(checkpoint.model))
-        load_optimizer(self.optimizer, self.model, shard(checkpoint.optimizer, self.model))
-        self.ema.load(shard(checkpoint.ema, self.model))
-        self.step, self.skips_in_a_row = checkpoint.step, checkpoint.state["skips_in_a_row"]
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, constant, cool-down."""
+        return learning_rate(self.config.training, step)
 
     def start(self) -> None:
         """Open the data at the current step."""
@@ -126,26 +83,11 @@ class Trainer:
         averaged.load_state_dict(averages)
         return averaged.eval().requires_grad_(False)
 
-    # One step
-
-    def take_step(self, stop_asked: Callable[[], bool] = lambda: False) -> StepResult:
-        """One optimizer step over all processes; a non-finite one changes nothing, and ten in a row end the run."""
+    def take_step(self, stop_asked: Callable[[], bool] = lambda: False) -> MagiStep:
+        """One optimizer step over all processes; a non-finite one changes nothing."""
         self.model.train()
-        training, number = self.config.training, self.step + 1
-        parts = self._backward()
-        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), training.gradient_clip, foreach=True))
-        mse, vlb, gradient_norm = torch.stack([*parts, norm.float()]).tolist()
-        bad = not torch.tensor([mse, vlb, gradient_norm]).isfinite().all()
-        # One exchange a step: all processes skip or none, and all stop after the same step.
-        mse, vlb, bad_count, stop_count = self.process.sum(mse, vlb, float(bad), float(stop_asked()))
-        if not bad_count:
-            set_learning_rate(self.optimizer, learning_rate(training, number))
-            self.optimizer.step()
-            self.ema.update(self.model, number)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step = number
-        self.skips_in_a_row = self.skips_in_a_row + 1 if bad_count else 0
-        return StepResult(mse, vlb, gradient_norm, skipped=bad_count > 0, stop=stop_count > 0)
+        (mse, vlb), norm, skipped, stop = self.update(self._backward(), stop_asked)
+        return MagiStep(loss=mse + vlb, mse=mse, vlb=vlb, gradient_norm=norm, skipped=skipped, stop=stop)
 
     def _backward(self) -> Tensor:
         """Gradients of the step's loss over all micro-batches and processes; returns (mse, vlb) of this one's share."""

@@ -13,8 +13,8 @@ import magi.cli.train as train
 from magi.cli.main import main
 from magi.config import LatentShape, parse_config
 from magi.presets import PAPER, preset, resized
+from magi.training.cost import GIB, GPUS, changed, plan
 from magi.training.parallelize import Distributed
-from magi.training.plan import GIB, GPUS, changed, plan
 from tests.fakes.training_runs import tiny_config
 
 ROOT = Path(__file__).parents[2]

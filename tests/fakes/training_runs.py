@@ -81,7 +81,11 @@ def tiny_trainer(config: Config, clips: Clips | None = None) -> Trainer:
 def told(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without those about time."""
     return [
-        {name: value for name, value in line.items() if name not in ("seconds", "clips_per_second")}
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("seconds", "clips_per_second", "frames_per_second")
+        }
         for line in read_metrics(run)
     ]
 

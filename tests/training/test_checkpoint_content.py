@@ -90,11 +90,11 @@ CHANGES: dict[str, Callable[[dict[str, Tensor], str], object]] = {
 PARTS = ("model", "ema", "optimizer")
 WRONG_FIELDS: list[tuple[str, Any]] = [
     ("step", True), ("step", "4"), ("step", 3), ("step", 4.0), ("skips_in_a_row", None), ("skips_in_a_row", "0"),
-    ("skips_in_a_row", [0]), ("config", []), ("config", "x"), ("torch", 2), ("config", {"model": 3}), ("config", {}),
+    ("skips_in_a_row", [0]), ("config", []), ("config", "x"), ("config", {"model": 3}), ("config", {}),
 ]  # fmt: skip
 MUTATIONS: dict[str, Damage] = {
     **{f"{part}: {what}": tensors(part, change) for part in PARTS for what, change in CHANGES.items()},
-    **{f"state: no {name}": field(name) for name in ("step", "skips_in_a_row", "config", "vae", "data", "torch")},
+    **{f"state: no {name}": field(name) for name in ("step", "skips_in_a_row", "config", "vae", "data")},
     **{f"state: {name} {value!r}": field(name, value) for name, value in WRONG_FIELDS},
     "state: other data": field("data", "3 videos 0123"),
 }

@@ -10,7 +10,7 @@ LINE = {"loss": 1.0, "mse": 0.9, "vlb": 0.1, "gradient_norm": 0.5, "learning_rat
 
 
 def write(run: Path, steps: list[int], last: int = 9) -> None:
-    with TrainingLog(run, 0, last, is_main=True) as log:
+    with TrainingLog(run, last, is_main=True) as log:
         for step in steps:
             log.advance(step)
             log.write({"step": step} | LINE)
@@ -34,7 +34,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.C
 
 def test_a_bar_with_rate_and_time_left_on_a_terminal(tmp_path: Path) -> None:
     shown = io.StringIO()
-    log = TrainingLog(tmp_path, 0, 9, is_main=True)
+    log = TrainingLog(tmp_path, 9, is_main=True)
     log.console = Console(file=shown, force_terminal=True, width=120, _environ={"TERM": "xterm"})
     with log:
         log.write({"step": 3} | LINE)
@@ -43,7 +43,7 @@ def test_a_bar_with_rate_and_time_left_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_other_processes_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingLog(tmp_path, 0, 9, is_main=False) as log:
+    with TrainingLog(tmp_path, 9, is_main=False) as log:
         log.write({"step": 1} | LINE)
         log.say("hello")
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
@@ -53,7 +53,7 @@ def test_loss_curve_is_a_png_also_of_skipped_steps(tmp_path: Path) -> None:
     draw_losses(tmp_path)
     assert not (tmp_path / "loss.png").exists()
     write(tmp_path, list(range(1, 30)))
-    with TrainingLog(tmp_path, 0, 9, is_main=True) as log:
+    with TrainingLog(tmp_path, 9, is_main=True) as log:
         log.write({"step": 30, "skipped": True, "samples": [1]})
     draw_losses(tmp_path)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -61,7 +61,7 @@ def test_loss_curve_is_a_png_also_of_skipped_steps(tmp_path: Path) -> None:
 
 def test_tensorboard_where_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with TrainingLog(tmp_path, 0, 9, is_main=True, tensorboard=True) as log:
+    with TrainingLog(tmp_path, 9, is_main=True, tensorboard=True) as log:
         log.write({"step": 1} | LINE)
     assert list((tmp_path / "tensorboard").iterdir())
 

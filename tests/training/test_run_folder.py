@@ -35,8 +35,8 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_first_signal_asks_and_second_ctrl_c_interrupts() -> None:
-    with StopRequest() as stop:
+def test_first_signal_asks_and_second_ctrl_c_interrupts(tmp_path: Path) -> None:
+    with StopRequest(tmp_path) as stop:
         assert not stop.asked
         signal.raise_signal(signal.SIGTERM)
         assert stop.asked
@@ -44,18 +44,18 @@ def test_first_signal_asks_and_second_ctrl_c_interrupts() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with StopRequest():
+    with StopRequest(tmp_path):
         signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_outside_the_main_thread_nothing_is_handled() -> None:
+def test_outside_the_main_thread_nothing_is_handled(tmp_path: Path) -> None:
     seen: list[bool] = []
 
     def use() -> None:
-        with StopRequest() as stop:
+        with StopRequest(tmp_path) as stop:
             seen.append(stop.asked)
 
     thread = threading.Thread(target=use)

@@ -6,6 +6,9 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,10 @@ from magi.training.run_folder import locked
 from magi.training.vae_frames import PooledFrames, ReadFrames, open_frames, split_index, spread_count
 from magi.training.vae_trainer import VaeTrainer, cosine_rate, psnr, train_vae, vae_errors
 from magi.vae.diffusers.small import SmallVae, pixels_to_network
+from tests.fakes.training_runs import told
 
 FRAMES = 12
+CPU = torch.device("cpu")
 CONFIG = VaeTrainingConfig(
     steps=6, batch=3, height=32, width=32, patch=4, widths=(8, 8), warmup_steps=2, log_every=2, checkpoint_every=100,
     pool_frames=4, workers=1,
@@ -38,9 +43,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> VideoIndex:
 
 
 def train(index: VideoIndex, out: Path, **settings: object) -> tuple[SmallVae, list[str]]:
-    lines: list[str] = []
     config = VaeTrainingConfig.model_validate(CONFIG.model_dump() | settings)
-    return train_vae(config, index, out, lines.append, "cpu"), lines
+    with redirect_stdout(StringIO()) as printed:
+        vae = train_vae(config, index, out, "cpu")
+    return vae, printed.getvalue().splitlines()
 
 
 def silent(line: str) -> None:
@@ -101,7 +107,14 @@ def test_one_video_in_fifty_is_held_out(index: VideoIndex) -> None:
 def test_a_training_writes_all_it_promises_and_is_done_afterwards(index: VideoIndex, tmp_path: Path) -> None:
     out = tmp_path / "vae"
     vae, lines = train(index, out)
-    for name in ("config.json", "model.safetensors", "reconstructions.png", "metrics.jsonl", "checkpoints/latest"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "reconstructions.png",
+        "metrics.jsonl",
+        "loss.png",
+        "checkpoints/latest",
+    ):
         assert (out / name).is_file(), name
     assert SmallVae.load(out).id == vae.id
     metrics = read_metrics(out)
@@ -135,10 +148,10 @@ def test_resuming_equals_never_having_stopped(
     whole, _ = train(index, tmp_path / "whole", pool_megabytes=pool_megabytes, log_every=1)
     take_step = VaeTrainer.take_step
 
-    def interrupted(self: VaeTrainer, frames_NHWC: np.ndarray) -> vae_trainer.VaeStep:
+    def interrupted(self: VaeTrainer, stop_asked: Callable[[], bool]) -> vae_trainer.VaeStep:
         if self.step in (1, 3):
             os.kill(os.getpid(), signal.SIGTERM if self.step == 1 else signal.SIGINT)
-        return take_step(self, frames_NHWC)
+        return take_step(self, stop_asked)
 
     monkeypatch.setattr(VaeTrainer, "take_step", interrupted)
     for step in (2, 4):
@@ -147,7 +160,7 @@ def test_resuming_equals_never_having_stopped(
     parts, lines = train(index, tmp_path / "parts", pool_megabytes=pool_megabytes, log_every=1)
     assert lines[0].endswith("after step 4")
     assert parts.id == whole.id
-    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    assert told(tmp_path / "parts") == told(tmp_path / "whole")
 
 
 def test_another_config_or_other_videos_do_not_continue(index: VideoIndex, tmp_path: Path) -> None:
@@ -206,22 +219,22 @@ def test_a_non_finite_step_changes_nothing_and_ten_end_the_training(
     index: VideoIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def state(trainer: VaeTrainer) -> list[torch.Tensor]:
-        parts = trainer.checkpoint("")
+        parts = trainer.checkpoint()
         return [value.clone() for part in (parts.model, parts.ema, parts.optimizer) for value in part.values()]
 
-    trainer, frames_NHWC = VaeTrainer(CONFIG, torch.device("cpu")), np.zeros((2, 32, 32, 3), np.uint8)
-    trainer.take_step(frames_NHWC)
+    trainer, frames_NHWC = VaeTrainer(CONFIG, index, CPU), np.zeros((2, 32, 32, 3), np.uint8)
+    trainer.step_on(frames_NHWC)
     before = state(trainer)
     monkeypatch.setattr(vae_trainer, "reconstruction_loss", lambda error: error.sum() * float("nan"))
-    assert not trainer.take_step(frames_NHWC).finite and trainer.step == 2
+    assert trainer.step_on(frames_NHWC).skipped and trainer.step == 2
     assert all(torch.equal(old, new) for old, new in zip(before, state(trainer), strict=True))
     with pytest.raises(NumericsError, match=r"10 steps in a row.*lower learning_rate"):
         train(index, tmp_path, steps=30)
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_noise_of_the_posterior_comes_from_the_given_generator() -> None:
-    trainer = VaeTrainer(CONFIG, torch.device("cpu"))
+def test_noise_of_the_posterior_comes_from_the_given_generator(index: VideoIndex) -> None:
+    trainer = VaeTrainer(CONFIG, index, CPU)
     images = pixels_to_network(torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8), 4)
 
     def error(seed: int) -> torch.Tensor:
@@ -230,9 +243,9 @@ def test_noise_of_the_posterior_comes_from_the_given_generator() -> None:
     assert torch.equal(error(0), error(0)) and not torch.equal(error(0), error(1))
 
 
-def test_initial_weights_follow_the_seed() -> None:
-    first, same = (VaeTrainer(CONFIG, torch.device("cpu")).result().id for _ in range(2))
-    other = VaeTrainer(CONFIG.model_copy(update={"seed": 1}), torch.device("cpu")).result().id
+def test_initial_weights_follow_the_seed(index: VideoIndex) -> None:
+    first, same = (VaeTrainer(CONFIG, index, CPU).result().id for _ in range(2))
+    other = VaeTrainer(CONFIG.model_copy(update={"seed": 1}), index, CPU).result().id
     assert first == same != other
 
 
@@ -248,12 +261,12 @@ def test_psnr_of_known_errors() -> None:
     assert psnr(6.5025) == pytest.approx(40) and psnr(4e-4, 2.0) == pytest.approx(40)
 
 
-def test_a_short_training_learns_two_frames() -> None:
+def test_a_short_training_learns_two_frames(index: VideoIndex) -> None:
     settings = {"steps": 100, "learning_rate": 2e-2, "ema_decay": 0.5}
-    trainer = VaeTrainer(CONFIG.model_copy(update=settings), torch.device("cpu"))
+    trainer = VaeTrainer(CONFIG.model_copy(update=settings), index, CPU)
     frames_NHWC = np.zeros((2, 32, 32, 3), np.uint8)
     frames_NHWC[0, 8:20, 10:16], frames_NHWC[1, 20:26, 4:28] = 255, 128
-    psnrs = [trainer.take_step(frames_NHWC).psnr_db for _ in range(100)]
+    psnrs = [trainer.step_on(frames_NHWC).psnr_db for _ in range(100)]
     assert psnrs[-1] > 22 > psnrs[0] + 10
     video_BTHWC, vae = torch.from_numpy(frames_NHWC)[None], trainer.result()
     error = (vae.decode(vae.encode(video_BTHWC)).float() - video_BTHWC.float()).square().mean().item()

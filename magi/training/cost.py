@@ -6,12 +6,15 @@ processes is not in the time. It knows configs, sizes and data sheets; no tensor
 """
 
 import math
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from magi.config import Config, LatentShape, ModelConfig, TrainingConfig
+from magi.latents.dataset import LatentClip
 from magi.model.flops import (
     ClipFlops,
     block_activation_bytes,
@@ -21,6 +24,8 @@ from magi.model.flops import (
     mean_mask_ratio,
 )
 from magi.model.magi import Magi
+from magi.training.parallelize import Distributed
+from magi.training.trainer import Trainer
 
 GIB = 2**30
 UTILISATION = 0.4
@@ -28,6 +33,7 @@ UTILISATION = 0.4
 USABLE_MEMORY = 0.92
 """Share of a GPU's memory that tensors can have: the rest is the driver's, the libraries' and fragmentation."""
 SECONDS_A_DAY = 86_400
+_WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -246,3 +252,49 @@ def will_not_fit(made: Plan, config: Config, latent: LatentShape) -> str | None:
         f"{made.gpu.memory_gib * USABLE_MEMORY:.1f} of {made.gpu.memory_gib:.0f} GiB can be used on {made.gpu.name}"
         f"{advice(config, latent, made.gpu, made.gpus)}"
     )
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """Seconds of one optimizer step (the median), and bytes of the device at the peak (None on a CPU)."""
+
+    clips: int
+    seconds: float
+    peak_bytes: int | None
+
+
+class _InventedClips:
+    """Latents of unit variance, a pure function of the sample number."""
+
+    def __init__(self, latent: LatentShape, classes: int) -> None:
+        self.size, self.classes = (latent.frames, latent.channels, latent.height, latent.width), classes
+
+    def __getitem__(self, sample: int) -> LatentClip:
+        latents_TCHW = np.random.default_rng(sample).standard_normal(self.size).astype(np.float32)
+        return LatentClip(latents_TCHW, 1, sample % self.classes if self.classes else None, sample)
+
+
+def measure_step(config: Config, latent: LatentShape, clips: int, device: torch.device, steps: int = 5) -> MeasuredStep:
+    """Train ``steps`` steps of one micro-batch of ``clips`` clips in this process, after two that warm up."""
+    total = _WARM_UP + steps
+    one = changed(config, batch=clips, micro_batch=0, steps=total, parallel="ddp")
+    model = Magi(config.model, latent, torch.Generator().manual_seed(0))
+    trainer = Trainer(one, _InventedClips(latent, config.model.classes), None, model, Distributed(0, 1, device))
+    trainer.start()
+    seconds = []
+    try:
+        for _ in range(total):
+            _wait(device)
+            began = time.perf_counter()
+            trainer.take_step()
+            _wait(device)
+            seconds.append(time.perf_counter() - began)
+    finally:
+        trainer.close()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return MeasuredStep(clips, float(np.median(seconds[_WARM_UP:])), peak)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -4,7 +4,7 @@ import pytest
 
 from magi.config import Config, LatentShape, TrainingConfig
 from magi.presets import preset, size
-from magi.training.plan import GIB, GPUS, USABLE_MEMORY, advice, changed, count_parameters, fitting, plan, will_not_fit
+from magi.training.cost import GIB, GPUS, USABLE_MEMORY, advice, changed, count_parameters, fitting, plan, will_not_fit
 
 LATENT = LatentShape(frames=16, channels=4, height=32, width=32)
 LARGE = Config(model=size("large"), training=TrainingConfig(batch=128, micro_batch=2, steps=1000))
