@@ -208,9 +208,6 @@ class SamplingConfig(Section):
         0, ge=0, description="timestep of the noise that denoising starts from; 0 is the last of the schedule"
     )
     last_timestep: int = Field(0, ge=0, description="timestep of the last denoising step, which gives the clean token")
-    solver: Literal["ancestral", "dpm++", "dpm++sde"] = Field(
-        "ancestral", description="reverse steps: DDPM's (the paper's), or DPM-Solver++ as an ODE or an SDE"
-    )
     temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")
     x0_limit: float = Field(
         10.0,
@@ -240,7 +237,14 @@ class SamplingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_older_keys(cls, values: Any) -> Any:
-        """Files written before there was ``precision`` have one for the passes and one for the head."""
+        """Older files have a solver, of which the ancestral one is left, and a precision of the passes and the head."""
+        if isinstance(values, dict) and "solver" in values:
+            if values["solver"] != "ancestral":
+                raise ValueError(
+                    "solver: only the ancestral steps are left, as DPM-Solver++ was no better; remove it and place "
+                    "few steps well with 'magi tune-steps'"
+                )
+            values = {key: value for key, value in values.items() if key != "solver"}
         older = [key for key in ("pass_precision", "head_precision") if isinstance(values, dict) and key in values]
         if not older:
             return values

@@ -62,6 +62,10 @@ def test_older_configs_have_two_precisions_that_agree(older: dict[str, str], pre
     )
 
 
+def test_an_older_config_names_the_solver_that_is_left() -> None:
+    assert parse_config({"sampling": {"steps": 7, "solver": "ancestral"}}, "f").sampling == SamplingConfig(steps=7)
+
+
 def test_older_names_of_keys_are_read() -> None:
     """All of them, with their values; a file that has both names is refused."""
     for section, names in RENAMED_KEYS.items():
@@ -80,13 +84,14 @@ def test_settings_are_changed_by_name() -> None:
     for changes, message in (
         ({"guidence": 2}, r"^sampling: guidence: unknown key; did you mean 'guidance'\?$"),
         ({"steps": 0}, r"^sampling: steps: .* greater than or equal to 1 \(got 0\)$"),
-        ({"steps": 1, "solver": "euler"}, r"(?m)^sampling: solver: .*\(got 'euler'\)$"),
+        ({"steps": 0, "longer": "ever"}, r"(?m)^sampling: longer: .*\(got 'ever'\)$"),
     ):
         with pytest.raises(ValueError, match=message):
             base.changed(**changes)
 
 
 MISTAKES: list[tuple[Any, str]] = [
+    ({"sampling": {"solver": "dpm++"}}, r"solver: only the ancestral steps are left.*; remove it and place"),
     (
         {"sampling": {"pass_precision": "bf16", "head_precision": "model"}},
         r"pass_precision and head_precision: replace with precision, which is auto, bf16 or fp32",

@@ -148,7 +148,7 @@ def test_speeds_of_the_papers_settings_and_of_small_ones() -> None:
     assert at_speed(paper, "full") == paper
     assert at_speed(paper, "fast") == paper.model_copy(update={"steps": 50, "last_steps": 5})
     assert at_speed(small, "full") == at_speed(small, "fast") == small
-    other = SamplingConfig(solver="dpm++", temperature=0.7, steps=20)
+    other = SamplingConfig(temperature=0.7, steps=20)
     assert at_speed(other, "fast") == other.model_copy(update={"steps": 10, "last_steps": 5})
     with pytest.raises(ValueError, match=r"unknown speed 'fats'; did you mean 'fast'"):
         at_speed(SamplingConfig(), "fats")

@@ -97,9 +97,7 @@ def scored(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, seed:
     count, channels = held_out.token_MC.shape
     noise_IMC = draw_noise([torch.Generator().manual_seed(seed)], len(table), SAMPLES * count, channels)
     z_GMD = held_out.z_MD.repeat(SAMPLES, 1)[None]
-    x_MC = denoise_tokens(
-        FoldedHead(model.head), z_GMD, noise_IMC.to(z_GMD.device), table, 1.0, settings.temperature
-    )
+    x_MC = denoise_tokens(FoldedHead(model.head), z_GMD, noise_IMC.to(z_GMD.device), table, 1.0, settings.temperature)
     score_M = energy_score(x_MC.unflatten(0, (SAMPLES, count)), held_out.token_MC)
     return ScoredSteps(settings.steps, settings.first_timestep, settings.last_timestep, score_M)
 

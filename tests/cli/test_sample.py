@@ -19,7 +19,7 @@ from magi.sampling.prepared import PreparedSampler
 from tests.sampling.test_pipeline import some_video, tiny_pipeline
 
 OTHER: dict[str, Any] = {
-    "iterations": 1, "steps": 4, "last_steps": 2, "solver": "dpm++", "temperature": 0.5, "x0_limit": 2.0,
+    "iterations": 1, "steps": 4, "last_steps": 2, "temperature": 0.5, "x0_limit": 2.0,
     "guidance": 3.0, "guidance_schedule": "constant", "noise_level": 2, "precision": "fp32", "context_frames": 2,
     "longer": "interpolate", "window_keep": 1, "first_timestep": 15, "last_timestep": 5,
 }  # fmt: skip
@@ -89,7 +89,7 @@ def test_a_wrong_setting_is_one_line(
             "error: Unrecognized options: --sampling.guidanc, 3; did you mean --sampling.guidance?",
         ),
         (("--sampling.steps", 0), "sampling: steps: Input should be greater than or equal to 1 (got 0)"),
-        (("--sampling.solver", "euler"), "--sampling.solver"),
+        (("--sampling.longer", "ever"), "--sampling.longer"),
     ):
         assert run(tmp_path / "out", *options) == 2
         error = capsys.readouterr().err

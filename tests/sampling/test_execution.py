@@ -1,6 +1,5 @@
 """Fast paths are the plain path: folded head, padding, number formats, fewer steps; CUDA graphs bit for bit."""
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.diffusion_head import DiffusionHead, FoldedHead
-from magi.model.objectives.ddpm import cosine_schedule, respace, reverse_table, schedule_from_betas, solver_table
+from magi.model.objectives.ddpm import cosine_schedule, respace, reverse_table
 from magi.sampling import execution
 from magi.sampling.denoise import Denoiser, denoise_tokens, draw_noise, padded_rows
 from magi.sampling.execution import Execution, choose_execution, in_format
@@ -152,45 +151,6 @@ def test_annealed_steps_are_those_of_the_iteration() -> None:
     first = order_BN[:, :1, None].expand(-1, -1, 2)
     assert torch.equal(frames[0].gather(1, first), frames[1].gather(1, first))
     assert not torch.allclose(frames[0], frames[1])
-
-
-@pytest.mark.parametrize("stochastic", [False, True])
-@pytest.mark.parametrize("steps", [2, 3, 9])
-def test_the_solver_is_that_of_diffusers(steps: int, stochastic: bool) -> None:
-    """DPM-Solver++ (2M) and its SDE form, on the same steps, for a prediction that is no straight line."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    # Mild noise: the oracle's float32 does not carry the first steps of the cosine schedule.
-    schedule = schedule_from_betas(torch.linspace(1e-3, 0.1, 50, dtype=torch.float64), torch.arange(50))
-    spaced = respace(schedule, steps)
-    oracle = DPMSolverMultistepScheduler(
-        num_train_timesteps=50,
-        trained_betas=schedule.betas.tolist(),
-        algorithm_type="sde-dpmsolver++" if stochastic else "dpmsolver++",
-        solver_order=2,
-        final_sigmas_type="zero",
-    )
-    oracle.set_timesteps(timesteps=spaced.timesteps.flip(0).tolist())
-    table, noise_IMC = solver_table(spaced, stochastic=stochastic), normal(steps, 4, 2)
-    x, expected, previous = noise_IMC[0], noise_IMC[0], None
-    for index in reversed(range(steps)):
-        timestep = int(spaced.timesteps[index])
-        predicted, noise = torch.sin(3 * x), noise_IMC[index]
-        expected = oracle.step(predicted, timestep, expected, variance_noise=noise).prev_sample
-        prediction = torch.cat([predicted, torch.zeros_like(x)], dim=-1)[None]
-        x, previous = table.step(index, x, prediction, 1.0, noise, previous)
-        torch.testing.assert_close(x, expected.double(), atol=2e-5, rtol=2e-5)
-
-
-@pytest.mark.parametrize("solver", ["dpm++", "dpm++sde"])
-def test_a_solver_is_chosen_by_name_and_makes_other_tokens(solver: str) -> None:
-    model = tiny_model()
-    made = sample(model, FAST.model_copy(update={"solver": solver}))
-    assert bool(made.isfinite().all())
-    assert not torch.allclose(made, sample(model))
-    table = plan_frame(model, FAST.model_copy(update={"solver": solver})).tables[0]
-    assert table.one_step_memory
-    assert (table.log_std[1] == -math.inf) == (solver == "dpm++")
 
 
 # On a GPU

@@ -60,7 +60,7 @@ FITS: list[dict[str, Any]] = [
 ]  # fmt: skip
 FITS_NOT: list[dict[str, Any]] = [
     {"guidance": 1.0}, {"seeds": (1,)}, {"seeds": (1, 2, 3)}, {"temperature": 0.5}, {"steps": 5}, {"last_steps": 2},
-    {"iterations": 2}, {"solver": "dpm++"}, {"x0_limit": 0.5}, {"window_keep": 2}, {"longer": "interpolate"},
+    {"iterations": 2}, {"x0_limit": 0.5}, {"window_keep": 2}, {"longer": "interpolate"},
     {"last_timestep": 5}, {"frames": 2, "context": 0}, {"precision": "bf16"},
 ]  # fmt: skip
 

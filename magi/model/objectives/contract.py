@@ -26,15 +26,9 @@ class ReverseSteps(Protocol):
     def __len__(self) -> int: ...
 
     def step(
-        self,
-        index: int,
-        x_t: Tensor,
-        prediction_GMC: Tensor,
-        scale: float | Tensor,
-        scaled_noise: Tensor,
-        previous: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """x of the next step, and what the next step may want of this one.
+        self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor
+    ) -> Tensor:
+        """x of the next step.
 
         ``prediction_GMC`` is the head's output with the conditions, and under guidance of strength ``scale`` the one
         without them after it (G = 2). ``scaled_noise`` is noise times temperature.

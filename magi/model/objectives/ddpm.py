@@ -165,11 +165,10 @@ def reverse_step(
 
 @dataclass(frozen=True, eq=False)
 class ReverseTable:
-    """Reverse steps for a loop: all that does not depend on tokens as seven numbers a step, on the host.
+    """Reverse steps for a loop: all that does not depend on tokens as six numbers a step, on the host.
 
     x0 = x0_from_xt * x_t + x0_from_noise * predicted noise, within the limit; mean = mean_from_x0 * x0 + mean_from_xt *
-    x_t + mean_from_previous * x0 of the step before; the logarithm of the standard deviation is log_std + log_std_slope
-    * interpolation. Index 0 is the last step.
+    x_t; the logarithm of the standard deviation is log_std + log_std_slope * interpolation. Index 0 is the last step.
     """
 
     timesteps: Tensor
@@ -177,7 +176,6 @@ class ReverseTable:
     x0_from_noise: tuple[float, ...]
     mean_from_x0: tuple[float, ...]
     mean_from_xt: tuple[float, ...]
-    mean_from_previous: tuple[float, ...]
     log_std: tuple[float, ...]
     log_std_slope: tuple[float, ...]
     x0_limit: float
@@ -185,24 +183,13 @@ class ReverseTable:
     def __len__(self) -> int:
         return len(self.log_std)
 
-    @property
-    def one_step_memory(self) -> bool:
-        """Whether a step needs the clean token of the step before."""
-        return any(self.mean_from_previous)
-
     def step(
-        self,
-        index: int,
-        x_t: Tensor,
-        prediction_GMC: Tensor,
-        scale: float | Tensor,
-        scaled_noise: Tensor,
-        previous: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """x of the next step and the x0 of this one; for ancestral steps the same as ``reverse_step``.
+        self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor
+    ) -> Tensor:
+        """x of the next step, the same as by ``reverse_step``.
 
         Under guidance (G = 2) the noise is that without conditions + ``scale`` * (with - without), and the variance
-        that with conditions. ``scaled_noise`` is noise times temperature; ``previous`` the x0 of the step before.
+        that with conditions. ``scaled_noise`` is noise times temperature.
         """
         predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
         if len(prediction_GMC) == 2:
@@ -211,12 +198,10 @@ class ReverseTable:
         x0 = (x_t * self.x0_from_xt[index]).add_(predicted_noise, alpha=self.x0_from_noise[index])
         x0.clamp_(-self.x0_limit, self.x0_limit)
         mean = (x0 * self.mean_from_x0[index]).add_(x_t, alpha=self.mean_from_xt[index])
-        if previous is not None and self.mean_from_previous[index]:
-            mean.add_(previous, alpha=self.mean_from_previous[index])
-        if index == 0 or self.log_std[index] == -math.inf:
-            return mean, x0
+        if index == 0:
+            return mean
         std = (interpolation * self.log_std_slope[index]).add_(self.log_std[index]).exp_()
-        return mean.addcmul_(std, scaled_noise), x0
+        return mean.addcmul_(std, scaled_noise)
 
 
 def reverse_table(schedule: NoiseSchedule, x0_limit: float = math.inf) -> ReverseTable:
@@ -228,43 +213,8 @@ def reverse_table(schedule: NoiseSchedule, x0_limit: float = math.inf) -> Revers
         x0_from_noise=tuple((-((1 - schedule.alphas_bar) / schedule.alphas_bar).sqrt()).tolist()),
         mean_from_x0=tuple(schedule.posterior_x0.tolist()),
         mean_from_xt=tuple(schedule.posterior_xt.tolist()),
-        mean_from_previous=(0.0,) * len(schedule),
         log_std=tuple(((lowest + highest) / 4).tolist()),
         log_std_slope=tuple(((highest - lowest) / 4).tolist()),
-        x0_limit=x0_limit,
-    )
-
-
-def solver_table(schedule: NoiseSchedule, x0_limit: float = math.inf, stochastic: bool = True) -> ReverseTable:
-    """The steps of DPM-Solver++ (2M; arXiv 2211.01095, algorithm 2), first order in the first and the last step.
-
-    ``stochastic`` gives its SDE form (the same paper, section 3.4), whose noise a temperature can scale as that of the
-    ancestral steps. The predicted variance is not used.
-    """
-    alphas_bar = schedule.alphas_bar
-    alpha, sigma = alphas_bar.sqrt(), (1 - alphas_bar).sqrt()
-    half_log_snr = (alpha / sigma).log()
-    ends = len(schedule) - 1
-    rows = [(1.0, 0.0, 0.0, -math.inf)]  # the last step is x0 itself
-    for i in range(1, len(schedule)):
-        h = float(half_log_snr[i - 1] - half_log_snr[i])
-        decay = math.exp(-2 * h) if stochastic else math.exp(-h)
-        from_xt = float(sigma[i - 1] / sigma[i]) * (math.exp(-h) if stochastic else 1.0)
-        from_x0 = float(alpha[i - 1]) * (1 - decay)
-        # x0 extrapolated from this step's and the last one's: x0 + (x0 - previous) / (2 r), r = last h / h.
-        share = 0.0 if i == ends else h / (2 * float(half_log_snr[i] - half_log_snr[i + 1]))
-        std = float(sigma[i - 1]) * math.sqrt(1 - decay) if stochastic else 0.0
-        rows.append((from_x0 * (1 + share), from_xt, -from_x0 * share, math.log(std) if std else -math.inf))
-    mean_from_x0, mean_from_xt, mean_from_previous, log_std = zip(*rows, strict=True)
-    return ReverseTable(
-        timesteps=schedule.timesteps,
-        x0_from_xt=tuple(alphas_bar.rsqrt().tolist()),
-        x0_from_noise=tuple((-((1 - alphas_bar) / alphas_bar).sqrt()).tolist()),
-        mean_from_x0=mean_from_x0,
-        mean_from_xt=mean_from_xt,
-        mean_from_previous=mean_from_previous,
-        log_std=log_std,
-        log_std_slope=(0.0,) * len(schedule),
         x0_limit=x0_limit,
     )
 
@@ -296,11 +246,9 @@ class DdpmObjective:
         return diffusion_loss(self.schedule, prediction, x0, x_t, noise, time)
 
     def steps(self, settings: SamplingConfig, count: int) -> ReverseTable:
-        """``count`` steps of the solver that the settings name; ValueError for more than the schedule has."""
+        """``count`` ancestral steps; ValueError for more than the schedule has between its ends."""
         schedule = respace(self.schedule, count, settings.first_timestep, settings.last_timestep)
-        if settings.solver == "ancestral":
-            return reverse_table(schedule, settings.x0_limit)
-        return solver_table(schedule, settings.x0_limit, stochastic=settings.solver == "dpm++sde")
+        return reverse_table(schedule, settings.x0_limit)
 
     def to(self, device: torch.device) -> DdpmObjective:
         """With the schedule on another device."""

@@ -28,18 +28,12 @@ class EulerSteps:
         return len(self.timesteps)
 
     def step(
-        self,
-        index: int,
-        x_t: Tensor,
-        prediction_GMC: Tensor,
-        scale: float | Tensor,
-        scaled_noise: Tensor,
-        previous: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor
+    ) -> Tensor:
         velocity = prediction_GMC[0]
         if len(prediction_GMC) == 2:
             velocity = torch.lerp(prediction_GMC[1], velocity, scale)
-        return x_t - velocity / len(self), velocity
+        return x_t - velocity / len(self)
 
 
 class FlowObjective:
