@@ -327,7 +327,7 @@ def test_a_bfloat16_model_samples_in_float32() -> None:
     ("changes", "message"),
     [
         ({"config": SamplingConfig(iterations=13, steps=2)}, "sampling.iterations: expected 1..12"),
-        ({"config": SamplingConfig(iterations=2, steps=51)}, "sampling.steps: expected 2..50, got 51"),
+        ({"config": SamplingConfig(iterations=2, steps=51)}, "sampling.steps: expected 1..50, got 51"),
         ({"config": SamplingConfig(iterations=2, steps=2, longer="window")},
          "window_keep 8 must be below model.frames 3"),
         ({"context_BTCHW": torch.zeros(2, 4, 2, 3, 4)}, "leave none to generate after 4"),
