@@ -5,11 +5,15 @@ Every default is written here once, as the paper's (arXiv 2501.12389) value wher
 """
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Of a stranger's file, before anything is built from it.
+_YAML_BYTES, _YAML_DEPTH, _YAML_SCALAR = 1_000_000, 20, 10_000
 
 
 class Section(BaseModel):
@@ -116,7 +120,7 @@ class TrainingConfig(Section):
     steps: int = Field(100_000, ge=1, description="optimizer steps")
     batch: int = Field(128, ge=1, description="clips an optimizer step, over all processes")
     micro_batch: int = Field(0, ge=0, description="clips a forward pass in one process; 0 is the whole share at once")
-    learning_rate: float = Field(2e-4, gt=0, description="after warm-up, constant until a cool-down")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="after warm-up, constant until a cool-down")
     warmup_steps: int = Field(10_000, ge=0, description="steps of linear warm-up")
     cooldown_steps: int = Field(
         0, ge=0, description="last steps, over which the rate falls linearly to zero (the paper has none)"
@@ -166,7 +170,7 @@ class VaeTrainingConfig(Section):
 
     steps: int = Field(4000, ge=1, description="optimizer steps")
     batch: int = Field(16, ge=1, description="frames a step")
-    learning_rate: float = Field(5e-3, gt=0, description="after warm-up; falls to a fiftieth along a cosine")
+    learning_rate: float = Field(5e-3, gt=0, le=1, description="after warm-up; falls to a fiftieth along a cosine")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
     gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="decay of the averaged weights, which are the result")
@@ -347,14 +351,37 @@ def parse_config(values: Any, source: str) -> Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read a YAML file with the safe loader, so that a file from a stranger runs no code."""
+    """Read a YAML file with the safe loader, so that a file from a stranger runs no code, and within limits.
+
+    ``ValueError`` of one line for a file above 1 MB, with an alias (of which a few lines make billions of values),
+    nested deeper than 20 levels, or with a value of more than 10,000 characters.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
+    if path.stat().st_size > _YAML_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size:,} bytes, above {_YAML_BYTES:,}; expected the config of a run")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        _check_yaml(text)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the second for numbers and dates that are none
         raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     return parse_config(values, str(path))
+
+
+def _check_yaml(text: str) -> None:
+    """``ValueError`` where building the values of ``text`` could take long or fail in depth; nothing is built here."""
+    depth = 0
+    events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{line} has an alias (*{event.anchor}), which no config needs; write the value out")
+        if depth > _YAML_DEPTH:
+            raise ValueError(f"{line} is nested deeper than {_YAML_DEPTH} levels, which no config is")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _YAML_SCALAR:
+            raise ValueError(f"{line} has a value of more than {_YAML_SCALAR:,} characters, which no config has")
 
 
 def dump_config(config: BaseModel) -> str:

@@ -1,5 +1,6 @@
 """The config refuses every mistake in one line that names the key, and survives YAML unchanged."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from magi.config import RENAMED_KEYS, Config, SamplingConfig, dump_config, load_config, parse_config
+from magi.config import (
+    RENAMED_KEYS,
+    Config,
+    SamplingConfig,
+    TrainingConfig,
+    VaeTrainingConfig,
+    dump_config,
+    load_config,
+    parse_config,
+)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -157,3 +167,45 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ValueError, match="not readable as YAML"):
         load_config(tmp_path / "c.yaml")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+HOSTILE = {
+    "alias bomb": (BOMB, r"line 2 has an alias \(\*a\)"),
+    "merge": ("a: &a {}\nmodel:\n  <<: *a\n", r"line 3 has an alias \(\*a\)"),
+    "alias to itself": ("&a [*a]", "line 1 has an alias"),
+    "deep flow": ("[" * 200_000, "line 1 is nested deeper than 20 levels"),
+    "deep block": ("".join(f"{' ' * depth}a:\n" for depth in range(1000)), "line 21 is nested deeper than 20 levels"),
+    "deep mapping": ("{a: " * 200_000, "line 1 is nested deeper than 20 levels"),
+    "deep tag": ("!!pairs [" * 5000, "not readable as YAML|nested deeper"),
+    "big": ("# " + "x" * 1_000_000, r"1,000,002 bytes, above 1,000,000"),
+    "slow number": ("training: {steps: 1" + ":59" * 300_000 + "}", "line 1 has a value of more than 10,000 characters"),
+    "long number": ("training: {steps: " + "9" * 9_000 + "}", "not readable as YAML: .*limit"),
+    "date that is none": ("training: {steps: 2024-99-99}", "not readable as YAML: month must be in 1..12"),
+    "key that is a list": ("? [a, b]\n: c", "not readable as YAML"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_is_one_line_at_once(what: str, tmp_path: Path) -> None:
+    text, expected = HOSTILE[what]
+    (tmp_path / "c.yaml").write_text(text)
+    began = time.process_time()
+    with pytest.raises(ValueError, match=rf"c\.yaml: .*({expected})") as refused:
+        load_config(tmp_path / "c.yaml")
+    assert "\n" not in str(refused.value) and time.process_time() - began < 10
+
+
+def test_twenty_levels_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: " + "[" * 19 + "]" * 19)
+    with pytest.raises(ValueError, match="data: Input should be a valid dictionary"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, 3.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("section", [TrainingConfig, VaeTrainingConfig])
+def test_an_absurd_learning_rate_is_refused(section: type[TrainingConfig], rate: float) -> None:
+    with pytest.raises(ValidationError, match="learning_rate"):
+        section(learning_rate=rate)
