@@ -9,7 +9,6 @@ alone. The claim is therefore judged on CTF without noise, where nothing but the
 recipe, with noise, is judged as well, and the claim does not depend on it.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from studies.commands import run_command
@@ -22,32 +21,21 @@ NAMES = ("ctf-without-noise", "mtf", "ctf")
 ABOUT_EQUAL = 0.15
 
 
-@dataclass(frozen=True)
-class CtfVsMtfOptions(StudyOptions):
-    """Train both kinds of teacher forcing and compare them."""
-
-
 def study(options: StudyOptions) -> Path:
     """Train what is missing, judge and write the result."""
     found = load_or_train(options, NAMES)
+    equal = (-ABOUT_EQUAL, ABOUT_EQUAL)
+    noisy = "with noise on observations, too: "
     parts = [
         compared(found, f"{FVD} is lower with CTF", "ctf-without-noise", "mtf", FVD),
-        compared(found, f"{FID} about equal or better", "ctf-without-noise", "mtf", FID, -ABOUT_EQUAL, ABOUT_EQUAL),
+        compared(found, f"{FID} about equal or better", "ctf-without-noise", "mtf", FID, *equal),
     ]
     others = [
-        compared(found, f"with noise on observations, too: {FVD} is lower than with MTF", "ctf", "mtf", FVD),
-        compared(
-            found,
-            f"with noise on observations, too: {FID} about equal or better",
-            "ctf",
-            "mtf",
-            FID,
-            -ABOUT_EQUAL,
-            ABOUT_EQUAL,
-        ),
+        compared(found, f"{noisy}{FVD} is lower than with MTF", "ctf", "mtf", FVD),
+        compared(found, f"{noisy}{FID} about equal or better", "ctf", "mtf", FID, *equal),
     ]
     return write_prediction(options, STUDY, found, parts, others)
 
 
 if __name__ == "__main__":
-    run_command("ctf_vs_mtf", CtfVsMtfOptions, study)
+    run_command("ctf_vs_mtf", StudyOptions, study)

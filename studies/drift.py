@@ -9,8 +9,8 @@ alike) is to be smaller with dynamic interval than without.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from magi.evaluation.metrics.bootstrap import mean_band
+from magi.evaluation.plots import COLOURS, REAL_COLOUR, figure_of
 from magi.evaluation.protocol.result import Curve
-from studies.commands import command_line, run_command
+from studies.commands import run_command
 from studies.measures import LONG_FRAMES
-from studies.results import (
-    COLOURS,
-    REAL_COLOUR,
-    Outcome,
-    figure_of,
-    real_scores,
-    training_notes,
-    training_settings,
-    write_outcome,
-)
-from studies.statistics import Judged, Statement, all_of, effect_of, judge
-from studies.variants import VARIANTS, StudyOptions, VariantMeasures, load_or_train
+from studies.results import write_trained
+from studies.statistics import Judged, Statement, effect_of, judge
+from studies.variants import StudyOptions, VariantMeasures, load_or_train
 
 STUDY = "drift"
 WITH, WITHOUT = "ctf", "ctf-without-interval"
 LAST_FRAMES = 26
 NEAR = 1.25
 INTERVALS = (2, 4, 8)
-
-
-@dataclass(frozen=True)
-class DriftOptions(StudyOptions):
-    """Train with and without dynamic interval and follow both over 104 frames."""
 
 
 def log_ratio(generated_BT: Tensor, real_BT: Tensor) -> float:
@@ -90,7 +77,7 @@ def numbers_of(found: VariantMeasures) -> dict[str, Any]:
     }
 
 
-def draw(numbers: dict[str, Any]) -> Figure:
+def draw(numbers: Mapping[str, Any], real: Mapping[str, Any]) -> Figure:
     """Every curve over the frame number; real ones are grey, fainter the larger the interval."""
     figure = figure_of(8, 4.5)
     axes = figure.subplots()
@@ -115,20 +102,8 @@ def draw(numbers: dict[str, Any]) -> Figure:
 def study(options: StudyOptions) -> Path:
     """Train what is missing, judge and write the result."""
     found = load_or_train(options, (WITH, WITHOUT))
-    parts, numbers, real = judged(found), numbers_of(found), real_scores(found.real)
-    trained = {name: VARIANTS[name] for name in (WITH, WITHOUT)}
-    outcome = Outcome(
-        STUDY,
-        options.scale,
-        all_of(part.verdict for part in parts),
-        parts,
-        numbers | {"real": real},
-        {"command": command_line(STUDY, options)}
-        | training_settings(options.source, options.seeds, options.budget, trained),
-        training_notes(options.seeds, options.budget, real),
-    )
-    return write_outcome(outcome, draw(numbers), options.results)
+    return write_trained(STUDY, options, found, draw, numbers_of(found), judged(found))
 
 
 if __name__ == "__main__":
-    run_command("drift", DriftOptions, study)
+    run_command("drift", StudyOptions, study)

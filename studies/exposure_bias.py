@@ -8,13 +8,12 @@ noise on. All predict 16 frames from the first frame of held-out clips at interv
 ``drift`` are among these.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from studies.commands import run_command
 from studies.measures import FVD
 from studies.results import compared, write_prediction
-from studies.variants import StudyOptions, load_or_train
+from studies.variants import OneSeedOptions, load_or_train
 
 STUDY = "exposure_bias"
 NONE, INTERVAL, NOISE, BOTH = "ctf-without-both", "ctf-without-noise", "ctf-without-interval", "ctf"
@@ -29,15 +28,7 @@ COMPARISONS = (
 """A statement, the variant that it is about, and the variant that it is compared with."""
 
 
-@dataclass(frozen=True)
-class ExposureBiasOptions(StudyOptions):
-    """Train with and without dynamic interval and noise, and compare."""
-
-    seeds: int = 1
-    """trainings of every variant"""
-
-
-def study(options: StudyOptions) -> Path:
+def study(options: OneSeedOptions) -> Path:
     """Train what is missing, judge and write the result."""
     names = (NONE, INTERVAL, NOISE, BOTH, MASKED, MASKED_INTERVAL)
     found = load_or_train(options, names)
@@ -46,4 +37,4 @@ def study(options: StudyOptions) -> Path:
 
 
 if __name__ == "__main__":
-    run_command("exposure_bias", ExposureBiasOptions, study)
+    run_command("exposure_bias", OneSeedOptions, study)

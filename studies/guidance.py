@@ -10,16 +10,15 @@ several: their intervals are widened for their number. The share of frames that 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from magi.cli.options import check_device
-from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import resolve_device
-from studies.commands import command_line, run_command
+from magi.evaluation.plots import COLOURS, REAL_COLOUR, figure_of
+from studies.commands import run_command
 from studies.measures import (
     FVD,
     GUIDANCE_SCALES,
@@ -28,35 +27,21 @@ from studies.measures import (
     guided_measures,
     labels_of,
     load_or_compute,
-    model_id,
     real_measures,
 )
-from studies.results import (
-    COLOURS,
-    REAL_COLOUR,
-    Outcome,
-    figure_of,
-    real_scores,
-    training_notes,
-    training_settings,
-    write_outcome,
-)
-from studies.sources import prepare_held_out, source
+from studies.results import real_scores, training_notes, training_settings, write_outcome
+from studies.sources import source
 from studies.statistics import Judged, Statement, Verdict, all_of, any_of, effect_of, judge, relative, widened
-from studies.variants import GUIDED, VARIANTS, StudyOptions, check_options, check_writable, load_or_train
+from studies.variants import GUIDED, ModelOptions, check_options, load_or_train, open_model
 
 LEAST_CLIPS = 80
 """Above the 64 dimensions of the features."""
 
 
 @dataclass(frozen=True)
-class GuidanceOptions(StudyOptions):
+class GuidanceOptions(ModelOptions):
     """Make clips of every class at several guidance scales."""
 
-    seeds: int = 1
-    """trainings of the variant"""
-    model: str = ""
-    """a finished class-conditional model of the digits instead of trainings: demo, a run, an export or a hub id"""
     count: int = 256
     """clips that a finished model makes at every scale"""
     scales: tuple[float, ...] = GUIDANCE_SCALES
@@ -78,42 +63,22 @@ class Guided:
 
 def of_model(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]]:
     """A finished model's clips, and the settings that the result records."""
-    check_device(options.device)
-    _check_model_options(options)
-    pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
-    if not pipe.config.model.classes:
-        raise ValueError(f"--model {options.model} knows no classes, so there is nothing to guide; name another")
-    place, mark = source("digits", options.out), model_id(pipe)
-    folder = options.out / "models"
-    paths = {
-        scale: folder / f"guidance-{Path(options.model).name}-{options.count}-{scale:g}.safetensors"
-        for scale in options.scales
-    }
-    missing = sum(not path.is_file() for path in paths.values())
-    print(f"to generate: {missing} x {options.count} clips of 16 frames with '{options.model}'", flush=True)
-    check_writable(options.results)
-    prepare_held_out(place)
-    labels, tensors = labels_of(place, options.count), dict[str, Tensor]()
-    for scale, path in paths.items():
-        measures = load_or_compute(path, f"{mark} guidance {scale:g}", _maker(pipe, labels, scale, options.device))
-        tensors |= measures.tensors
-        print(f"guidance {scale:g}: done", flush=True)
-    settings = {"model": options.model, "weights": mark, "clips": options.count, "scales": list(options.scales)}
-    return Guided(options.scales, [Measures(tensors)], real_measures(place, place.folder, options.device)), settings
-
-
-def _maker(pipe: MagiPipeline, labels: list[int], scale: float, device: str) -> Callable[[], dict[str, Tensor]]:
-    return lambda: guided_measures(pipe, labels, scale, device)
-
-
-def _check_model_options(options: GuidanceOptions) -> None:
-    if options.source != "digits":
-        raise ValueError(f"--model {options.model} makes digits; leave --source out")
     held_out = source("digits", options.out).held_out_videos // 2
     if not LEAST_CLIPS <= options.count <= held_out:
         raise ValueError(f"--count {options.count}: expected {LEAST_CLIPS} to {held_out}")
     if 1.0 not in options.scales or len(set(options.scales)) < 3 or min(options.scales) < 1:
         raise ValueError("--scales: expected at least three, none below 1, and 1 among them")
+    pipe, place, settings = open_model(options, f"{len(options.scales)} x {options.count} clips of 16 frames")
+    if not pipe.config.model.classes:
+        raise ValueError(f"--model {options.model} knows no classes, so there is nothing to guide; name another")
+    labels, tensors = labels_of(place, options.count), dict[str, Tensor]()
+    for scale in options.scales:
+        name = f"guidance-{Path(options.model).name}-{options.count}-{scale:g}.safetensors"
+        work = partial(guided_measures, pipe, labels, scale, options.device)
+        tensors |= load_or_compute(options.out / "models" / name, f"{settings['weights']} guidance {scale:g}", work)
+        print(f"guidance {scale:g}: done", flush=True)
+    settings |= {"clips": options.count, "scales": list(options.scales)}
+    return Guided(options.scales, [tensors], real_measures(place, place.folder, options.device)), settings
 
 
 def of_runs(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]]:
@@ -121,8 +86,7 @@ def of_runs(options: GuidanceOptions) -> tuple[Guided, dict[str, Any]]:
     if options.source != "digits":
         raise ValueError(f"--source {options.source} has no classes to guide; use digits")
     found = load_or_train(options, [GUIDED])
-    settings = training_settings(options.source, options.seeds, options.budget, {GUIDED: VARIANTS[GUIDED]})
-    return Guided(GUIDANCE_SCALES, found.by_name[GUIDED], found.real), settings
+    return Guided(GUIDANCE_SCALES, found.by_name[GUIDED], found.real), training_settings(options, [GUIDED])
 
 
 def judged(found: Guided) -> tuple[list[Judged], Verdict]:
@@ -183,14 +147,10 @@ def study(options: GuidanceOptions) -> Path:
     check_options(options)
     found, settings = of_model(options) if options.model else of_runs(options)
     (parts, verdict), values, real = judged(found), scores(found), real_scores(found.real)
-    if options.model:
-        notes = ["one finished model: intervals are over clips"]
-    else:
-        notes = training_notes(options.seeds, options.budget, real)
-    scale = Path(options.model).name if options.model else options.scale
-    settings = {"command": command_line("guidance", options)} | settings
-    outcome = Outcome("guidance", scale, verdict, parts, {"scales": values, "real": real}, settings, notes)
-    return write_outcome(outcome, draw(values, real["floor"][FVD]), options.results)
+    notes = ["one finished model: intervals are over clips"] if options.model else training_notes(options, real)
+    numbers, figure = {"scales": values, "real": real}, draw(values, real["floor"][FVD])
+    scale = options.result_scale
+    return write_outcome("guidance", options, figure, parts, numbers, settings, notes, scale, verdict)
 
 
 if __name__ == "__main__":

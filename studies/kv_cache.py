@@ -22,6 +22,7 @@ from torch import Tensor
 from magi.cli.options import Device, check_device
 from magi.config import SamplingConfig
 from magi.errors import NumericsError
+from magi.evaluation.plots import COLOURS, figure_of
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.denoise import Denoiser
@@ -31,9 +32,9 @@ from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.request import make_conditions
 from magi.training.parallelize import resolve_device
-from studies.commands import command_line, run_command
-from studies.results import COLOURS, Outcome, figure_of, write_outcome
-from studies.statistics import Judged, Statement, all_of, effect_over_seeds, judge
+from studies.commands import run_command
+from studies.results import write_outcome
+from studies.statistics import Judged, Statement, effect_over_seeds, judge
 from studies.variants import check_writable
 
 WAYS = ("with", "without")
@@ -92,10 +93,8 @@ def latents(model: Magi, config: SamplingConfig, conditions: Conditions, frames:
     plan, made = plan_frame(model, config), []
     with evaluating(model):
         history = History if way == "with" else UncachedHistory
-        past, denoiser = (
-            history(model, conditions, generators, frames, config),
-            Denoiser(model.head, config.temperature),
-        )
+        past = history(model, conditions, generators, frames, config)
+        denoiser = Denoiser(model.head, config.temperature)
         for frame in range(frames):
             made.append(generate_frame(model, past, generators, plan, denoiser).clone())
             if frame + 1 < frames:
@@ -199,28 +198,17 @@ def study(options: CacheOptions) -> Path:
     parts, slopes = judged(found), exponents(found)
     medians = {way: {frames: statistics.median(values) for frames, values in by.items()} for way, by in found.items()}
     numbers = {"seconds": found, "medians": medians, "exponents": slopes, "parity": difference}
-    return write_outcome(
-        Outcome(
-            "kv_cache",
-            Path(options.model).name,
-            all_of(part.verdict for part in parts),
-            parts,
-            numbers,
-            {
-                "command": command_line("kv_cache", options),
-                "model": options.model,
-                "clock": "processor time" if pipe.model.mask_token.device.type == "cpu" else "clock",
-                "threads": torch.get_num_threads(),
-                "batch": options.batch,
-                "iterations": config.iterations,
-                "steps": config.steps,
-                "tokens_per_frame": pipe.model.tokens_per_frame,
-            },
-            ["intervals are over rounds of one model on one machine"],
-        ),
-        draw(found, slopes),
-        options.results,
-    )
+    settings = {
+        "model": options.model,
+        "clock": "processor time" if pipe.model.mask_token.device.type == "cpu" else "clock",
+        "threads": torch.get_num_threads(),
+        "batch": options.batch,
+        "iterations": config.iterations,
+        "steps": config.steps,
+        "tokens_per_frame": pipe.model.tokens_per_frame,
+    }
+    notes, scale = ["intervals are over rounds of one model on one machine"], Path(options.model).name
+    return write_outcome("kv_cache", options, draw(found, slopes), parts, numbers, settings, notes, scale)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from magi.cli.options import check_device
 from magi.evaluation.metrics.bootstrap import mean_band
+from magi.evaluation.plots import COLOURS, REAL_COLOUR, figure_of
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
-from studies.commands import command_line, run_command
+from studies.commands import run_command
 from studies.measures import (
     LONG_CLIPS,
     LONG_CONTEXT,
@@ -36,10 +35,10 @@ from studies.measures import (
     predicted,
     through,
 )
-from studies.results import COLOURS, REAL_COLOUR, Outcome, figure_of, training_settings, write_outcome
-from studies.sources import Source, held_out_clips, prepare_held_out, source
+from studies.results import training_settings, write_outcome
+from studies.sources import Source, held_out_clips
 from studies.statistics import Judged, Statement, Verdict, all_of, effect_of, judge
-from studies.variants import VARIANTS, StudyOptions, check_options, check_writable, load_or_train
+from studies.variants import ModelOptions, check_options, load_or_train, open_model
 
 MODES: dict[str, Literal["window", "interpolate"]] = {"": "window", "interpolated_": "interpolate"}
 """Prefix of a measure -> how the videos were made longer."""
@@ -58,13 +57,9 @@ PANELS = {
 
 
 @dataclass(frozen=True)
-class LengthOptions(StudyOptions):
+class LengthOptions(ModelOptions):
     """Continue held-out clips far beyond the trained length."""
 
-    seeds: int = 1
-    """trainings of every variant"""
-    model: str = ""
-    """a finished model of the digits instead of trainings: demo, a run, an export or a hub id"""
     count: int = 32
     """clips that a finished model continues"""
     frames: int = LONG_FRAMES
@@ -82,26 +77,16 @@ class Predicted:
 
 def of_model(options: LengthOptions) -> tuple[Predicted, dict[str, Any]]:
     """A finished model's predictions, and the settings that the result records."""
-    check_device(options.device)
-    if options.source != "digits":
-        raise ValueError(f"--model {options.model} continues digits; leave --source out")
     if not 2 <= options.count <= LONG_CLIPS:
         raise ValueError(f"--count {options.count}: expected 2 to {LONG_CLIPS}")
-    pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
-    print(
-        f"to generate: {len(MODES)} x {options.count} clips of {options.frames} frames with '{options.model}'",
-        flush=True,
-    )
-    check_writable(options.results)
-    place = source("digits", options.out)
-    prepare_held_out(place)
+    clips = f"{len(MODES)} x {options.count} clips of {options.frames} frames"
+    pipe, place, settings = open_model(options, clips)
     modes = {prefix: _measured(options, pipe, place, mode) for prefix, mode in MODES.items()}
-    tensors = {prefix + name: values for prefix, one in modes.items() for name, values in one.tensors.items()}
+    tensors = {prefix + name: values for prefix, one in modes.items() for name, values in one.items()}
     clips_BTHWC = held_out_clips(place, options.frames, count=options.count)
     reconstructed = frame_curves(through(load_vae(place.vae_config), clips_BTHWC))
-    real = Measures(frame_curves(clips_BTHWC) | {f"vae_{name}": values for name, values in reconstructed.items()})
-    settings = {"model": options.model, "weights": model_id(pipe), "clips": options.count}
-    return Predicted([Measures(tensors)], real, options.frames), settings
+    real = frame_curves(clips_BTHWC) | {f"vae_{name}": values for name, values in reconstructed.items()}
+    return Predicted([tensors], real, options.frames), settings | {"clips": options.count}
 
 
 def _check_frames(options: LengthOptions) -> None:
@@ -126,8 +111,7 @@ def _measured(
 def of_runs(options: LengthOptions) -> tuple[Predicted, dict[str, Any]]:
     """Predictions of the runs 'ctf', and the settings that the result records."""
     found = load_or_train(options, ["ctf"])
-    settings = training_settings(options.source, options.seeds, options.budget, {"ctf": VARIANTS["ctf"]})
-    return Predicted(found.by_name["ctf"], found.real), settings
+    return Predicted(found.by_name["ctf"], found.real), training_settings(options, ["ctf"])
 
 
 def judged(found: Predicted) -> list[Judged]:
@@ -195,7 +179,7 @@ def numbers_of(found: Predicted) -> dict[str, Any]:
 
     generated = {
         name: [means(one[name]) for one in found.generated]
-        for name in found.generated[0].tensors
+        for name in found.generated[0]
         if "grey_edges" not in name and "digits3d" not in name
     }
     curves = [prefix + name for prefix in REAL.values() for name in ("adjacent_l2", "brightness", "sharpness")]
@@ -208,16 +192,13 @@ def study(options: LengthOptions) -> Path:
     check_options(options)
     _check_frames(options)
     found, settings = of_model(options) if options.model else of_runs(options)
-    scale = f"{Path(options.model).name}-{options.frames}" if options.model else options.scale
     parts, notes = judged(found), ["one seed: intervals are over clips"] if len(found.generated) == 1 else []
     if not options.model and options.budget.is_short:
         notes.append(f"short training: {options.budget.steps * options.budget.batch} clips a run")
-    verdicts = {mode: _verdict(parts, mode) for mode in MODES.values()}
-    numbers = numbers_of(found) | {"verdicts": verdicts}
-    shape = {"context": LONG_CONTEXT, "frames": found.frames}
-    settings = {"command": command_line("length", options)} | settings | shape
-    outcome = Outcome("length", scale, all_of(part.verdict for part in parts), parts, numbers, settings, notes)
-    return write_outcome(outcome, draw(found), options.results)
+    numbers = numbers_of(found) | {"verdicts": {mode: _verdict(parts, mode) for mode in MODES.values()}}
+    settings |= {"context": LONG_CONTEXT, "frames": found.frames}
+    scale = options.result_scale + (f"-{options.frames}" if options.model else "")
+    return write_outcome("length", options, draw(found), parts, numbers, settings, notes, scale)
 
 
 def _verdict(parts: Sequence[Judged], mode: str) -> Verdict:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -25,12 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from magi.evaluation.metrics.frechet import distance_of
-from magi.evaluation.metrics.temporal_curves import adjacent_l2, brightness, sharpness
+from magi.evaluation.metrics.temporal_curves import CURVES, adjacent_l2
 from magi.evaluation.moving_digits.classifier import load_classifier
 from magi.evaluation.moving_digits.digits3d import Digits3d
 from magi.evaluation.moving_digits.ground_truth import measure as measure_ground_truth
 from magi.evaluation.moving_digits.protocol import read_real_clips
 from magi.evaluation.networks.features import extract
+from magi.evaluation.protocol.clip_table import by_number
 from magi.evaluation.protocol.real_clips import frozen
 from magi.files import atomic_write, write_json
 from magi.sampling.pipeline import MagiPipeline
@@ -38,7 +38,7 @@ from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import weights_hash
-from studies.sources import Source, held_out_clips, video_number
+from studies.sources import Source, held_out_clips
 
 FVD, FID = "fvd[digits3d]", "fid[grey+edges]"
 PREDICTED_FRAMES = 16
@@ -52,17 +52,8 @@ EDGE_WEIGHT = 1.0
 BLUR_PIXELS = 1.0
 
 
-@dataclass(frozen=True)
-class Measures:
-    """Measures of one run, or of real clips: tensors by name, a row a clip."""
-
-    tensors: dict[str, Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+Measures = Mapping[str, Tensor]
+"""Measures of one run, or of real clips: tensors by name, a row a clip."""
 
 
 def fvd(generated_BD: Tensor, real_BD: Tensor) -> float:
@@ -155,8 +146,7 @@ def long_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
 
 def frame_curves(video_BTHWC: Tensor) -> dict[str, Tensor]:
     """Change between adjacent frames (B, T-1), brightness and sharpness (B, T)."""
-    curves = {"adjacent_l2": adjacent_l2, "brightness": brightness, "sharpness": sharpness}
-    return {name: curve(video_BTHWC) for name, curve in curves.items()}
+    return {name: CURVES[name](video_BTHWC) for name in ("adjacent_l2", "brightness", "sharpness")}
 
 
 def ground_truth_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
@@ -168,7 +158,7 @@ def ground_truth_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor
 
 def labels_of(source: Source, count: int) -> list[int]:
     """Classes of the held-out digits, in the order of ``held_out_clips``: their folders."""
-    paths = sorted(source.held_out.glob("[0-9]/*.mp4"), key=lambda path: video_number(path.name))
+    paths = sorted(source.held_out.glob("[0-9]/*.mp4"), key=by_number)
     return [int(path.parent.name) for path in paths[:count]]
 
 
@@ -231,7 +221,7 @@ def load_or_compute(path: Path, settings: str, compute: Callable[[], Mapping[str
         known = json.loads(sidecar.read_text(encoding="utf-8"))["settings"] if sidecar.is_file() else "unknown settings"
         if known != settings:
             raise ValueError(f"{path}: measured with other settings ({known}); delete it, or name another --out")
-        return Measures(load_file(path))
+        return load_file(path)
     # Frames are compared over thousands of rows, so half precision of a grey level is plenty.
     tensors = {
         name: value.to(torch.float16 if "grey_edges" in name else torch.float32).contiguous()
@@ -240,7 +230,7 @@ def load_or_compute(path: Path, settings: str, compute: Callable[[], Mapping[str
     write_json(sidecar, {"settings": settings})
     with atomic_write(path) as temporary:
         save_file(tensors, temporary)
-    return Measures(tensors)
+    return tensors
 
 
 def model_id(pipe: MagiPipeline) -> str:

@@ -9,7 +9,6 @@ histories go through one loop here. Complete teacher forcing has no gap; it is s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,11 @@ from studies.commands import run_command
 from studies.measures import BATCH, FID, FVD, PREDICTED_FRAMES, Measures, clip_features, load_or_compute
 from studies.results import compared, write_prediction
 from studies.sources import held_out_clips
-from studies.variants import Run, StudyOptions, VariantMeasures, load_or_train, settings_of
+from studies.variants import OneSeedOptions, Run, VariantMeasures, load_or_train, settings_of
 
 STUDY = "mtf_history"
 CTF, MTF = "ctf-without-noise", "mtf"
 MASKED = "mtf, masked history"
-
-
-@dataclass(frozen=True)
-class MtfHistoryOptions(StudyOptions):
-    """Give masked teacher forcing the history that it was trained on, and the complete one."""
-
-    seeds: int = 1
-    """trainings of every variant"""
 
 
 class MaskedHistory(History):
@@ -91,7 +82,7 @@ def _latents(pipe: MagiPipeline, context_BTHWC: Tensor, seeds: Sequence[int], fr
     return model.unpatchify(torch.cat(made, dim=1)).float()
 
 
-def with_both_histories(options: StudyOptions, trained: VariantMeasures) -> VariantMeasures:
+def with_both_histories(options: OneSeedOptions, trained: VariantMeasures) -> VariantMeasures:
     """CTF's measures as they are, and MTF's from both histories by the same loop, saved."""
     found: dict[str, list[Measures]] = {CTF: trained.by_name[CTF], MTF: [], MASKED: []}
     for seed in range(options.seeds):
@@ -110,7 +101,7 @@ def with_both_histories(options: StudyOptions, trained: VariantMeasures) -> Vari
     return VariantMeasures(trained.source, found, trained.real)
 
 
-def study(options: StudyOptions) -> Path:
+def study(options: OneSeedOptions) -> Path:
     """Train what is missing, generate from both histories, judge and write the result."""
     found = with_both_histories(options, load_or_train(options, (CTF, MTF)))
     parts = [compared(found, f"MTF has a lower {name} from a masked history", MASKED, MTF, name) for name in (FID, FVD)]
@@ -119,4 +110,4 @@ def study(options: StudyOptions) -> Path:
 
 
 if __name__ == "__main__":
-    run_command("mtf_history", MtfHistoryOptions, study)
+    run_command("mtf_history", OneSeedOptions, study)

@@ -6,29 +6,27 @@ of a result and no study's question.
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 import magi
 from magi.errors import DataError
 from magi.evaluation.moving_digits.digits3d import Digits3d
+from magi.evaluation.plots import COLOURS, REAL_COLOUR, figure_of
 from magi.files import atomic_write, write_json
 from studies.commands import command_line
 from studies.measures import FID, FVD, Measures, fid, fvd
 from studies.statistics import Judged, Statement, Verdict, all_of, effect_of, judge, relative
-from studies.variants import FULL_CLIPS, VARIANTS, Budget, StudyOptions, VariantMeasures
+from studies.variants import FULL_CLIPS, VARIANTS, StudyOptions, VariantMeasures
 
 FORMAT = 2
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REAL_COLOUR = "#444444"
 CLAIMS = {
     "ctf_vs_mtf": "CTF's FVD is lower than MTF's (paper: about 23%), per-frame FID about equal",
     "mtf_history": "what MTF loses by is its gap: partial history in training, full history in inference",
@@ -41,46 +39,42 @@ CLAIMS = {
 """Study -> what the paper says."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a study found: its verdict, the statements it rests on, and every number behind them."""
+def write_outcome(
+    study: str,
+    options: Any,
+    figure: Figure,
+    judged: Sequence[Judged],
+    numbers: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    scale: str = "",
+    verdict: Verdict | None = None,
+) -> Path:
+    """Write STUDY-SCALE.json and .png into ``options.results`` and print the verdict; returns the JSON's path.
 
-    study: str
-    scale: str
-    verdict: Verdict
-    judged: Sequence[Judged]
-    numbers: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    notes: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        """Names the files."""
-        return f"{self.study}-{self.scale}"
-
-
-def write_outcome(outcome: Outcome, figure: Figure, results: Path) -> Path:
-    """Write NAME.json and NAME.png into ``results`` and print the verdict; returns the JSON's path."""
-    path = results / f"{outcome.name}.json"
+    ``judged`` are the statements that the claim rests on: all must be supported, unless a ``verdict`` is given.
+    ``numbers`` is every number behind them; ``scale`` is that of the options where none is given.
+    """
+    scale = scale or options.scale
+    path = options.results / f"{study}-{scale}.json"
     report = {
         "format": FORMAT,
-        "study": outcome.study,
-        "scale": outcome.scale,
-        "claim": CLAIMS[outcome.study],
-        "verdict": outcome.verdict,
+        "study": study,
+        "scale": scale,
+        "claim": CLAIMS[study],
+        "verdict": verdict or all_of(part.verdict for part in judged),
         "statements": [
-            asdict(judged.statement)
-            | {"effect": rounded(asdict(judged.effect)), "verdict": judged.verdict, "missed": judged.missed}
-            for judged in outcome.judged
+            asdict(part.statement)
+            | {"effect": rounded(asdict(part.effect)), "verdict": part.verdict, "missed": part.missed}
+            for part in judged
         ],
-        "notes": list(outcome.notes),
-        "settings": dict(outcome.settings),
-        "numbers": rounded(dict(outcome.numbers)),
+        "notes": list(notes),
+        "settings": {"command": command_line(study, options)} | dict(settings),
+        "numbers": rounded(dict(numbers)),
         "versions": {"magi": magi.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "digits3d": Digits3d.load().hash,
     }
     write_json(path, report)
-    FigureCanvasAgg(figure)
     with atomic_write(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     print("\n".join([*lines_of(report), str(path), str(path.with_suffix(".png"))]), flush=True)
@@ -115,11 +109,6 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def figure_of(width: float, height: float) -> Figure:
-    """An empty picture in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def real_scores(real: Measures) -> dict[str, Any]:
     """What the distances say of real clips: other ones (the floor), reconstructed ones, and corrupted ones."""
     found = {
@@ -132,24 +121,24 @@ def real_scores(real: Measures) -> dict[str, Any]:
     return {"clips": len(real["digits3d"]), **found}
 
 
-def training_settings(source: str, seeds: int, budget: Budget, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the variants of a study were trained with."""
-    trained = asdict(budget) | {"clips": budget.steps * budget.batch, "short": budget.is_short}
+def training_settings(options: StudyOptions, names: Iterable[str]) -> dict[str, Any]:
+    """What the variants ``names`` of a study were trained with."""
+    budget = options.budget
     return {
-        "source": source,
-        "seeds": seeds,
-        "budget": trained,
-        "variants": {name: list(settings) for name, settings in variants.items()},
+        "source": options.source,
+        "seeds": options.seeds,
+        "budget": asdict(budget) | {"clips": budget.steps * budget.batch, "short": budget.is_short},
+        "variants": {name: list(VARIANTS[name]) for name in names},
     }
 
 
-def training_notes(seeds: int, budget: Budget, scores: Mapping[str, Any]) -> list[str]:
+def training_notes(options: StudyOptions, scores: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a result."""
     notes = []
-    if budget.is_short:
-        clips = budget.steps * budget.batch
+    if options.budget.is_short:
+        clips = options.budget.steps * options.budget.batch
         notes.append(f"short training: {clips} clips a run, the study is meant for {FULL_CLIPS}")
-    if seeds == 1:
+    if options.seeds == 1:
         notes.append("one seed: the interval says nothing of other trainings")
     unseen = [name for name in ("shuffled", "frozen") if scores[name][FVD] < 2 * scores["floor"][FVD]]
     if unseen:
@@ -251,30 +240,37 @@ def compared(
     return judge(statement, effect_of([statistic(first, second) for first, second in pairs], len(real)))
 
 
+def write_trained(
+    study: str,
+    options: StudyOptions,
+    found: VariantMeasures,
+    draw: Callable[[Any, Mapping[str, Any]], Figure],
+    numbers: Mapping[str, Any],
+    parts: Sequence[Judged],
+    others: Sequence[Judged] = (),
+) -> Path:
+    """Write the result of a study that trains, whose claim is supported where all ``parts`` are.
+
+    The ``others`` are judged and shown, and the claim does not depend on them. ``draw`` gets the numbers and the scores
+    of real clips.
+    """
+    real = real_scores(found.real)
+    settings = training_settings(options, [name for name in found.by_name if name in VARIANTS])
+    figure, verdict = draw(numbers, real), all_of(part.verdict for part in parts)
+    judged, notes = [*parts, *others], training_notes(options, real)
+    return write_outcome(study, options, figure, judged, {**numbers, "real": real}, settings, notes, verdict=verdict)
+
+
 def write_prediction(
     options: StudyOptions, study: str, found: VariantMeasures, parts: Sequence[Judged], others: Sequence[Judged] = ()
 ) -> Path:
-    """Write the result of a study of first-frame prediction whose claim is supported where all ``parts`` are.
-
-    The ``others`` are judged and shown, and the claim does not depend on them.
-    """
-    values, real = scores(found), real_scores(found.real)
-    trained = {name: VARIANTS[name] for name in values if name in VARIANTS}  # others are of models among these
-    settings = training_settings(options.source, options.seeds, options.budget, trained)
-    outcome = Outcome(
-        study,
-        options.scale,
-        all_of(part.verdict for part in parts),
-        [*parts, *others],
-        {"variants": values, "real": real},
-        {"command": command_line(study, options)} | settings,
-        training_notes(options.seeds, options.budget, real),
-    )
-    return write_outcome(outcome, draw(values, real), options.results)
+    """The same of a study of first-frame prediction: both distances of every variant."""
+    return write_trained(study, options, found, draw, {"variants": scores(found)}, parts, others)
 
 
-def draw(values: Mapping[str, Mapping[str, Sequence[float]]], real: Mapping[str, Any]) -> Figure:
+def draw(numbers: Mapping[str, Any], real: Mapping[str, Any]) -> Figure:
     """Both distances of every variant: a bar for the mean, dots for seeds, a line for real against real."""
+    values = numbers["variants"]
     figure = figure_of(1.6 * len(values) * 2 + 3, 4)
     for axes, distance in zip(figure.subplots(1, 2), DISTANCES, strict=True):
         draw_bars(axes, {name: found[distance] for name, found in values.items()})

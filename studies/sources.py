@@ -18,6 +18,7 @@ from magi.data.clips import clip_span, fit_frames
 from magi.data.decoding.frames import read_frames
 from magi.data.index.index import open_index
 from magi.errors import DataError, StoppedCleanly
+from magi.evaluation.protocol.clip_table import by_number
 from studies.record_gymnasium import RecordOptions, record
 
 SIZE = 64
@@ -126,14 +127,9 @@ def held_out_clips(
     middle = source.held_out_videos // 2
     part = slice(0, middle) if half == "continued" else slice(middle, source.held_out_videos)
     clips = []
-    for video in sorted(index.videos, key=lambda video: video_number(video.path))[part][: count or None]:
+    for video in sorted(index.videos, key=lambda video: by_number(Path(video.path)))[part][: count or None]:
         if video.frames < clip_span(frames, interval):
             raise DataError(f"{video.path}: {video.frames} frames, {clip_span(frames, interval)} are needed")
         video_THWC = read_frames(index.root / video.path, range(0, clip_span(frames, interval), interval), video)
         clips.append(torch.from_numpy(fit_frames(video_THWC, SIZE, SIZE)))
     return torch.stack(clips)
-
-
-def video_number(path: str) -> str:
-    """The number at the end of a video's name."""
-    return Path(path).stem.rpartition("_")[2]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from magi.errors import NumericsError
-from magi.evaluation.metrics.bootstrap import t_quantile
+from magi.evaluation.metrics.bootstrap import student_interval
 
 Verdict = Literal["supported", "contradicted", "inconclusive"]
 LEVEL = 0.95
@@ -61,12 +61,9 @@ class Judged:
 
 def effect_over_seeds(values: Sequence[float], level: float = LEVEL, of: str = "seeds") -> Effect:
     """Mean of ``values``, one a seed (or ``of`` what), with Student's interval; ``ValueError`` for fewer than two."""
-    if len(values) < 2:
-        raise ValueError(f"an interval over {of} needs at least two, got {len(values)}")
-    mean = sum(values) / len(values)
-    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = t_quantile((1 + level) / 2, len(values) - 1) * std / math.sqrt(len(values))
-    return Effect(mean, mean - half, mean + half, tuple(values), f"{level:.4g} t interval over {len(values)} {of}")
+    found = student_interval(values, level)
+    method = f"{level:.4g} t interval over {len(values)} {of}"
+    return Effect(found.value, found.low, found.high, tuple(values), method)
 
 
 def effect_over_clips(

@@ -33,10 +33,11 @@ from studies.measures import (
     labels_of,
     load_or_compute,
     long_curves,
+    model_id,
     predicted,
     real_measures,
 )
-from studies.sources import INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, source
+from studies.sources import INTERVAL_MAX, Source, SourceName, held_out_clips, magi, prepare, prepare_held_out, source
 
 SAMPLING: dict[str, Any] = {"iterations": 4, "steps": 25, "temperature": 0.9}
 """The same for all variants."""
@@ -88,7 +89,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """Options of all studies that train."""
+    """Train the variants of a model that are missing, measure them, and judge what the paper says of them."""
 
     source: SourceName = "digits"
     """which videos: digits (built in) or pendulum (recorded with Gymnasium)"""
@@ -106,6 +107,43 @@ class StudyOptions:
     def scale(self) -> str:
         """Names the result: the videos and the budget, so that one of another budget is another file."""
         return f"{self.source}-{self.budget.name}"
+
+
+@dataclass(frozen=True)
+class OneSeedOptions(StudyOptions):
+    """Train the variants of a model that are missing, measure them, and judge what the paper says of them."""
+
+    seeds: int = 1
+    """trainings of every variant"""
+
+
+@dataclass(frozen=True)
+class ModelOptions(OneSeedOptions):
+    """Measure a finished model, or train what is missing, and judge what the paper says of it."""
+
+    model: str = ""
+    """a finished model of the digits instead of trainings: demo, a run, an export or a hub id"""
+
+    @property
+    def result_scale(self) -> str:
+        """Names the result: of a finished model after it."""
+        return Path(self.model).name if self.model else self.scale
+
+
+def open_model(options: ModelOptions, clips: str) -> tuple[MagiPipeline, Source, dict[str, Any]]:
+    """A finished model, the held-out digits, and what the result records; ``clips`` says what is to be generated.
+
+    ``ValueError`` for options that cannot be, before anything is generated.
+    """
+    check_device(options.device)
+    if options.source != "digits":
+        raise ValueError(f"--model {options.model} makes digits; leave --source out")
+    pipe = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
+    print(f"to generate: {clips} with '{options.model}'", flush=True)
+    check_writable(options.results)
+    place = source("digits", options.out)
+    prepare_held_out(place)
+    return pipe, place, {"model": options.model, "weights": model_id(pipe)}
 
 
 @dataclass(frozen=True)

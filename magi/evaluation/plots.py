@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -32,9 +31,9 @@ _CURVE_TITLES = {
     "motion": "motion (pixels a frame)",
 }
 _INTERVAL_STYLES = {"1": "-", "2": "--", "4": "-.", "8": ":"}
-_REAL_COLOUR = "#444444"
-_BASELINES = {"real": (_REAL_COLOUR, "--"), "vae": ("#999999", ":")}
-_MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REAL_COLOUR = "#444444"
+_BASELINES = {"real": (REAL_COLOUR, "--"), "vae": ("#999999", ":")}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHEET_CLIPS, _SHEET_COLUMNS = 4, 16
 VIDEO_CLIPS = 6
 _TEXT_COLOUR = (40, 40, 40)
@@ -45,7 +44,7 @@ Series = Mapping[str, NDArray[np.uint8]]
 
 def draw_ground_truth(scores: GroundTruthScores, context: int, frames: int) -> Image.Image:
     """Each metric over frame numbers, mean over clips with its 95% interval; context shaded, targets as black lines."""
-    figure = _figure(13.5, 4.2)
+    figure = figure_of(13.5, 4.2)
     panels = figure.subplots(1, 3)
     for (metric, title), axes in zip(METRIC_TITLES.items(), panels, strict=True):
         for name, (colour, style) in _styles(scores.series):
@@ -63,7 +62,7 @@ def draw_ground_truth(scores: GroundTruthScores, context: int, frames: int) -> I
 
 def draw_frechet(scores: FrechetScores) -> Image.Image:
     """Change between adjacent frames against real clips at several intervals, the other curves, and frame metrics."""
-    figure = _figure(13.5, 8.4)
+    figure = figure_of(13.5, 8.4)
     panels = figure.subplots(2, 3).ravel()
     for name, axes in zip(_CURVE_TITLES, panels, strict=False):
         _draw_temporal_curve(axes, name, scores)
@@ -76,9 +75,9 @@ def _draw_temporal_curve(axes: Axes, name: str, scores: FrechetScores) -> None:
     first = 2 if name in ("adjacent_l2", "motion") else 1  # the frame that a change leads to
     if name == "adjacent_l2":
         for interval, curve in scores.real.adjacent_l2.items():
-            _draw_curve(axes, curve, _REAL_COLOUR, _INTERVAL_STYLES[interval], f"real, interval {interval}", first)
+            _draw_curve(axes, curve, REAL_COLOUR, _INTERVAL_STYLES[interval], f"real, interval {interval}", first)
     else:
-        _draw_curve(axes, scores.real.curves[name], _REAL_COLOUR, "-", "real", first)
+        _draw_curve(axes, scores.real.curves[name], REAL_COLOUR, "-", "real", first)
     for model, (colour, style) in _styles(scores.models):
         _draw_curve(axes, scores.models[model].curves[name], colour, style, model, first)
     _label(axes, _CURVE_TITLES[name])
@@ -102,7 +101,7 @@ def _draw_frame_fid(axes: Axes, scores: FrechetScores) -> None:
     if not floor:
         _write(axes, "no Inception weights were given")
         return
-    axes.plot(np.arange(1, len(floor) + 1), floor, "--", color=_REAL_COLOUR)
+    axes.plot(np.arange(1, len(floor) + 1), floor, "--", color=REAL_COLOUR)
     for model, (colour, _) in _styles(scores.models):
         axes.plot(np.arange(1, len(floor) + 1), scores.models[model].frame_fid, color=colour)
 
@@ -147,15 +146,15 @@ def _styles(names: Iterable[str]) -> Iterator[tuple[str, tuple[str, str]]]:
     number = 0
     for name in names:
         baseline = _BASELINES.get(name.split(" ")[0])
-        yield name, baseline or (_MODEL_COLOURS[number % len(_MODEL_COLOURS)], "-")
+        yield name, baseline or (COLOURS[number % len(COLOURS)], "-")
         number += baseline is None
 
 
 def draw_training(runs: Mapping[str, Path]) -> Image.Image | None:
     """Training losses of ``runs`` (name -> run folder) over steps; None where no run has any."""
-    figure = _figure(9, 3.6)
+    figure = figure_of(9, 3.6)
     axes, drawn = figure.subplots(), False
-    for (name, run), colour in zip(runs.items(), _MODEL_COLOURS * len(runs), strict=False):
+    for (name, run), colour in zip(runs.items(), COLOURS * len(runs), strict=False):
         lines = [line for line in read_metrics(run) if "step" in line and "loss" in line]
         if lines:
             steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
@@ -200,10 +199,9 @@ def _smooth(values: list[float]) -> NDArray[np.float64]:
     return smoothed
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def figure_of(width: float, height: float) -> Figure:
+    """An empty picture in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _image(figure: Figure) -> Image.Image:

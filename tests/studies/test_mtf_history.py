@@ -15,8 +15,9 @@ from magi.sampling.history import History
 from magi.vae.pixel import PixelVae
 from studies import mtf_history
 from studies.measures import FID, FVD
-from studies.mtf_history import CTF, MASKED, MTF, MaskedHistory, MtfHistoryOptions, continued_from
+from studies.mtf_history import CTF, MASKED, MTF, MaskedHistory, continued_from
 from studies.results import read_report
+from studies.variants import OneSeedOptions
 from tests.fakes.study_fakes import BUDGET, real_tensors, write_real, write_run
 
 TRAINING = TrainingConfig()
@@ -108,7 +109,7 @@ def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masked_shift
     monkeypatch.setattr(mtf_history, "held_out_clips", lambda *_: torch.zeros(1, 1))
     monkeypatch.setattr(mtf_history, "continued_from", lambda pipe, context, frames, masked: masked)
     monkeypatch.setattr(mtf_history, "clip_features", features)
-    options = MtfHistoryOptions(out=tmp_path, results=tmp_path / "results", budget=BUDGET, device="cpu")
+    options = OneSeedOptions(out=tmp_path, results=tmp_path / "results", budget=BUDGET, device="cpu")
     for _ in range(2):
         path = mtf_history.study(options)
     assert path is not None and made == [False, True]

@@ -95,7 +95,7 @@ def test_a_toy_run_is_trained_measured_and_read_again(
     assert ("digits3d_guidance_3" in made) == (name == "ctf-class")
     monkeypatch.setattr(variants.MagiPipeline, "from_pretrained", None)  # a second call generates nothing
     again = measure(run, place, folder, "cpu")
-    assert all(torch.equal(again[key], value) for key, value in made.tensors.items())
+    assert all(torch.equal(again[key], value) for key, value in made.items())
     real = real_measures(place, place.folder, "cpu")
     assert real["adjacent_l2"].shape == (2, 19) and real["adjacent_l2_8"].shape == (2, 19)
     clips, others = held_out_clips(place, 16), held_out_clips(place, 16, "reference")
