@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from magi.cli.main import exit_code_of
@@ -36,10 +36,6 @@ def _given(options: Any, prefix: str) -> Iterator[str]:
         value, name = getattr(options, field.name), f"{prefix}{field.name.replace('_', '-')}"
         if is_dataclass(value):
             yield from _given(value, f"{name}.")
-        elif field.name not in NOT_PART and value != _default(field):
+        elif field.name not in NOT_PART and value != field.default:
             numbers = [f"{one:g}" for one in value] if isinstance(value, tuple) else [str(value)]
             yield " ".join([f"--{name}", *numbers])
-
-
-def _default(field: Field[Any]) -> object:
-    return field.default if field.default is not MISSING else None

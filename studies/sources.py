@@ -5,7 +5,6 @@ Each is 64x64 video with an autoencoder of stride 8, so the same model and the s
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ from magi.data.decoding.frames import read_frames
 from magi.data.index.index import open_index
 from magi.errors import DataError, StoppedCleanly
 from magi.evaluation.protocol.clip_table import by_number
-from studies.record_gymnasium import RecordOptions, record
+from studies.pendulum import record
 
 SIZE = 64
 SourceName = Literal["digits", "pendulum"]
@@ -93,10 +92,8 @@ def _write_videos(source: Source, folder: Path, videos: int, seed: int) -> None:
         return
     if source.name == "digits":
         magi("data", "digits", folder, "--clips", videos, "--size", SIZE, "--seed", seed)
-    elif find_spec("gymnasium") is None:
-        raise ValueError("--source pendulum: recording it needs Gymnasium; pip install -e '.[studies]'")
     else:
-        record(RecordOptions(folder, episodes=videos, seed=seed, size=SIZE))
+        record(folder, videos, seed, SIZE)
 
 
 def magi(*argv: object) -> None:
