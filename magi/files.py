@@ -1,14 +1,17 @@
 """The files of this project: their names, atomic writes, and blocks of Markdown pages that commands write.
 
 A file appears whole or not at all: it is written under a temporary name in the same folder, flushed to the disk, and
-renamed. A temporary name starts with a dot and ends in ``.part``, so what a killed process left is recognised.
+renamed. What a killed process left is recognised by its name, and removed by the next one that writes to the folder.
 """
 
+import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ NORMALIZATION_FILE = "normalization.json"
 DEMO = "demo"
 """Name of the shipped model wherever a model is asked for."""
 DEMO_FOLDER = Path(__file__).with_name("demo_model")
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
 @contextmanager
@@ -37,15 +41,34 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Folders above ``path`` are made. If anything goes wrong the temporary file is removed and an older ``path`` stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
     # Not the process number: it is the same in containers that share a folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with open(temporary, "xb") as held:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file is being written under this name, or was left by a process that was killed."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
+
+
+@lru_cache
+def _remove_leftovers(folder: Path) -> None:
+    """Once a process and folder, which may be large; who is still writing holds a lock on his file."""
+    for path in folder.glob(".*.part"):
+        if is_temporary(path.name):
+            with suppress(OSError), open(path, "rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

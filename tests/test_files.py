@@ -1,11 +1,13 @@
 """Files are whole or as they were, and blocks of pages are replaced exactly."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from magi.files import atomic_write, replace_markdown_block, write_json, write_markdown_block, write_text
+from magi.files import atomic_write, is_temporary, replace_markdown_block, write_json, write_markdown_block, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -45,6 +47,23 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         first.write_text("first")
         second.write_text("second")
     assert (tmp_path / "file").read_text() == "first"
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from magi.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as temporary: temporary.write_text('hal'); os.kill(os.getpid(), 9)"
+    )
+    killed, foreign = tmp_path / "killed", tmp_path / ".a.part"
+    assert subprocess.run([sys.executable, "-c", code, killed], check=False).returncode == -9
+    foreign.touch()
+    [left] = [path for path in tmp_path.iterdir() if path != foreign]
+    assert is_temporary(left.name)
+    with atomic_write(tmp_path / "mine") as mine:
+        mine.write_text("mine")
+        assert names(tmp_path) == sorted([mine.name, foreign.name])
+        subprocess.run([sys.executable, "-c", code.replace("os.kill(os.getpid(), 9)", "0"), killed], check=True)
+        assert names(tmp_path) == sorted([mine.name, foreign.name, "killed"])
 
 
 def test_a_number_that_json_has_no_word_for_is_refused(tmp_path: Path) -> None:

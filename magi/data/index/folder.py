@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from magi.errors import DataError
+from magi.files import is_temporary
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 INDEX_NAME = "magi-index"
@@ -23,7 +24,7 @@ def kind_of(path: str) -> str:
         return "junk"
     if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
         return "video"
-    return "index" if name.startswith(INDEX_NAME) else "other"
+    return "index" if name.startswith(INDEX_NAME) or is_temporary(name) else "other"
 
 
 def videos_below(root: Path) -> Iterator[str]:

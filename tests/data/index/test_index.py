@@ -257,6 +257,16 @@ def test_an_interrupted_build_keeps_the_old_index_and_continues(folder: Path, pr
     assert len(probed) == 2 and len(index.videos) == 6
 
 
+def test_what_a_kill_has_left_is_in_no_report(folder: Path, probed: list[str]) -> None:
+    build(folder, 1.0)
+    whole = {name: (folder / name).read_bytes() for name in (INDEX_NAME, REPORT_NAME)}
+    for name in (f".{INDEX_NAME}.0123abcd.part", "two/.x.mp4.0123abcd.part"):
+        (folder / name).touch()
+    (folder / INDEX_NAME).unlink()
+    build(folder, 1.0)
+    assert {name: (folder / name).read_bytes() for name in whole} == whole
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, "np") as file:
         return dict(file.metadata())
