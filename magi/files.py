@@ -72,9 +72,12 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
+    r"""Write a UTF-8 text file atomically.
+
+    A byte of a file's name that is no UTF-8 (a lone surrogate in Python) becomes ``\udcXX``, as JSON and YAML write it.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -1,5 +1,6 @@
 """Files are whole or as they were, and blocks of pages are replaced exactly."""
 
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
         assert names(tmp_path) == sorted([mine.name, foreign.name])
         subprocess.run([sys.executable, "-c", code.replace("os.kill(os.getpid(), 9)", "0"), killed], check=True)
         assert names(tmp_path) == sorted([mine.name, foreign.name, "killed"])
+
+
+def test_a_byte_of_a_name_that_is_no_text_survives_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", ["caf\udce9", "é"])
+    text = (tmp_path / "file.json").read_text(encoding="utf-8")
+    assert json.loads(text) == ["caf\udce9", "é"] and "é" in text
 
 
 def test_a_number_that_json_has_no_word_for_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import TextIO
 
 import magi
@@ -75,6 +76,8 @@ example:    magi data digits build/digits --clips 1000 --size 64 --seed 0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``arguments`` default to those of the process."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be what a terminal can show
     return exit_code_of(lambda: _dispatch([word for word in argv if word != "--debug"]), debug="--debug" in argv)
 
 

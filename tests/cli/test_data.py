@@ -1,6 +1,10 @@
 """``magi data index`` and ``magi encode`` on trees as they come, shared out, stopped and mistaken."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +54,23 @@ def test_index_kinetics_by_two_workers(data: Path, capsys: pytest.CaptureFixture
     assert run("data index", *words, "--max-bad-fraction", 0.5) == 0
     out = capsys.readouterr().out
     assert "3 videos in 3 classes, 2 skipped, 1 missing" in out and "skipped 'eeeeeeeeeee_000001_000011.mp4'" in out
+
+
+@pytest.mark.parametrize("output", ["utf-8:strict", "ascii"])
+def test_names_that_are_no_text_are_used_whatever_the_locale(data: Path, tmp_path: Path, output: str) -> None:
+    """In folders and files, indexed in one locale and encoded in another."""
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/v\xe9"))
+    [video, *_] = sorted((data / "ucf").rglob("*.avi"))
+    for name in (b"caf\xe9/\xff.avi", "caf\u00e9/x.avi".encode()):
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + name))
+        path.parent.mkdir(parents=True)
+        shutil.copy(video, path)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": output}
+    magi = [sys.executable, "-m", "magi", "data", "index", root]
+    done = subprocess.run(magi, env=os.environ | plain, capture_output=True, check=False)
+    assert done.returncode == 0 and b"2 videos in 2 classes, 0 skipped" in done.stdout, done.stderr
+    words = ("--vae", "pixel", "--height", HEIGHT, "--width", WIDTH, "--device", "cpu")
+    assert run("encode", root, tmp_path / "out", *words) == 0
 
 
 def test_a_list_can_be_trained_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ class IndexColumns:
     def add(self, record: VideoRecord) -> None:
         """Append a video."""
         pts, path_begin, steps_begin = record.pts, len(self._paths), len(self._steps)
-        self._paths += record.path.encode(errors="surrogateescape")
+        self._paths += os.fsencode(record.path)
         if pts is not None and not isinstance(pts, range):
             self._steps += pack_steps(pts)
         start, step = (pts[0], pts.step if isinstance(pts, range) else 0) if pts is not None else (0, 0)
@@ -162,7 +162,7 @@ class IndexedVideos(Sequence[VideoRecord]):
         frames, label = self.frames_V.item(number), self.labels_V.item(number)
         row = self._numbers[number : number + 1][0].tolist()
         height, width, micro_fps, size, mtime_ns, start, step, path_begin, path_end, steps_begin, steps_end, bits = row
-        path = self._paths[path_begin:path_end].tobytes().decode(errors="surrogateescape")
+        path = os.fsdecode(self._paths[path_begin:path_end].tobytes())
         pts: Sequence[int] | None = None
         if step:
             pts = range(start, start + step * frames, step)
