@@ -1,6 +1,13 @@
-"""What a device computes fastest."""
+"""Which device computes, and what it computes fastest."""
 
 import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def computes_in_bf16(device: torch.device) -> bool:

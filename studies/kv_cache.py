@@ -21,6 +21,7 @@ from torch import Tensor
 
 from magi.cli.options import Device, check_device
 from magi.config import SamplingConfig
+from magi.devices import resolve_device
 from magi.errors import NumericsError
 from magi.evaluation.plots import COLOURS, figure_of
 from magi.model.conditioning import Conditions
@@ -31,7 +32,6 @@ from magi.sampling.generate import evaluating
 from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.request import make_conditions
-from magi.training.parallelize import resolve_device
 from studies.commands import run_command
 from studies.results import write_outcome
 from studies.statistics import Judged, Statement, effect_over_seeds, judge

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from magi.devices import resolve_device
 from magi.evaluation.metrics.frechet import distance_of
 from magi.evaluation.metrics.temporal_curves import CURVES, adjacent_l2
 from magi.evaluation.moving_digits.classifier import load_classifier
@@ -34,7 +35,6 @@ from magi.evaluation.protocol.clip_table import by_number
 from magi.evaluation.protocol.real_clips import frozen
 from magi.files import atomic_write, write_json
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import resolve_device
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import weights_hash

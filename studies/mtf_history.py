@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from magi.config import TrainingConfig
+from magi.devices import resolve_device
 from magi.model.conditioning import Conditions
 from magi.model.masking import draw_mask, draw_mask_ratio
 from magi.sampling.denoise import Denoiser
@@ -23,7 +24,6 @@ from magi.sampling.frame import generate_frame, plan_frame
 from magi.sampling.generate import evaluating
 from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import resolve_device
 from studies.commands import run_command
 from studies.measures import BATCH, FID, FVD, PREDICTED_FRAMES, Measures, clip_features, load_or_compute
 from studies.results import compared, write_prediction

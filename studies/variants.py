@@ -18,8 +18,8 @@ from typing import Any, Literal
 from magi.cli.options import Device, check_device
 from magi.data.sample_grid import contact_sheet
 from magi.data.video_writer import write_png
+from magi.devices import resolve_device
 from magi.sampling.pipeline import MagiPipeline
-from magi.training.parallelize import resolve_device
 from studies.measures import (
     GUIDANCE_SCALES,
     LONG_CLIPS,

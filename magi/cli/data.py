@@ -227,8 +227,8 @@ def encode(words: list[str]) -> None:
     data = checked(
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
+    from magi.devices import resolve_device
     from magi.latents.encode import EncodeSettings, write_latents
-    from magi.training.parallelize import resolve_device
     from magi.vae.adapters import load_vae
     from magi.vae.contract import latent_shape
 

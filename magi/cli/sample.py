@@ -110,8 +110,8 @@ def _check(options: SampleOptions) -> None:
 
 
 def _load(model: str, device: Device) -> "MagiPipeline":
+    from magi.devices import resolve_device
     from magi.sampling.pipeline import MagiPipeline
-    from magi.training.parallelize import resolve_device
 
     return MagiPipeline.from_pretrained(model, resolve_device(device))
 

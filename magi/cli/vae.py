@@ -94,8 +94,8 @@ def check(words: list[str]) -> None:
 
     from magi.data.clips import ClipDataset
     from magi.data.index.index import open_index
+    from magi.devices import resolve_device
     from magi.evaluation.vae_reconstruction import measure_reconstruction, stream_difference
-    from magi.training.parallelize import resolve_device
     from magi.vae.adapters import load_vae, named_vae
     from magi.vae.causality import measure_leak
     from magi.vae.contract import latent_shape

@@ -7,6 +7,7 @@ processes is not in the time. It knows configs, sizes and data sheets; no tensor
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -254,15 +255,6 @@ def will_not_fit(made: Plan, config: Config, latent: LatentShape) -> str | None:
     )
 
 
-@dataclass(frozen=True)
-class MeasuredStep:
-    """Seconds of one optimizer step (the median), and bytes of the device at the peak (None on a CPU)."""
-
-    clips: int
-    seconds: float
-    peak_bytes: int | None
-
-
 class _InventedClips:
     """Latents of unit variance, a pure function of the sample number."""
 
@@ -274,25 +266,28 @@ class _InventedClips:
         return LatentClip(latents_TCHW, 1, sample % self.classes if self.classes else None, sample)
 
 
-def measure_step(config: Config, latent: LatentShape, clips: int, device: torch.device, steps: int = 5) -> MeasuredStep:
-    """Train ``steps`` steps of one micro-batch of ``clips`` clips in this process, after two that warm up."""
+def measure_step(
+    config: Config, latent: LatentShape, clips: int, device: torch.device, steps: int = 5
+) -> tuple[float, int | None]:
+    """Train ``steps`` steps of one micro-batch of ``clips`` clips in this process, after two that warm up.
+
+    Returned are (seconds of a step, the median; bytes of the device at the peak, None on a CPU).
+    """
     total = _WARM_UP + steps
     one = changed(config, batch=clips, micro_batch=0, steps=total, parallel="ddp")
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
     trainer = Trainer(one, _InventedClips(latent, config.model.classes), None, model, Distributed(0, 1, device))
-    trainer.start()
     seconds = []
-    try:
+    with closing(trainer):
+        trainer.start()
         for _ in range(total):
             _wait(device)
             began = time.perf_counter()
             trainer.take_step()
             _wait(device)
             seconds.append(time.perf_counter() - began)
-    finally:
-        trainer.close()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return MeasuredStep(clips, float(np.median(seconds[_WARM_UP:])), peak)
+    return float(np.median(seconds[_WARM_UP:])), peak
 
 
 def _wait(device: torch.device) -> None:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from magi.config import TrainingConfig
 from magi.devices import computes_in_bf16
+from magi.devices import resolve_device as resolve_device  # for cli.evaluate, until it asks devices
 from magi.model.magi import Magi
 
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -52,13 +53,6 @@ class Distributed:
     def barrier(self) -> None:
         """Wait for all processes."""
         self.sum(0.0)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" takes a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 @contextmanager

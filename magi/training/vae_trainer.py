@@ -22,9 +22,10 @@ from magi.data.clips import evenly_spaced
 from magi.data.index.index import VideoIndex
 from magi.data.sample_grid import contact_sheet
 from magi.data.video_writer import write_png
+from magi.devices import resolve_device
 from magi.training.log import TrainingLog
 from magi.training.loop import continue_run, run_steps
-from magi.training.parallelize import Distributed, resolve_device
+from magi.training.parallelize import Distributed
 from magi.training.run_folder import locked
 from magi.training.run_state import RunState, StepResult
 from magi.training.vae_frames import FrameSource, Log, open_frames, some_frames, split_index, spread_frames
