@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from magi.evaluation.networks.inception import Inception
 from magi.evaluation.networks.load import InceptionFeatures, LpipsDistance
 from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
-from magi.evaluation.networks.synthetic_weights import fill_synthetic, hashes, numbers
+from tests.fakes.synthetic_weights import fill_synthetic, hashes, numbers
 
 CASES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "feature_networks.json").read_text())
 

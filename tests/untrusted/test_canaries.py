@@ -1,8 +1,8 @@
 """Claim: no path that reads a file runs code of it, whatever the file is called: it is parsed, never executed.
 
-Four canaries (a zipped and a plain pickle, a TorchScript program, a YAML that asks for a call) are put before every
-loader; each leaves a folder or file when it is run. A scan of the package finds the modules that read weights, arrays
-and YAML, so that a new one without a canary is noticed.
+Five canaries (pickles in a zip, plain and in an array, a TorchScript program, a YAML that asks for a call) are put
+before every loader; each leaves a folder or file when it is run. A scan of the package finds the modules that read
+weights, arrays and YAML, so that a new one without a canary is noticed.
 """
 
 import ast
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 
 from magi.cli.main import main
 from magi.config import load_config
+from magi.data.actions import read_track
 from magi.data.index.records import IndexedVideos
 from magi.errors import CheckpointError, DataError
 from magi.evaluation.moving_digits.classifier import SHIPPED, load_classifier
@@ -32,7 +34,7 @@ from magi.weights import read_tensors
 from tests.fakes.untrusted_files import PickledCall, pickle_trap, read_in_process, torchscript_trap
 
 PACKAGE = Path(__file__).parents[2] / "magi"
-READERS = {"torch.load", "torch.jit.load", "np.load", "numpy.load", "safe_open", "load_file", "yaml"}
+READERS = {"torch.load", "torch.jit.load", "np.load", "np.lib.format.read_array", "safe_open", "load_file", "yaml"}
 """What reads a file that could hold code if it were read by something else; JSON and CSV cannot."""
 
 
@@ -46,7 +48,13 @@ def yaml_trap(path: Path, trace: Path) -> Path:
     return path
 
 
-TRAPS = {"zip": pickle_trap, "legacy": legacy_trap, "torchscript": torchscript_trap, "yaml": yaml_trap}
+def npy_trap(path: Path, trace: Path) -> Path:
+    with path.open("wb") as file:
+        np.save(file, np.array([PickledCall(trace)], dtype=object), allow_pickle=True)
+    return path
+
+
+TRAPS = {"npy": npy_trap, "zip": pickle_trap, "legacy": legacy_trap, "torchscript": torchscript_trap, "yaml": yaml_trap}
 
 
 def shard_of_latents(path: Path) -> object:
@@ -79,8 +87,13 @@ def restricted_reader(path: Path) -> None:
         raise CheckpointError(refusal)
 
 
+def track_of_actions(path: Path) -> object:
+    return read_track(Path(shutil.copy(path, path.with_name("video.actions.npy"))), 4)
+
+
 LOADERS: dict[str, Callable[[Path], object]] = {
     "config.py": load_config,
+    "data/actions.py": track_of_actions,
     "data/index/records.py": IndexedVideos,
     "evaluation/moving_digits/classifier.py": classifier,
     "evaluation/protocol/features.py": chunk_of_features,
@@ -107,6 +120,7 @@ def trap(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_canaries_are_alive(tmp_path: Path) -> None:
     for name, run in {
+        "npy": lambda path: np.load(path, allow_pickle=True),
         "zip": lambda path: torch.load(path, weights_only=False),
         "legacy": lambda path: torch.load(path, weights_only=False),
         "torchscript": lambda path: torch.jit.load(str(path)),
@@ -122,7 +136,7 @@ def test_the_canaries_are_alive(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", LOADERS)
 def test_no_loader_runs_what_is_in_a_file(module: str, trap: tuple[Path, Path], tmp_path: Path) -> None:
     path = shutil.copy(trap[0], tmp_path / "file.safetensors")
-    with pytest.raises((CheckpointError, DataError, ValueError, OSError, SafetensorError)):
+    with pytest.raises((CheckpointError, DataError, ValueError, OSError, SafetensorError, AttributeError)):
         LOADERS[module](path)
     assert not trap[1].exists()
 

@@ -19,7 +19,7 @@ from magi.evaluation.networks.inception import Inception, inception_input
 from magi.evaluation.networks.lpips import Lpips, LpipsTrunk
 from magi.evaluation.networks.precision import full_precision
 from magi.evaluation.networks.published_files import StoredWeights, WeightKind, has_weights, stored_weights
-from magi.evaluation.networks.synthetic_weights import fill_synthetic
+from magi.seeding import torch_generator
 from magi.weights import load_weights
 
 I3D_NAME, INCEPTION_NAME = "i3d-kinetics400-logits", "inception-2015-12-05-pool3"
@@ -144,9 +144,13 @@ def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
 def synthetic_i3d(
     preprocessing: I3dPreprocessing = DEFAULT_I3D_PREPROCESSING, bn_eps: float = PUBLISHED_EPS
 ) -> I3dFeatures:
-    """I3D with synthetic weights, for tests and dry runs of a protocol; its name says so."""
-    network = _empty(lambda: I3d(bn_eps))
-    fill_synthetic(network)
+    """I3D with random weights, the same in every run: a dry run of a protocol, whose score means nothing."""
+    network, generator = _empty(lambda: I3d(bn_eps)), torch_generator("synthetic")
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim > 1:
+            nn.init.kaiming_normal_(tensor, generator=generator)
+        else:
+            tensor.fill_(name.endswith(("bn.weight", "running_var")))
     return I3dFeatures(network, "synthetic", preprocessing, "synthetic")
 
 

@@ -16,9 +16,9 @@ from magi.evaluation.networks import import_weights as module
 from magi.evaluation.networks.import_weights import expected_shapes, import_weights, our_name
 from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips
 from magi.evaluation.networks.published_files import PUBLISHED, PublishedFile, WeightKind, stored_weights
-from magi.evaluation.networks.synthetic_weights import synthetic_tensor
 from magi.untrusted.reader import UntrustedCheckpoint
 from tests.fakes.network_cases import CASES
+from tests.fakes.synthetic_weights import synthetic_tensor
 from tests.fakes.untrusted_files import compiled, read_in_process
 
 FILES: dict[WeightKind, str] = {

@@ -7,8 +7,8 @@ import torch
 from magi.evaluation.networks.i3d import I3d
 from magi.evaluation.networks.inception import Inception
 from magi.evaluation.networks.lpips import Lpips
-from magi.evaluation.networks.synthetic_weights import fill_synthetic, numbers, synthetic_tensor
 from tests.fakes.network_cases import CASES, synthetic_video
+from tests.fakes.synthetic_weights import fill_synthetic, numbers, synthetic_tensor
 
 RULE = CASES["rule_check"]
 SHAPES = {

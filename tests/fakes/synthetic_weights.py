@@ -1,9 +1,8 @@
 """Synthetic weights that follow from their names alone: the same on every machine, without a file or a generator.
 
 A multiplicative hash of (crc32 of the name, position) gives numbers in [-1, 1]; scaled by fan-in they make a network
-whose activations stay around 1, so that a protocol can be run from end to end, and an implementation compared with
-another one, without the published weights. Scores from such weights mean nothing about videos, and the name of a
-network with them says so. Knows no network.
+whose activations stay around 1, so that an implementation can be compared with another one without the published
+weights.
 """
 
 import math
