@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -111,6 +111,8 @@ class IndexOptions:
     """i/N: decode the i-th of N shares of the files"""
     processes: int = 0
     """files decoded at a time; 0 is one a core"""
+    seconds_per_file: float = 30
+    """a file that takes longer to decode is skipped; more for long videos"""
     max_bad_fraction: float = 0.01
     """share of unreadable videos that is tolerated; above it the exit code is 3"""
 
@@ -123,7 +125,10 @@ def data_index(words: list[str]) -> None:
         raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
     if options.processes < 0:
         raise ValueError(f"--processes {options.processes}: expected 0 (one a core) or more")
+    if not 0 < options.seconds_per_file < float("inf"):
+        raise ValueError(f"--seconds-per-file {options.seconds_per_file}: expected more than 0")
     _existing_source(options.data)
+    from magi.data.decoding.probe import DecodeLimits
     from magi.data.index.index import index_share
     from magi.data.index.sources import Source
 
@@ -133,9 +138,10 @@ def data_index(words: list[str]) -> None:
         split=options.split,
         max_bad_fraction=options.max_bad_fraction,
     )
+    limits = DecodeLimits(seconds=options.seconds_per_file)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with progress("decoding videos", "videos") as on_progress:
-        share = index_share(config, worker, options.processes or cores, on_progress=on_progress)
+        share = index_share(config, worker, options.processes or cores, limits=limits, on_progress=on_progress)
     if share.index is None:
         print(
             f"{options.data}: worker {options.worker} is done; {share.missing_files} files are with other workers, and "
@@ -148,10 +154,27 @@ def data_index(words: list[str]) -> None:
     print(f"{options.data}: {len(index.videos)} videos{labelled}, {index.skipped} skipped{missing}")
     print(f"index   {source.index_path}")
     print(f"report  {source.report_path}")
-    if index.skipped:
-        report_json = json.loads(source.report_path.read_text(encoding="utf-8"))
-        for file in report_json["skipped_files"][:SHOWN]:
-            print(f"skipped {file['path']!a}: {file['reason']} ({file['detail']})")
+    _say_report(json.loads(source.report_path.read_text(encoding="utf-8")))
+
+
+def _say_report(report_json: dict[str, Any]) -> None:
+    """What of the report is worth a line: rates that differ, what was adjusted, ignored and skipped."""
+    rates = report_json["frames_a_second"]
+    if rates["lowest"] < rates["highest"] or rates["variable"]:
+        print(
+            f"frames a second: {rates['lowest']:.3g} to {rates['highest']:.3g}, median {rates['median']:.3g}; "
+            f"{rates['variable']} videos of a variable rate"
+        )
+    if report_json["adjusted"]:
+        print(f"shown as players do: {_counts(report_json['adjusted'])} (docs/own_videos.md)")
+    if others := report_json["ignored_videos_of_other_types"]:
+        print(f"ignored {_counts(others)}: types that are not read; convert them to mp4")
+    for file in report_json["skipped_files"][:SHOWN]:
+        print(f"skipped {file['path']!a}: {file['reason']} ({file['detail']})")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
 def _existing_source(path: Path) -> None:

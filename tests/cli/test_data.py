@@ -14,7 +14,7 @@ from magi.cli.main import main
 from magi.config import DataConfig
 from magi.latents.dataset import LatentDataset
 from tests.fakes.look_alikes import write_kinetics600, write_ucf101
-from tests.fakes.numbered_videos import HEIGHT, WIDTH
+from tests.fakes.numbered_videos import HEIGHT, UNEVEN_TIMES, WIDTH, write
 
 
 def run(verb: str, *words: object) -> int:
@@ -71,6 +71,19 @@ def test_names_that_are_no_text_are_used_whatever_the_locale(data: Path, tmp_pat
     assert done.returncode == 0 and b"2 videos in 2 classes, 0 skipped" in done.stdout, done.stderr
     words = ("--vae", "pixel", "--height", HEIGHT, "--width", WIDTH, "--device", "cpu")
     assert run("encode", root, tmp_path / "out", *words) == 0
+
+
+def test_what_is_worth_a_line_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "slow.mkv", times=[40 * number for number in range(9)], count=9)
+    write(tmp_path / "fast.mkv", times=[20 * number for number in range(9)], count=9)
+    write(tmp_path / "uneven.mkv", times=UNEVEN_TIMES, prepare=lambda stream: stream.set_display_rotation(90))
+    (tmp_path / "old.wmv").touch()
+    assert run("data index", tmp_path, "--seconds-per-file", 60) == 0
+    out = capsys.readouterr().out
+    assert "frames a second: 25 to 50, median 31.6; 1 videos of a variable rate" in out
+    assert "shown as players do: 1 turned or mirrored" in out and "ignored 1 .wmv: types that are not read" in out
+    assert run("data index", tmp_path, "--seconds-per-file", 0) == 2
+    assert "expected more than 0" in capsys.readouterr().err
 
 
 def test_a_list_can_be_trained_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
 
+import numpy as np
+
 from magi.data.decoding.probe import DecodeLimits, Outcome, RejectedFile
 from magi.data.decoding.sandbox import DecodingSandbox
 from magi.data.index.outcome_log import OutcomeLog, all_logs, appending, log_path, to_line
@@ -30,7 +32,7 @@ class ListingSummary:
 
     def __init__(self, listing: Listing) -> None:
         self.contents, self.labels = array("q"), array("i")
-        self._hash = hashlib.sha256(json.dumps([listing.classes, listing.missing]).encode())
+        self._hash = hashlib.sha256(json.dumps([listing.classes, listing.missing, listing.other_videos]).encode())
 
     def add(self, file: ListedFile) -> None:
         """Take note of the next file."""
@@ -123,39 +125,58 @@ def write_index(listing: Listing, seen: ListingSummary) -> int:
     with OutcomeLog(all_logs(source.root)) as log:
         if missing := sum(not log.knows(content) for content in seen.contents):
             return missing
-        columns, rejected, adjusted, frames = IndexColumns(), Counter[str](), Counter[str](), 0
+        columns, totals = IndexColumns(), _Totals()
         for file, outcome in seen.files(log):
-            if isinstance(outcome, RejectedFile):
-                rejected[outcome.reason] += 1
-            else:
+            totals.add(outcome)
+            if not isinstance(outcome, RejectedFile):
                 columns.add(VideoRecord(**vars(outcome), **vars(file)))
-                adjusted.update(outcome.adjusted)
-                frames += outcome.frames
-        _write_report(listing, rejected, adjusted, frames, seen.files(log))
-        columns.write(source.index_path, IndexHeader(listing.classes, listing.missing, dict(rejected), seen.digest))
+        _write_report(listing, totals, seen.files(log))
+        rejected = dict(totals.rejected)
+        columns.write(source.index_path, IndexHeader(listing.classes, listing.missing, rejected, seen.digest))
     return 0
 
 
-def _write_report(
-    listing: Listing,
-    rejected: Counter[str],
-    adjusted: Counter[str],
-    frames: int,
-    files: Iterator[tuple[ListedFile, Outcome]],
-) -> None:
+class _Totals:
+    """What the report says of all videos together."""
+
+    def __init__(self) -> None:
+        self.rejected, self.adjusted = Counter[str](), Counter[str]()
+        self.frames = self._variable = 0
+        self._rates = array("d")
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a file."""
+        if isinstance(outcome, RejectedFile):
+            self.rejected[outcome.reason] += 1
+            return
+        self.adjusted.update(outcome.adjusted)
+        self.frames += outcome.frames
+        self._variable += isinstance(outcome.pts, tuple)
+        self._rates.append(outcome.fps)
+
+    def rates(self) -> dict[str, float]:
+        """The spread of mean frame rates, and how many videos have time stamps that are not evenly spaced."""
+        lowest, median, highest = np.quantile(self._rates or [0.0], (0, 0.5, 1)).round(3).tolist()
+        return {"lowest": lowest, "median": median, "highest": highest, "variable": self._variable}
+
+
+def _write_report(listing: Listing, totals: _Totals, files: Iterator[tuple[ListedFile, Outcome]]) -> None:
     """Counts that add up, and each skipped file with its reason, a line each."""
+    skipped_files = totals.rejected.total()
     counts = {
         "listed": listing.count,
-        "usable": listing.count - rejected.total(),
-        "usable_frames": frames,
+        "usable": listing.count - skipped_files,
+        "usable_frames": totals.frames,
+        "frames_a_second": totals.rates(),
         "classes": len(listing.classes),
-        "skipped": rejected.total(),
-        "skipped_by_reason": dict(rejected.most_common()),
-        "adjusted": dict(adjusted.most_common()),
+        "skipped": skipped_files,
+        "skipped_by_reason": dict(totals.rejected.most_common()),
+        "adjusted": dict(totals.adjusted.most_common()),
         "annotated_but_missing": listing.missing,
         "ignored_unlisted_videos": listing.unlisted,
-        "ignored_junk_files": listing.junk,
-        "ignored_other_files": listing.other,
+        "ignored_videos_of_other_types": listing.other_videos,
+        "ignored_junk_files": listing.kinds["junk"],
+        "ignored_other_files": listing.kinds["other"],
     }
     skipped = ({"path": file.path} | asdict(outcome) for file, outcome in files if isinstance(outcome, RejectedFile))
     with atomic_write(listing.source.report_path) as temporary, open(temporary, "w", encoding="utf-8") as report:

@@ -12,19 +12,39 @@ from magi.errors import DataError
 from magi.files import is_temporary
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
+_OTHER_VIDEOS = (
+    ".3gp",
+    ".asf",
+    ".flv",
+    ".gif",
+    ".m2ts",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".mxf",
+    ".ogv",
+    ".ts",
+    ".vob",
+    ".wmv",
+)
 INDEX_NAME = "magi-index"
 """What the names of an index and of its report begin with."""
 _JUNK_NAMES = (".ds_store", "thumbs.db", "desktop.ini")
 
 
 def kind_of(path: str) -> str:
-    """'video', 'junk', 'index' (files of this project) or 'other'."""
+    """'video', 'junk', 'index' (files of this project), the suffix of a video of another type, or 'other'."""
     name = path.rpartition("/")[2]
+    suffix = os.path.splitext(name)[1].lower()
     if name.startswith("._") or name.lower() in _JUNK_NAMES:
         return "junk"
-    if name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith("."):
+    if name.startswith(INDEX_NAME) or is_temporary(name):
+        return "index"
+    if name.startswith("."):
+        return "other"
+    if suffix in VIDEO_SUFFIXES:
         return "video"
-    return "index" if name.startswith(INDEX_NAME) or is_temporary(name) else "other"
+    return suffix if suffix in _OTHER_VIDEOS else "other"
 
 
 def videos_below(root: Path) -> Iterator[str]:

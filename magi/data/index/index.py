@@ -102,7 +102,11 @@ def index_share(
     source = Source.of(Path(config.root), config.annotations, config.split)
     listing = list_videos(source)
     if not listing.count:
-        raise DataError(f"{source.root}: no videos ({', '.join(VIDEO_SUFFIXES)}) in this folder or below it")
+        others = ", ".join(f"{count} {suffix}" for suffix, count in listing.other_videos.items())
+        raise DataError(
+            f"{source.root}: no videos ({', '.join(VIDEO_SUFFIXES)}) in this folder or below it"
+            + (f", but {others}, which are not read: convert them to mp4" if others else "")
+        )
     if not _is_current(listing, retry):
         seen = ListingSummary(listing)
         try:

@@ -6,6 +6,7 @@ through, never held in memory.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,13 +108,18 @@ class Listing:
     count: int
     walk: Callable[[], Iterator[tuple[str, int | None]]]
     """Paths and labels, anew at each call."""
-    junk: int = 0
-    other: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Files in the folder by ``kind_of``."""
     unlisted: int = 0
     """Videos in the folder that the annotations or their split do not name."""
     missing: int = 0
     """Videos that the annotations name and the folder does not hold."""
     missing_names: Callable[[], Iterator[str]] = field(default=lambda: iter(()))
+
+    @property
+    def other_videos(self) -> dict[str, int]:
+        """How many videos of types that are not read lie in the folder, by suffix."""
+        return {kind: self.kinds[kind] for kind in sorted(self.kinds) if kind.startswith(".")}
 
     def files(self) -> Iterator[ListedFile]:
         """The listed files as they are now."""
@@ -159,11 +165,10 @@ def _listed_paths(source: Source, paths: PathList) -> Listing:
 
 
 def _class_folders(source: Source) -> Listing:
-    junk = other = count = 0
-    found: set[str] = set()
+    kinds, found = Counter[str](), set[str]()
     for path in walk_folder(source.root):
         kind = kind_of(path)
-        junk, other, count = junk + (kind == "junk"), other + (kind == "other"), count + (kind == "video")
+        kinds[kind] += 1
         if kind == "video" and "/" in path:
             found.add(path.partition("/")[0])
     classes = tuple(sorted(found))
@@ -174,15 +179,15 @@ def _class_folders(source: Source) -> Listing:
             folder, slash, _ = path.partition("/")
             yield path, labels.get(folder) if slash else None
 
-    return Listing(source, classes, count, walk, junk, other)
+    return Listing(source, classes, kinds["video"], walk, kinds)
 
 
 def _annotated_folder(source: Source, annotations: Annotations) -> Listing:
-    junk = other = count = unlisted = 0
+    kinds, count, unlisted = Counter[str](), 0, 0
     there = np.zeros(annotations.count, bool)
     for path in walk_folder(source.root):
         kind = kind_of(path)
-        junk, other = junk + (kind == "junk"), other + (kind == "other")
+        kinds[kind] += 1
         if kind == "video":
             row = annotations.find(path)
             if row is None:
@@ -207,7 +212,7 @@ def _annotated_folder(source: Source, annotations: Annotations) -> Listing:
     def missing_names() -> Iterator[str]:
         return (name for row, name in enumerate(annotations.names()) if not there[row])
 
-    return Listing(source, annotations.classes, count, walk, junk, other, unlisted, missing, missing_names)
+    return Listing(source, annotations.classes, count, walk, kinds, unlisted, missing, missing_names)
 
 
 def _check_folder(source: Source, annotations: Annotations, path: str, row: int) -> None:

@@ -93,12 +93,14 @@ def test_classes_labels_and_accounts(folder: Path) -> None:
         "listed": 7,
         "usable": 6,
         "usable_frames": 72,
+        "frames_a_second": {"lowest": 25.0, "median": 25.0, "highest": 25.0, "variable": 0},
         "classes": 2,
         "skipped": 1,
         "skipped_by_reason": {"empty_file": 1},
         "adjusted": {},
         "annotated_but_missing": 0,
         "ignored_unlisted_videos": 0,
+        "ignored_videos_of_other_types": {},
         "ignored_junk_files": 3,
         "ignored_other_files": 1,
         "missing_files": [],
@@ -106,6 +108,31 @@ def test_classes_labels_and_accounts(folder: Path) -> None:
     }
     assert load_index(Source.of(folder)) == index
     assert sorted(path.name for path in folder.glob("*magi*")) == [".magi-index", REPORT_NAME, INDEX_NAME]
+
+
+def test_videos_of_other_types_are_counted_by_suffix(folder: Path, probed: list[str], tmp_path: Path) -> None:
+    build(folder, 1.0)
+    for name in ("two/a.WMV", "two/b.wmv", "c.mpg", ".hidden/d.wmv", ".e.wmv", "two/._f.wmv", "notes.txt"):
+        (folder / name).touch()
+    build(folder, 1.0)
+    assert report(folder)["ignored_videos_of_other_types"] == {".mpg": 1, ".wmv": 2} and len(probed) == 7
+    assert report(folder)["ignored_other_files"] == 3 and report(folder)["ignored_junk_files"] == 4
+    (tmp_path / "flash").mkdir()
+    (tmp_path / "flash" / "a.flv").touch()
+    with pytest.raises(DataError, match=r"but 1 \.flv, which are not read: convert them to mp4"):
+        build(tmp_path / "flash")
+
+
+def test_the_spread_of_frame_rates_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"x.mp4": 24.0, "free.mp4": 59.94, "z.mkv": 12.5}
+
+    def probe(self: DecodingSandbox, path: Path) -> VideoProbe:
+        pts = (0, 1, *range(3, 13)) if path.name == "z.mkv" else range(12)
+        return VideoProbe(12, 32, 48, rates.get(path.name, 30.0), pts)
+
+    monkeypatch.setattr(DecodingSandbox, "probe", probe)
+    build(folder, 1.0)
+    assert report(folder)["frames_a_second"] == {"lowest": 12.5, "median": 30.0, "highest": 59.94, "variable": 1}
 
 
 def test_too_many_bad_files_end_in_one_line_and_a_report(folder: Path, probed: list[str]) -> None:
