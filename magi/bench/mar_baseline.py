@@ -221,30 +221,30 @@ class MarStyleSampler:
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Append finished frames to the cache."""
         frames, known = tokens_BTNC.shape[1], self.length
-        device = tokens_BTNC.device
-        tokens_BTNC = torch.cat([tokens_BTNC] * self.halves)
-        masked_BTN = torch.zeros(tokens_BTNC.shape[:3], dtype=torch.bool, device=device)
+        masked_BTN = torch.zeros(tokens_BTNC.shape[:3], dtype=torch.bool, device=tokens_BTNC.device)
         complete = self.model.config.teacher_forcing == "complete"
-        is_observation_T = torch.full((frames,), complete, device=device)
-        time_T = torch.arange(known, known + frames, device=device)
-        x_BTPD = self.model._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, self.conditions)
-        attend = torch.ones(frames, known + frames, dtype=torch.bool, device=device).tril(diagonal=known)
+        x_BTPD = self._embedded(tokens_BTNC, masked_BTN, complete, known)
+        attend = torch.ones(frames, known + frames, dtype=torch.bool, device=tokens_BTNC.device).tril(diagonal=known)
         _, self.cache = self._blocks(x_BTPD, attend, True)
 
     def forward_pass(self, tokens_BNC: Tensor, masked_BN: Tensor) -> Tensor:
         """z_BND of all tokens of the frame being generated (under guidance: with the label, then without)."""
-        device = tokens_BNC.device
-        tokens_BTNC = torch.cat([tokens_BNC.to(self.model.mask_token.dtype)] * self.halves)[:, None]
-        masked_BTN = torch.cat([masked_BN] * self.halves)[:, None]
-        is_observation_T = torch.zeros(1, dtype=torch.bool, device=device)
-        time_T = torch.tensor([self.length if self.time is None else self.time], device=device)
-        x_BTPD = self.model._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, self.conditions)
-        attend = torch.ones(1, self.length + 1, dtype=torch.bool, device=device)
+        tokens_BTNC = tokens_BNC.to(self.model.mask_token.dtype)[:, None]
+        x_BTPD = self._embedded(tokens_BTNC, masked_BN[:, None], False, self.length if self.time is None else self.time)
+        attend = torch.ones(1, self.length + 1, dtype=torch.bool, device=tokens_BNC.device)
         if self.graph is None:
             x_BTPD = self._predicted(x_BTPD, attend)
         else:  # it reads the cache where it lies
             x_BTPD = cast(Tensor, self.graph(x_BTPD, attend, key=id(self.cache)))
         return self.model._condition(x_BTPD).squeeze(1)
+
+    def _embedded(self, tokens_BTNC: Tensor, masked_BTN: Tensor, observation: bool, time: int) -> Tensor:
+        """Frames from ``time`` on as the transformer takes them, once for each half of guidance."""
+        frames, device = tokens_BTNC.shape[1], tokens_BTNC.device
+        tokens_BTNC, masked_BTN = (torch.cat([part] * self.halves) for part in (tokens_BTNC, masked_BTN))
+        is_observation_T = torch.full((frames,), observation, device=device)
+        time_T = torch.arange(time, time + frames, device=device)
+        return self.model._embed(tokens_BTNC, masked_BTN, is_observation_T, time_T, self.conditions)
 
     def _predicted(self, x_BTPD: Tensor, attend: Tensor) -> Tensor:
         return self._blocks(x_BTPD, attend, False)[0]

@@ -32,20 +32,14 @@ def resize_bilinear(images_NCHW: Tensor, height: int, width: int, kernel: Resize
             images_NCHW, size=(height, width), mode="bilinear", align_corners=False, antialias=kernel == "antialiased"
         )
     if kernel == "tf1":
-        return _along_y(_along_x(images_NCHW, width), height)
+        return _along(_along(images_NCHW, 3, width), 2, height)
     raise ValueError(f"resize kernel {kernel!r}; known: {', '.join(RESIZE_KERNELS)}")
 
 
-def _along_x(images_NCHW: Tensor, width: int) -> Tensor:
-    low, high, fraction = _corner_taps(images_NCHW.shape[3], width, images_NCHW)
-    left = images_NCHW.index_select(3, low)
-    return left + (images_NCHW.index_select(3, high) - left) * fraction
-
-
-def _along_y(images_NCHW: Tensor, height: int) -> Tensor:
-    low, high, fraction = _corner_taps(images_NCHW.shape[2], height, images_NCHW)
-    top = images_NCHW.index_select(2, low)
-    return top + (images_NCHW.index_select(2, high) - top) * fraction[:, None]
+def _along(images_NCHW: Tensor, axis: int, wanted: int) -> Tensor:
+    low, high, fraction = _corner_taps(images_NCHW.shape[axis], wanted, images_NCHW)
+    first = images_NCHW.index_select(axis, low)
+    return first + (images_NCHW.index_select(axis, high) - first) * fraction.view(-1, *[1] * (3 - axis))
 
 
 def _corner_taps(size: int, wanted: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

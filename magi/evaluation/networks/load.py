@@ -123,13 +123,13 @@ def load_i3d(
     stored = stored_weights("i3d-torchscript" if from_torchscript else "i3d", cache)
     marks = ["torchscript-tensors"] * from_torchscript + [_mark(stored)]
     network = _loaded(lambda: I3d(bn_eps), stored)
-    return I3dFeatures(network, stored.sha256, preprocessing, "-".join(filter(None, marks)))
+    return I3dFeatures(network, stored.source.sha256, preprocessing, "-".join(filter(None, marks)))
 
 
 def load_inception(cache: Path | None = None) -> InceptionFeatures:
     """FID's Inception with imported weights; ``CheckpointError`` where they were not imported or are damaged."""
     stored = stored_weights("inception", cache)
-    return InceptionFeatures(_loaded(Inception, stored), stored.sha256, _mark(stored))
+    return InceptionFeatures(_loaded(Inception, stored), stored.source.sha256, _mark(stored))
 
 
 def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
@@ -138,7 +138,7 @@ def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
     heads_kind: WeightKind = "lpips-alex" if trunk == "alex" else "lpips-vgg"
     both = (stored_weights(trunk_kind, cache), stored_weights(heads_kind, cache))
     network = _loaded(lambda: Lpips(trunk), *both)
-    return LpipsDistance(network, "+".join(stored.sha256 for stored in both), _mark(*both))
+    return LpipsDistance(network, "+".join(stored.source.sha256 for stored in both), _mark(*both))
 
 
 def synthetic_i3d(

@@ -22,7 +22,6 @@ WeightKind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", 
 WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
 TENSORS_FILE = "tensors.safetensors"
 LARGEST_FILE = 2 << 30
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,6 @@ class StoredWeights:
     folder: Path
     source: FileIdentity
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the file that the user gave."""
-        return self.source.sha256
-
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, float32 on the CPU; ``CheckpointError`` where the file is damaged."""
         return read_tensors(self.folder / TENSORS_FILE)
@@ -170,12 +164,11 @@ def has_weights(kind: WeightKind, cache: Path | None = None) -> bool:
 
 
 def _hashes(path: Path, size: int) -> tuple[str, str]:
-    sha256, git_blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            sha256.update(piece)
-            git_blob.update(piece)
-    return sha256.hexdigest(), git_blob.hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        return sha256, hashlib.file_digest(file, lambda: blob).hexdigest()
 
 
 def _difference(kind: WeightKind, size: int, sha256: str) -> str:

@@ -117,7 +117,7 @@ def cache(tmp_path: Path) -> Path:
 
 def test_stored_weights_come_back_with_their_source(cache: Path) -> None:
     stored = stored_weights("vgg16", cache)
-    assert stored.sha256 == SHA256 and not stored.source.known
+    assert stored.source.sha256 == SHA256 and not stored.source.known
     assert torch.equal(stored.tensors()["features.0.bias"], torch.arange(4.0))
     assert has_weights("vgg16", cache) and not has_weights("alexnet", cache)
 
