@@ -60,12 +60,19 @@ def _check_fit(config: Config, latent: LatentShape) -> None:
             f"model.frames {config.model.frames}: a clip of data.frames {config.data.frames} has {latent.frames} "
             f"latent frames; set --model.frames {latent.frames}"
         )
-    tokens = latent.height * latent.width // config.model.patch_size**2
-    if config.sampling.iterations > tokens:
-        raise ValueError(
-            f"sampling.iterations {config.sampling.iterations}: a frame has {tokens} tokens, and every iteration "
-            f"predicts one at least; set --sampling.iterations {tokens} or lower"
-        )
+    sampling, tokens = config.sampling, latent.height * latent.width // config.model.patch_size**2
+    for name, given, most, why in (
+        ("iterations", sampling.iterations, tokens, "the tokens of a frame: every iteration predicts one at least"),
+        ("noise_level", sampling.noise_level, config.model.noise_levels, "model.noise_levels"),
+        ("context_frames", sampling.context_frames, max(0, config.data.frames - 1), "one less than data.frames"),
+    ):
+        if given > most:
+            raise ValueError(
+                f"sampling.{name} {given}: at most {most}, {why}; set --sampling.{name.replace('_', '-')} {most}"
+            )
+    from magi.model.objectives.contract import make_objective
+
+    make_objective(config.model).steps(sampling, max(sampling.steps, sampling.last_steps))
 
 
 def build_model(config: Config, latent: LatentShape) -> "Magi":

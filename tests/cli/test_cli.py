@@ -295,7 +295,7 @@ MODEL_MISTAKES = [
     ("--frames 4 --label seven", 2, "label 'seven': no such class"),
     ("--frames 4 --interval 26", 2, "interval: expected a whole number in 1..25"),
     ("--frames 4 --noise-level 6", 2, "noise_level: expected a whole number in 1..5"),
-    ("--frames 4 --steps 1", 2, "sampling: steps: "),
+    ("--frames 4 --steps 0", 2, "sampling: steps: "),
     ("--frames 4 --iterations 9999", 2, "9999"),
     ("--frames 14 --context CLIP --context-frames 13", 2, "has 12 frames, but 13 context frames"),
     ("--frames 12 --context CLIP --context-frames 0", 2, "leave none to generate"),

@@ -56,6 +56,13 @@ def test_parallelism_has_options(capsys: pytest.CaptureFixture[str]) -> None:
         ("train k600-omni --size huge --dry-run", "unknown size 'huge'; there are: nano, tiny, small, base, large"),
         ("train k600-omni --size smal --dry-run", "did you mean 'small'?"),
         ("train k600-omni --training.parallel fsdq --dry-run", "--training.parallel"),
+        ("train digits --run x --sampling.iterations 99", "sampling.iterations 99: at most 16, the tokens of a frame"),
+        ("train digits --run x --sampling.steps 5000", "sampling.steps: expected 1..1000, got 5000"),
+        ("train digits --run x --sampling.last-steps 5000", "sampling.steps: expected 1..1000, got 5000"),
+        ("train digits --run x --sampling.first-timestep 1000", "sampling.first_timestep 1000"),
+        ("train digits --run x --model.diffusion-steps 20", "sampling.steps: expected 1..20, got 50"),
+        ("train digits --run x --sampling.noise-level 6", "sampling.noise_level 6: at most 5, model.noise_levels"),
+        ("train digits --run x --sampling.context-frames 16", "set --sampling.context-frames 15"),
         ("inspect cost", "name a preset or a config file"),
         ("inspect cost k600", "unknown preset 'k600'"),
         ("inspect cost k600-omni --gpu h300", "unknown --gpu 'h300'; there are: h200, h100"),
@@ -66,10 +73,14 @@ def test_parallelism_has_options(capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect cost k600-omni --micro-batch -1", "command line: training.micro_batch"),
     ],
 )
-def test_mistakes_are_one_line(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
 def test_frames_that_the_autoencoder_cannot_take_are_told_by_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
