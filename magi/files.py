@@ -4,16 +4,19 @@ A file appears whole or not at all: it is written under a temporary name in the 
 renamed. What a killed process left is recognised by its name, and removed by the next one that writes to the folder.
 """
 
+import errno
 import fcntl
+import io
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 # A run, and an export of one.
 CONFIG_FILE = "config.yaml"
@@ -31,6 +34,7 @@ NORMALIZATION_FILE = "normalization.json"
 DEMO = "demo"
 """Name of the shipped model wherever a model is asked for."""
 DEMO_FOLDER = Path(__file__).with_name("demo_model")
+_LONGEST_LINE = 1_000_000
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -69,6 +73,37 @@ def _remove_leftovers(folder: Path) -> None:
             with suppress(OSError), open(path, "rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+@contextmanager
+def open_file(path: Path, mode: Literal["rb", "ab"] = "rb", most_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Context of an opened regular file, or a link to one, of at most ``most_bytes``; ``OSError`` for anything else.
+
+    A FIFO in the place of a file would be waited on for ever, and a device may have no end.
+    """
+    with open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, above {most_bytes:,}", str(path))
+        yield file
+
+
+def read_text(path: Path, most_bytes: int = 1 << 28) -> str:
+    """A UTF-8 text file of a sane size; ``OSError``, or ``UnicodeDecodeError`` where it is no text."""
+    with open_file(path, most_bytes=most_bytes) as file:
+        return file.read().decode("utf-8")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 text file of any size; ``OSError`` for a line of a million characters, which is no text."""
+    with open_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        while line := text.readline(_LONGEST_LINE):
+            if len(line) == _LONGEST_LINE:
+                raise OSError(errno.EFBIG, f"has a line of more than {_LONGEST_LINE:,} characters", str(path))
+            yield line
 
 
 def write_text(path: Path, text: str) -> None:

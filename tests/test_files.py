@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from magi.files import atomic_write, is_temporary, replace_markdown_block, write_json, write_markdown_block, write_text
+from magi.files import (
+    atomic_write,
+    is_temporary,
+    open_file,
+    read_text,
+    replace_markdown_block,
+    text_lines,
+    write_json,
+    write_markdown_block,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -77,6 +87,35 @@ def test_a_number_that_json_has_no_word_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "file.json", {"loss": float("nan")})
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "empty device", "folder", "gone"])
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind != "gone":
+        path.symlink_to("/dev/zero" if kind == "device" else "/dev/null")
+    for use in (read_text, lambda path: list(text_lines(path))):
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory|No such file"):
+            use(path)
+    if kind != "gone":
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory|No such device"), open_file(path, "ab"):
+            pass
+
+
+def test_files_and_lines_of_an_absurd_size_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one\n\ufefftwo\n")
+    os.truncate(path, 8 << 30)
+    with pytest.raises(OSError, match="above 268,435,456"):
+        read_text(path)
+    lines = text_lines(path)
+    assert next(lines) == "one\n" and next(lines) == "\ufefftwo\n"
+    with pytest.raises(OSError, match="more than 1,000,000 characters"):
+        next(lines)
 
 
 def test_only_the_block_changes(tmp_path: Path) -> None:

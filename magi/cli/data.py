@@ -10,6 +10,7 @@ import tyro
 
 from magi.cli.options import Device, check_device, checked, existing_folder, parse
 from magi.config import DataConfig, VaeConfig
+from magi.files import read_text
 from magi.progress import progress
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def data_index(words: list[str]) -> None:
     print(f"{options.data}: {len(index.videos)} videos{labelled}, {index.skipped} skipped{missing}")
     print(f"index   {source.index_path}")
     print(f"report  {source.report_path}")
-    _say_report(json.loads(source.report_path.read_text(encoding="utf-8")))
+    _say_report(json.loads(read_text(source.report_path)))
 
 
 def _say_report(report_json: dict[str, Any]) -> None:

@@ -114,7 +114,9 @@ def index_share(
             if missing := write_index(listing, seen):
                 return IndexShare(None, missing)
         except OSError as error:
-            raise DataError(f"{error.filename}: cannot be written ({error.strerror}); {_WRITABLE}") from error
+            raise DataError(
+                f"{error.filename2 or error.filename}: cannot be read or written ({error.strerror}); {_WRITABLE}"
+            ) from error
     index = load_index(source)
     _check_bad_fraction(source, index, config.max_bad_fraction)
     return IndexShare(index, 0)
@@ -141,7 +143,7 @@ def _is_current(listing: Listing, retry: bool) -> bool:
         header = IndexedVideos(source.index_path).header
     except (OSError, *DAMAGED):
         return False
-    if not source.report_path.exists() or (retry and PASSING & header.rejected.keys()):
+    if not source.report_path.is_file() or (retry and PASSING & header.rejected.keys()):
         return False
     seen = ListingSummary(listing)
     for file in listing.files():

@@ -17,6 +17,7 @@ from typing import BinaryIO, Self
 from magi.data.decoding.probe import Outcome, RejectedFile, outcome_from_json, outcome_to_json
 from magi.data.index.folder import INDEX_NAME
 from magi.data.index.sources import ListedFile, Source
+from magi.files import open_file
 
 LOG_FOLDER = f".{INDEX_NAME}"
 _LOG_BYTES = 1 << 48  # more than any log has
@@ -57,7 +58,7 @@ def from_line(line: bytes) -> tuple[ListedFile, Outcome]:
 def appending(path: Path) -> Iterator[BinaryIO]:
     """Context of a log that whole lines are appended to, each to be flushed by the caller."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
+    with open_file(path, "ab") as file:
         if file.tell():
             file.write(b"\n")  # ends a line that a kill has cut; an empty line is no outcome
         yield file
@@ -77,7 +78,7 @@ class OutcomeLog:
         self._passing: set[int] = set()
         for path in paths:
             with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                log = self._stack.enter_context(path.open("rb"))
+                log = self._stack.enter_context(open_file(path))
                 self._logs.append(log)
                 self._read(log)
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from magi.data.decoding.frames import ADJUSTMENTS, VideoProbe
 from magi.data.decoding.probe import pack_steps, unpack_steps
 from magi.errors import DataError
-from magi.files import atomic_write
+from magi.files import atomic_write, open_file
 
 FORMAT = 4
 NUMBERS = (
@@ -136,7 +136,8 @@ class IndexedVideos(Sequence[VideoRecord]):
             raise ValueError(f"impossible videos: {self.frames_V.min()} frames, label {self.labels_V.max()}")
 
     def _open(self) -> Any:
-        status = os.stat(self.path)
+        with open_file(self.path) as regular:
+            status = os.fstat(regular.fileno())
         self._identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         file = safe_open(self.path, "np")
         self._numbers, self._paths, self._steps = (file.get_slice(name) for name in ("numbers", "paths", "steps"))

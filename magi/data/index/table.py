@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi.errors import DataError
+from magi.files import text_lines
 
 _VALIDATION = ("val", "validate", "validation", "valid")
 
@@ -113,29 +114,27 @@ def read_rows(path: Path, columns: tuple[str, ...], needed: tuple[str, ...]) -> 
 
 
 def _read_csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            if None in row or None in row.values():
-                raise TableError(
-                    f"{path}: line {reader.line_num}: has another number of fields than the "
-                    f"{len(reader.fieldnames or ())} columns; quote what contains a comma"
-                )
-            yield reader.line_num, row
+    reader = csv.DictReader(text_lines(path), strict=True)
+    for row in reader:
+        if None in row or None in row.values():
+            raise TableError(
+                f"{path}: line {reader.line_num}: has another number of fields than the "
+                f"{len(reader.fieldnames or ())} columns; quote what contains a comma"
+            )
+        yield reader.line_num, row
 
 
 def _read_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise TableError(f"{path}: line {number}: is no JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise TableError(f"{path}: line {number}: expected an object, got {type(row).__name__}")
-            yield number, row
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TableError(f"{path}: line {number}: is no JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise TableError(f"{path}: line {number}: expected an object, got {type(row).__name__}")
+        yield number, row
 
 
 def _check_columns(path: Path, names: list[str], columns: tuple[str, ...], needed: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from magi.data.index.table import Annotations, Row, TableError
+from magi.files import text_lines
 
 CLASS_LIST = "classInd.txt"
 
@@ -54,9 +55,8 @@ def _read_class_list(path: Path) -> tuple[str, ...]:
 
 def _read_words(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if words := line.split():
-                    yield number, words
+        for number, line in enumerate(text_lines(path), start=1):
+            if words := line.split():
+                yield number, words
     except (OSError, UnicodeDecodeError) as error:
         raise TableError(f"{path}: cannot be read as text ({error})") from None

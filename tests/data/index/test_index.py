@@ -110,6 +110,31 @@ def test_classes_labels_and_accounts(folder: Path) -> None:
     assert sorted(path.name for path in folder.glob("*magi*")) == [".magi-index", REPORT_NAME, INDEX_NAME]
 
 
+@pytest.mark.parametrize("name", [INDEX_NAME, REPORT_NAME, ".magi-index/magi-index-0-of-1.jsonl"])
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_file_in_the_place_of_one_is_replaced_or_named(
+    folder: Path, probed: list[str], name: str, kind: str
+) -> None:
+    whole, path = tuple(build(folder, 1.0).videos), folder / name
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    if path.parent == folder:
+        assert tuple(build(folder, 1.0).videos) == whole and path.is_file()
+        return
+    (folder / INDEX_NAME).unlink()  # only then are logs looked into
+    with pytest.raises(DataError, match=r"0-of-1\.jsonl: cannot be read or written \((is not a regular|No such dev)"):
+        build(folder, 1.0)
+
+
+def test_a_folder_in_the_place_of_the_index_is_named(folder: Path, probed: list[str]) -> None:
+    (folder / INDEX_NAME).mkdir()
+    with pytest.raises(DataError, match=r"/magi-index\.safetensors: cannot be read or written \(Is a directory\)"):
+        build(folder, 1.0)
+
+
 def test_videos_of_other_types_are_counted_by_suffix(folder: Path, probed: list[str], tmp_path: Path) -> None:
     build(folder, 1.0)
     for name in ("two/a.WMV", "two/b.wmv", "c.mpg", ".hidden/d.wmv", ".e.wmv", "two/._f.wmv", "notes.txt"):
@@ -357,7 +382,7 @@ def test_loading_without_an_index_says_how_to_make_one(folder: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(folder: Path, probed: list[str]) -> None:
     (folder / INDEX_NAME).mkdir()
-    with pytest.raises(DataError, match=r"cannot be written .* make the folder writable"):
+    with pytest.raises(DataError, match=r"cannot be read or written .* make the folder writable"):
         build(folder, 1.0)
 
 
