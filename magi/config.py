@@ -41,6 +41,13 @@ class DataConfig(Section):
     frames: int = Field(16, ge=1, description="frames of a clip (paper: 16 with a 2-D VAE, 17 with a 3-D one)")
     height: int = Field(256, ge=1, description="height of a clip in pixels, after resize and centre crop")
     width: int = Field(256, ge=1, description="width of a clip in pixels, after resize and centre crop")
+    fps: float = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="frames a second that every video is read at, by its time stamps; 0 takes the frames that are "
+        "stored, whatever their rate (paper)",
+    )
     interval_min: int = Field(1, ge=1, description="smallest interval between the frames of a clip")
     interval_max: int = Field(25, ge=1, description="largest interval (paper: dynamic interval, uniform in 1..25)")
     sample_posterior: bool = Field(

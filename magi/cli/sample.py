@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from magi.config import DataConfig
     from magi.sampling.pipeline import MagiPipeline
 
-FPS = 25.0  # of videos without a context video
+FPS = 25.0  # of videos where neither the model's data nor a context video has a rate
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def sample(argv: list[str]) -> None:
     began = time.monotonic()
     with progress("generating frames", "frames") as report:
         videos = _generate(pipeline, options, settings, context, actions, report, began)
-    _write(options, videos, context)
+    fps = (pipeline.config.data.fps or FPS) / options.interval if context is None else context.fps
+    _write(options, videos, 0 if context is None else len(context.video_THWC), fps)
 
 
 def _check(options: SampleOptions) -> None:
@@ -123,7 +124,7 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     usable video, ``ValueError`` for one that is missing or too short.
     """
     from magi.data.clips import clip_span, fit_frames
-    from magi.data.decoding.frames import read_frames
+    from magi.data.decoding.frames import at_rate, read_frames
     from magi.data.decoding.probe import RejectedFile
     from magi.data.decoding.sandbox import probe_safely
 
@@ -132,6 +133,7 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     probe = probe_safely(path)
     if isinstance(probe, RejectedFile):
         raise DataError(f"{path}: not a usable video: {probe.reason} ({probe.detail})")
+    probe = at_rate(probe, size.fps) if size.fps else probe
     wanted = frames or (probe.frames - 1) // interval + 1
     if clip_span(wanted, interval) > probe.frames:
         raise ValueError(
@@ -139,7 +141,7 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
             f"{clip_span(wanted, interval)}; ask for fewer"
         )
     video_THWC = read_frames(path, range(0, clip_span(wanted, interval), interval), probe)
-    return ContextVideo(fit_frames(video_THWC, size.height, size.width), max(1.0, probe.fps / interval))
+    return ContextVideo(fit_frames(video_THWC, size.height, size.width), (probe.fps or FPS) / interval)
 
 
 def _read_actions(path: Path, count: int, frames: int) -> "np.ndarray":
@@ -190,12 +192,11 @@ def _generate(
     return videos
 
 
-def _write(options: SampleOptions, videos: "Sequence[np.ndarray]", context: ContextVideo | None) -> None:
+def _write(options: SampleOptions, videos: "Sequence[np.ndarray]", given: int, fps: float) -> None:
+    """As mp4 and GIF at ``fps``, and a sheet; the first ``given`` frames are those of the context."""
     from magi.data.sample_grid import contact_sheet
     from magi.data.video_writer import write_gif, write_mp4, write_png
 
-    given = 0 if context is None else len(context.video_THWC)
-    fps = FPS / options.interval if context is None else context.fps
     for number, video_THWC in enumerate(videos):
         path = options.out / f"video_{options.seed + number:05d}.mp4"
         write_mp4(path, video_THWC, fps)

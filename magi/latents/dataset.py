@@ -22,10 +22,10 @@ from magi.data.clips import ClipDraw, ClipSampler, epoch_order
 from magi.errors import DataError
 from magi.latents.files import (
     AGAIN,
-    FIT,
     LatentHeader,
     Shard,
     ShardTensors,
+    fit,
     lines_path,
     map_shard,
     measured_normalization,
@@ -203,8 +203,8 @@ def _check_header(folder: Path, header: LatentHeader, config: DataConfig, vae_id
     made, asked = (header.height, header.width), (config.height, config.width)
     if made != asked:
         raise ValueError(f"{folder}: latents are of {made[0]}x{made[1]} frames, data has {asked[0]}x{asked[1]}")
-    if header.fit != FIT:
-        raise ValueError(f"{folder}: frames were cut by '{header.fit}', not '{FIT}'; {other[3:]}")
+    if header.fit != fit(config.fps):
+        raise ValueError(f"{folder}: frames were cut by '{header.fit}', not '{fit(config.fps)}'; {other[3:]}")
     if not header.by_clips:
         return
     for name, made_it, asked_it in (

@@ -31,6 +31,11 @@ FIT = "cover, centre crop, bicubic"
 AGAIN = "run 'magi encode' again"
 
 
+def fit(fps: float) -> str:
+    """How frames get their size, and at which rate they are taken, 0 for their own."""
+    return FIT + (f", {fps:g} frames a second" if fps else "")
+
+
 @dataclass(frozen=True)
 class LatentHeader:
     """What all latents of a folder share; ``height`` and ``width`` are those of the frames, in pixels."""

@@ -155,6 +155,9 @@ def test_context_is_every_nth_frame(videos: Path) -> None:
     assert whole.video_THWC.shape == (12, 32, 32, 3) and whole.fps == 25
     assert (second.video_THWC == whole.video_THWC[[0, 3, 6, 9]]).all() and second.fps == pytest.approx(25 / 3)
     assert read_context(path, 0, 5, size).video_THWC.shape[0] == 3
+    at_10 = read_context(path, 0, 1, size.model_copy(update={"fps": 10}))
+    assert (at_10.video_THWC == whole.video_THWC[[0, 2, 5, 7, 10]]).all() and at_10.fps == 10
+    assert read_context(path, 0, 11, size.model_copy(update={"fps": 10})).fps == pytest.approx(10 / 11)
     assert read_context(path, 2, 1, DataConfig(height=16, width=24)).video_THWC.shape == (2, 16, 24, 3)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,17 @@ def test_video_k_has_seed_k_in_batches_and_the_label_and_interval_asked_for(
     assert {(call["frames"], call["labels"], call["interval"], call["context"]) for call in calls} == {
         (2, "dog", 3, None)
     }
+
+
+@pytest.mark.parametrize(("fps", "shown"), [(0, 12.5), (12, 6.0)])
+def test_videos_have_the_rate_of_the_models_data_over_the_interval(
+    pipeline: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: float, shown: float
+) -> None:
+    data = pipeline.config.data.model_copy(update={"fps": fps})
+    monkeypatch.setattr(pipeline, "config", pipeline.config.model_copy(update={"data": data}))
+    assert run(tmp_path, "--interval", 2) == 0
+    with av.open(tmp_path / "video_00000.mp4") as container:
+        assert float(container.streams.video[0].average_rate or 0) == pytest.approx(shown)
 
 
 def test_a_video_is_its_context_and_then_what_was_generated(

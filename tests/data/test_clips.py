@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from magi.data.clips import Clip, ClipDataset, ClipSampler, clip_span, draw_clip
 from magi.data.index.index import VideoIndex, open_index
 from magi.data.video_writer import write_mp4
 from magi.errors import DataError
+from tests.fakes.numbered_videos import HEIGHT, WIDTH, number_in
+from tests.fakes.numbered_videos import write as write_numbered
 
 LENGTHS = (40, 70, 5, 120)
 CONFIG = DataConfig(frames=4, height=32, width=64, interval_min=1, interval_max=25)
@@ -236,3 +239,21 @@ def test_clips_are_fitted_to_the_size_of_the_config(index: VideoIndex) -> None:
 
 def test_clips_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", "import sys, magi.data.clips; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_at_a_constant_rate_videos_move_equally_fast(tmp_path: Path) -> None:
+    """Of 25 and of 50 frames a second: a clip has the frames of the same moments, in any process."""
+    for name, milliseconds in (("slow.mkv", 40), ("fast.mkv", 20)):
+        write_numbered(tmp_path / name, times=[milliseconds * number for number in range(90)])
+    config = DataConfig(root=str(tmp_path), frames=4, height=HEIGHT, width=WIDTH, interval_max=3, fps=12.5)
+    index = open_index(config)
+    assert [record.path for record in index.videos] == ["fast.mkv", "slow.mkv"]
+    assert index.frame_counts().tolist() == [23, 45] == [record.frames for record in index.videos]
+    for video, step in enumerate((4, 2)):
+        clip = read_clip(index, video, 3, 4, 5, config)
+        assert [number_in(frame) for frame in clip.video_THWC] == [step * number for number in (3, 8, 13, 18)]
+    dataset = ClipDataset(index, config, seed=0)
+    shared = DataLoader(dataset, batch_size=1, num_workers=2, collate_fn=_as_list)  # type: ignore[arg-type]
+    for (clip,), alone in zip(shared, (dataset[0], dataset[1]), strict=True):
+        assert clip.interval == alone.interval and np.array_equal(clip.video_THWC, alone.video_THWC)
+    assert open_index(config.model_copy(update={"fps": 0})).frame_counts().tolist() == [90, 90]

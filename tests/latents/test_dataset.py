@@ -132,6 +132,8 @@ def test_latents_of_another_autoencoder_or_size_are_refused(index: VideoIndex, t
         LatentDataset(tmp_path, CONFIG, 0, "mean-2")
     with pytest.raises(ValueError, match=r"of 32x32 frames, data has 64x32"):
         open_latents(tmp_path, replace(height=64))
+    with pytest.raises(ValueError, match=r"cut by 'cover, .*bicubic', not 'cover, .*bicubic, 12\.5 frames a second'"):
+        open_latents(tmp_path, replace(fps=12.5))
     header = json.loads((tmp_path / HEADER_NAME).read_text())
     (tmp_path / HEADER_NAME).write_text(json.dumps(header | {"fit": "stretched"}))
     with pytest.raises(ValueError, match="cut by 'stretched', not 'cover"):

@@ -18,11 +18,11 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, TypeVar, cast
 
 import av
 import av.container
@@ -32,6 +32,7 @@ import av.video.frame
 import av.video.reformatter
 import av.video.stream
 import numpy as np
+from numpy.typing import NDArray
 
 from magi.data.decoding.deinterlace import deinterlaced
 from magi.errors import DataError
@@ -53,6 +54,9 @@ ADJUSTMENTS = (
 )
 """What ``docs/own_videos.md`` explains, as reports count it; an index stores the position here, so new ones go last."""
 
+_ROUNDING = 0.01
+"""Of a frame: rates are rounded, and a frame that begins exactly then must be found."""
+
 Reformatter = av.video.reformatter.VideoReformatter
 
 
@@ -70,6 +74,41 @@ class VideoProbe:
     """Time stamp of every frame, strictly increasing (a ``range`` or a tuple); None: decode from the start."""
     adjusted: tuple[str, ...] = field(default=(), kw_only=True)
     """Which of ``ADJUSTMENTS`` are done to the stored frames to show them."""
+    stored: Self | None = field(default=None, kw_only=True)
+    """The video as it is stored, where ``frames`` are those of another rate (``at_rate``)."""
+
+
+Probe = TypeVar("Probe", bound=VideoProbe)
+
+
+def at_rate(probe: Probe, fps: float) -> Probe:
+    """The same video with the frames that are on screen every 1 / ``fps`` seconds, by its time stamps.
+
+    Its frame j is the stored one that is shown j / ``fps`` seconds after the first, so a faster rate repeats frames and
+    a slower one leaves some out. A video whose own rate is not known has one frame.
+    """
+    frames = int(frames_at_rate(np.array([probe.frames]), np.array([probe.fps]), fps)[0])
+    return replace(probe, frames=frames, fps=fps, pts=None, stored=probe)
+
+
+def frames_at_rate(frames_V: NDArray[np.int64], fps_V: NDArray[np.float64], fps: float) -> NDArray[np.int64]:
+    """How many frames each of some videos has ``at_rate``, from its stored frames and mean rate."""
+    known_V = fps_V > 0
+    seconds_V = np.where(known_V, frames_V - 1, 0) / np.where(known_V, fps_V, 1)
+    return np.floor(seconds_V * fps + _ROUNDING).astype(np.int64) + 1
+
+
+def _on_screen(stored: VideoProbe, fps: float, indices: Sequence[int]) -> list[int]:
+    """Number of the stored frame that is shown ``index`` / ``fps`` seconds after the first, of each index."""
+    if not stored.fps:
+        return [0] * len(indices)
+    at_I = np.array(indices, np.float64) / fps * stored.fps + _ROUNDING  # in mean distances of frames
+    if isinstance(stored.pts, tuple):
+        pts_F = np.array(stored.pts, np.float64) - stored.pts[0]
+        shown_I = np.searchsorted(pts_F * ((stored.frames - 1) / pts_F[-1]), at_I, side="right") - 1
+    else:
+        shown_I = np.floor(at_I).astype(np.int64)
+    return np.minimum(shown_I, stored.frames - 1).tolist()
 
 
 class Rejection(Exception):
@@ -95,6 +134,13 @@ def stream_frames(path: Path, indices: Sequence[int], probe: VideoProbe) -> Iter
     """As ``read_frames``, one ``frame_HWC`` at a time: constant memory for any length."""
     if any(not 0 <= index < probe.frames for index in indices) or any(a >= b for a, b in pairwise(indices)):
         raise ValueError(f"{path}: frame numbers must increase strictly within 0..{probe.frames - 1}, got {indices}")
+    if probe.stored is not None:
+        shown = _on_screen(probe.stored, probe.fps, indices)
+        frames = stream_frames(path, sorted(set(shown)), probe.stored)
+        for _, repeated in groupby(shown):
+            frame_HWC = next(frames)
+            yield from (frame_HWC for _ in repeated)
+        return
     try:
         yield from _stream_frames(path, indices, probe)
     except (av.error.FFmpegError, OSError, Rejection) as error:

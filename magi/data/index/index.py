@@ -13,7 +13,7 @@ An index or log of an older format needs no care: the videos whose frames are re
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from magi.data.decoding.probe import DecodeLimits
 from magi.data.index.build import ListingSummary, decode_share, write_index
 from magi.data.index.folder import VIDEO_SUFFIXES
 from magi.data.index.outcome_log import PASSING
-from magi.data.index.records import DAMAGED, IndexedVideos
+from magi.data.index.records import DAMAGED, IndexedVideos, VideosAtRate
 from magi.data.index.records import VideoRecord as VideoRecord
 from magi.data.index.sources import Listing, Source, list_videos
 from magi.errors import DataError
@@ -47,7 +47,7 @@ class VideoIndex:
 
     def frame_counts(self) -> NDArray[np.int64]:
         """Frames of every video, without reading the records."""
-        if isinstance(self.videos, IndexedVideos):
+        if isinstance(self.videos, IndexedVideos | VideosAtRate):
             return self.videos.frames_V
         return np.array([record.frames for record in self.videos], np.int64)
 
@@ -63,11 +63,15 @@ class IndexShare:
 def open_index(config: DataConfig, on_progress: Report | None = None) -> VideoIndex:
     """The index of ``config.root``, built or brought up to date where the folder has changed since.
 
-    ``ValueError`` for a missing folder, ``DataError`` without videos or beyond ``config.max_bad_fraction``.
+    With ``config.fps`` its videos have the frames of that rate. ``ValueError`` for a missing folder, ``DataError``
+    without videos or beyond ``config.max_bad_fraction``.
     """
     if not config.root:
         raise ValueError("data.root is empty: name a folder of videos ('magi data digits OUT' writes one)")
-    return build_index(config, max(1, config.workers), retry=False, on_progress=on_progress)
+    index = build_index(config, max(1, config.workers), retry=False, on_progress=on_progress)
+    if config.fps and isinstance(index.videos, IndexedVideos):
+        return replace(index, videos=VideosAtRate(index.videos, config.fps))
+    return index
 
 
 def build_index(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from magi.data.decoding.frames import ADJUSTMENTS, VideoProbe
+from magi.data.decoding.frames import ADJUSTMENTS, VideoProbe, at_rate, frames_at_rate
 from magi.data.decoding.probe import pack_steps, unpack_steps
 from magi.errors import DataError
 from magi.files import atomic_write, open_file
@@ -143,6 +143,12 @@ class IndexedVideos(Sequence[VideoRecord]):
         self._numbers, self._paths, self._steps = (file.get_slice(name) for name in ("numbers", "paths", "steps"))
         return file
 
+    @property
+    def fps_V(self) -> NDArray[np.float64]:
+        """Mean frame rate of every video, read from the file."""
+        column = NUMBERS.index("micro_fps")
+        return np.asarray(self._numbers[:, column : column + 1][:, 0], np.float64) / 1e6
+
     def __len__(self) -> int:
         return len(self.frames_V)
 
@@ -192,3 +198,28 @@ class IndexedVideos(Sequence[VideoRecord]):
         self._open()
         if self._identity != state["_identity"]:
             raise DataError(f"{self.path}: has been replaced since it was opened; start again")
+
+
+@dataclass(frozen=True)
+class VideosAtRate(Sequence[VideoRecord]):
+    """The videos of an index, each read at ``fps`` frames a second (``magi.data.decoding.frames.at_rate``)."""
+
+    stored: IndexedVideos
+    fps: float
+
+    @property
+    def frames_V(self) -> NDArray[np.int64]:
+        """Frames of every video at that rate."""
+        return frames_at_rate(self.stored.frames_V, self.stored.fps_V, self.fps)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @overload
+    def __getitem__(self, number: int) -> VideoRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[VideoRecord]: ...
+    def __getitem__(self, number: int | slice) -> VideoRecord | Sequence[VideoRecord]:
+        if isinstance(number, slice):
+            return tuple(at_rate(record, self.fps) for record in self.stored[number])
+        return at_rate(self.stored[number], self.fps)

@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from magi.data.decoding import frames as decoder
 from magi.data.decoding.deinterlace import deinterlaced
-from magi.data.decoding.frames import read_frames
+from magi.data.decoding.frames import at_rate, read_frames
 from magi.data.decoding.probe import DecodeLimits, RejectedFile, probe_file
 from magi.errors import DataError
 from tests.fakes.numbered_videos import (
@@ -336,6 +336,28 @@ def test_a_changed_file_is_an_error_not_other_frames(videos: dict[str, Path], tm
             read_frames(path, [frame], promised)
     other_times = read_frames(videos["h264.mp4"], [60], good(videos["variable-rate.mp4"]))
     assert number_in(other_times[0]) == 60
+
+
+@pytest.mark.parametrize("fps", [5, 12.5, 25, 40, 120])
+@pytest.mark.parametrize("name", ["h264.mp4", "variable-rate.mp4", "late-start.mp4", "xvid-b-frames.avi", "vp9.webm"])
+def test_at_a_rate_the_frames_are_those_on_screen(videos: dict[str, Path], name: str, fps: float) -> None:
+    """Whatever the time stamps: of each moment, the last frame that has begun."""
+    stored = good(videos[name])
+    times = UNEVEN_TIMES if name in ("variable-rate.mp4", "late-start.mp4") else [40 * n for n in range(COUNT)]
+    expected = []
+    while (now := len(expected) * 1000 / fps) <= times[-1]:
+        expected.append(max(number for number, time in enumerate(times) if time <= now))
+    probe = at_rate(stored, fps)
+    assert (probe.frames, probe.fps, probe.stored) == (len(expected), fps, stored)
+    asked = [*range(0, len(expected), 3)]
+    assert [number_in(frame) for frame in read_frames(videos[name], asked, probe)] == expected[::3]
+    with pytest.raises(ValueError, match="increase strictly"):
+        read_frames(videos[name], [len(expected)], probe)
+
+
+def test_a_video_of_unknown_rate_has_one_frame_at_any(videos: dict[str, Path]) -> None:
+    probe = at_rate(replace(good(videos["h264.mp4"]), fps=0.0), 10)
+    assert probe.frames == 1 and number_in(read_frames(videos["h264.mp4"], [0], probe)[0]) == 0
 
 
 def test_odd_names_work(videos: dict[str, Path], tmp_path: Path) -> None:
