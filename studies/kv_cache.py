@@ -113,15 +113,13 @@ def check_parity(model: Magi, config: SamplingConfig, conditions: Conditions, fr
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call: of the processor on a CPU, of the clock on a GPU."""
-    if device.type == "cpu":
-        began = time.process_time()
-        work()
-        return time.process_time() - began
-    torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    on_cpu = device.type == "cpu"
+    clock, wait = (time.process_time, torch.cpu.synchronize) if on_cpu else (time.perf_counter, torch.cuda.synchronize)
+    wait(device)
+    began = clock()
     work()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    wait(device)
+    return clock() - began
 
 
 def exponent(frames: Sequence[int], seconds: Sequence[float]) -> float:
