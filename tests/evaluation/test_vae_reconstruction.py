@@ -97,3 +97,30 @@ def test_the_difference_of_a_stream_is_measured_not_assumed() -> None:
 
     forgetful = Forgetful(SmallVaeShape(widths=(8,), patch=2))
     assert stream_difference(forgetful, forgetful.encode(some_video(1, 3, 8, 8))) > 20
+
+
+def test_encoding_and_decoding_are_timed_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding takes a second a batch and decoding three; what else is measured is in neither."""
+    now = 0.0
+
+    class Slow(PixelVae):
+        def posterior(self, video_BTHWC: torch.Tensor) -> Posterior:
+            nonlocal now
+            now += 1
+            return super().posterior(video_BTHWC)
+
+        def decode(self, latents_BTCHW: torch.Tensor) -> torch.Tensor:
+            nonlocal now
+            now += 3
+            return super().decode(latents_BTCHW)
+
+    def metric(*_: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        now += 10
+        return torch.ones(2, 3, dtype=torch.float64)
+
+    monkeypatch.setattr("magi.evaluation.vae_reconstruction.time.perf_counter", lambda: now)
+    monkeypatch.setattr("magi.evaluation.vae_reconstruction.psnr", metric)
+    videos = [some_video(3, 8, 8, seed=seed).numpy() for seed in range(4)]
+    result = measure_reconstruction(Slow(2), videos, 4, 2, CPU)
+    assert (result.encode_frames_per_second, result.decode_frames_per_second) == (12 / 2, 12 / 6)

@@ -172,3 +172,27 @@ def test_bootstrap_interval_is_as_wide_as_repeated_samples() -> None:
     assert estimate.value == distance_of(first_ND, second_ND)
     assert estimate.low < estimate.value < estimate.high
     assert 0.6 < estimate.std / float(fresh.std()) < 1.7
+
+
+def test_both_sides_are_resampled_each_by_itself() -> None:
+    """Draws of one key would pick the same clips on both sides: equal sets would then be 0 apart in every draw."""
+    features_ND = normal(60, 4, 0)
+    estimate = with_bootstrap(0.0, features_ND, features_ND, count=20)
+    assert estimate.std > 0.01 and estimate.low < 0 < estimate.high
+
+
+def test_extrapolation_is_a_line_through_all_halves_and_thirds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+
+    def biased(first_ND: torch.Tensor, second_ND: torch.Tensor) -> float:
+        assert torch.equal(first_ND, second_ND - 1000), "the same clips of both sets"
+        seen.append(first_ND[:, 0].tolist())
+        return 5 + 100 / len(first_ND)
+
+    monkeypatch.setattr("magi.evaluation.metrics.frechet.distance_of", biased)
+    numbers_N1 = torch.arange(60.0)[:, None]
+    assert extrapolated_distance(numbers_N1, numbers_N1 + 1000) == pytest.approx(5)
+    assert [len(part) for part in seen] == [60, 30, 30, 20, 20, 20]
+    for parts in (seen[:1], seen[1:3], seen[3:]):
+        assert sorted(number for part in parts for number in part) == list(range(60)), "each clip once"
+    assert seen[0] != sorted(seen[0]), "in random order: clips of one video are neighbours"
