@@ -5,6 +5,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from magi.evaluation.protocol.protocols import protocol
 from magi.evaluation.protocol.result import (
     Curve,
     EvaluationResult,
+    FrameMetric,
     GroundTruthScores,
     GroundTruthSeries,
     JudgedTarget,
@@ -141,3 +143,29 @@ def test_results_in_the_repository_have_whole_cards() -> None:
 
 def _scored(values: dict[str, object]) -> str:
     return "models" if values["frechet"] else "targets"
+
+
+def test_drift_is_the_mean_over_frames_and_that_of_the_last() -> None:
+    """Frames at which the real clips do not change have no ratio and no part in the mean."""
+    found = read_result(ROOT / "results" / "digits3d.json").frechet
+    assert found is not None
+    (name, model), *_ = found.models.items()
+
+    def row(mean: tuple[float | None, ...], low: float | None = 1.5) -> str:
+        drift = Curve(mean, (0.5, 0.5, low), (3.0, 3.0, 2.5))
+        ((what, text),) = drift_rows(replace(found, models={name: replace(model, drift_ratio=drift)}))
+        assert what == f"{name}, change between frames over real"
+        return text
+
+    assert row((1.0, None, 2.0)) == "1.500; last frame 2.000 (1.500 to 2.500)"
+    assert row((1.0, 3.0, 2.0), low=None) == "2.000; last frame 2.000"
+    assert row((1.0, 1.0, None)) == "no change between real frames to compare with"
+
+
+def test_frame_metrics_say_where_all_frames_are_exact() -> None:
+    found = read_result(ROOT / "results" / "digits3d.json").frechet
+    assert found is not None
+    (name, model), *_ = found.models.items()
+    metrics = {"psnr": FrameMetric(None, 5, (None,), 1), "ssim": FrameMetric(0.25, 5, (0.25,), 0)}
+    rows = frame_rows(replace(found, models={name: replace(model, frames=metrics)}))
+    assert rows == [(f"{name}, psnr", "every frame is exact"), (f"{name}, ssim", "0.2500")]

@@ -14,7 +14,16 @@ from studies.commands import run_command
 from studies.measures import Measures
 from studies.pendulum import record
 from studies.sources import Source, prepare, source
-from studies.variants import Budget, Run, StudyOptions, check_writable, load_or_train, measure, settings_of
+from studies.variants import (
+    Budget,
+    Run,
+    StudyOptions,
+    check_writable,
+    load_or_train,
+    measure,
+    settings_of,
+    training_options,
+)
 from tests.fakes.study_fakes import BUDGET, write_real, write_run
 
 
@@ -71,6 +80,22 @@ def test_measures_of_other_settings_are_refused(tmp_path: Path, monkeypatch: pyt
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match="unknown settings"):
         measured()
+
+
+def test_runs_are_trained_and_sampled_with_the_settings_of_their_variant() -> None:
+    """Written out as ``magi train`` takes them: all but the variant's own settings are the same for all."""
+    words = training_options(Run("mtf", "digits", 7, Budget(steps=400, batch=2, size="nano")))
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    for name, value in {
+        "--size": "nano", "--training.steps": 400, "--training.batch": 2, "--training.seed": 7,
+        "--training.warmup-steps": 40, "--training.cooldown-steps": 100, "--sampling.iterations": 4,
+        "--sampling.steps": 25, "--sampling.temperature": 0.9, "--model.teacher-forcing": "masked",
+        "--data.interval-max": "4", "--model.noise-max": "0",
+    }.items():  # fmt: skip
+        assert given[name] == value, name
+    other = training_options(Run("ctf-without-interval", "digits", 7, Budget(steps=400, batch=2, size="nano")))
+    differing = {name for name, value in zip(other[::2], other[1::2], strict=True) if given.get(name) != value}
+    assert differing == {"--model.teacher-forcing", "--data.interval-max", "--model.noise-max"}
 
 
 def test_settings_distinguish_runs() -> None:

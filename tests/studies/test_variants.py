@@ -103,5 +103,7 @@ def test_a_toy_run_is_trained_measured_and_read_again(
     assert all(bool((clip != other).any()) for clip in clips for other in others), "no video is in both halves"
     with pytest.raises(DataError, match="frames, 801 are needed"):
         held_out_clips(place, 101, interval=8)
+    for name, held_against in (("digits3d", others), ("floor_digits3d", clips)):
+        torch.testing.assert_close(real[name], clip_features(held_against, "cpu")["digits3d"])
     # The clip and the clip that it is held against begin with the same frame.
     assert torch.equal(made["grey_edges"][:, 0], clip_features(clips, "cpu")["grey_edges"][:, 0].half())

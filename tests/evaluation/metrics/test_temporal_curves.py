@@ -35,6 +35,15 @@ def test_adjacent_l2_is_the_root_mean_square_of_the_change() -> None:
     assert adjacent_l2(video)[0].tolist() == pytest.approx(expected)
 
 
+def test_sharpness_is_the_root_mean_square_of_the_laplacian() -> None:
+    """Of one point: -4 there and 1 at its four neighbours, over the 36 places where the kernel fits into 8 x 8."""
+    video = torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8)
+    video[0, 0, 3, 4] = 51  # 0.2 in all colours
+    video[0, 1, 3, 4, 1] = 51  # in one of three
+    assert sharpness(video)[0].tolist() == pytest.approx([0.2 * (20 / 36) ** 0.5, 0.2 / 3 * (20 / 36) ** 0.5])
+    assert brightness(video)[0].tolist() == pytest.approx([0.2 / 64, 0.2 / 192])
+
+
 def test_falling_grey_levels_do_not_wrap_around() -> None:
     video = torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8)
     video[0, 0] = 10
