@@ -14,7 +14,7 @@ from magi.bench.report import load_report, markdown
 from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, read_result
-from magi.evaluation.report import score_rows, target_text
+from magi.evaluation.report import metric_titles, score_rows, target_text
 from magi.files import write_markdown_block
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def ground_truth_table(result: EvaluationResult) -> str:
     scores, protocol = result.ground_truth, result.protocol
     assert scores is not None, "a table of ground truth needs a result of the protocol 'digits'"
     ranges = list(next(iter(scores.series.values())).ranges)[:2]
-    columns = [(frames, metric) for frames in ranges for metric in METRIC_TITLES]
+    columns = [(frames, metric) for frames in ranges for metric in metric_titles(scores)]
     lines = [
         "| frames " + "".join(f"| {frames}: {METRIC_TITLES[metric]} " for frames, metric in columns) + "|",
         "|---" + "|---:" * len(columns) + "|",

@@ -32,7 +32,7 @@ class ProtocolOptions:
     """
 
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
-    """name of a protocol; digits and digits3d are for built-in videos and need no downloads"""
+    """name of a protocol; digits, digits3d and world are for built-in videos and need no downloads"""
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """run directory, exported folder, hub id, or 'demo'; or NAME=MODEL,NAME=MODEL to compare several"""
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -280,7 +280,7 @@ def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) ->
     from magi.training.parallelize import resolve_device
 
     if protocol.ground_truth:
-        return Metrics(classifier=load_classifier()[0])
+        return Metrics(classifier=load_classifier()[0] if protocol.network == "digit_classifier" else None)
     on = resolve_device(device)
     if protocol.network == "digits3d":
         network: FeatureNetwork = Digits3d.load().to(on)

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi.data.index.index import VideoIndex
-from magi.data.index.records import VideoRecord
 from magi.errors import DataError
 
 SUFFIXES = (".actions.npy", ".actions.csv", ".actions.jsonl", ".json")
@@ -157,13 +156,12 @@ def as_entries(entries: Sequence[Any]) -> NDArray[np.float64]:
     return np.array([empty if entry is None else entry for entry in entries], np.float64)
 
 
-def video_track(root: Path, record: VideoRecord, actions: int) -> Rows:
-    """The rows of an indexed video; ``DataError`` as for ``read_track``, or where it has no track."""
-    video = root / record.path
+def video_track(video: Path, actions: int, frames: int) -> Rows:
+    """The rows of a video of ``frames`` frames; ``DataError`` as for ``read_track``, or where it has no track."""
     path = track_path(video)
     if path is None:
         raise DataError(f"{video}: no actions beside it ({', '.join(video.stem + suffix for suffix in SUFFIXES)})")
-    return read_track(path, actions, record.frames)
+    return read_track(path, actions, frames)
 
 
 def actions_between(rows_FA: Rows, start: int, frames: int, interval: int) -> Rows:
@@ -210,7 +208,7 @@ def with_actions(index: VideoIndex, actions: int, max_bad_fraction: float) -> tu
     usable, reasons = [], []
     for record in index.videos:
         try:
-            video_track(index.root, record, actions)
+            video_track(index.root / record.path, actions, record.frames)
             usable.append(record)
         except DataError as error:
             reasons.append(str(error))

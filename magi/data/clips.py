@@ -134,7 +134,8 @@ class ClipDataset:
         clip = read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
         if not self.actions:
             return clip
-        track_FA = video_track(self.index.root, self.index.videos[draw.video], self.actions)
+        record = self.index.videos[draw.video]
+        track_FA = video_track(self.index.root / record.path, self.actions, record.frames)
         return replace(clip, actions_TA=actions_between(track_FA, draw.start, self.config.frames, draw.interval))
 
 

@@ -23,7 +23,15 @@ METRIC_TITLES = {
     "class_accuracy": "class accuracy",
     "position_error_px": "position error (px)",
     "intensity_ratio": "intensity / real",
+    "control": "actions obeyed",
+    "control_shuffled": "another clip's actions obeyed",
+    "position_error": "position error (px)",
+    "things_right": "things right",
+    "violation": "violations",
+    "alive": "alive",
+    "psnr": "PSNR (dB)",
 }
+_SHARES = ("class_accuracy", "control", "control_shuffled", "things_right", "alive")
 _CURVE_TITLES = {
     "adjacent_l2": "change between adjacent frames (RMS, 0..1)",
     "brightness": "brightness (0..1)",
@@ -32,7 +40,7 @@ _CURVE_TITLES = {
 }
 _INTERVAL_STYLES = {"1": "-", "2": "--", "4": "-.", "8": ":"}
 REAL_COLOUR = "#444444"
-_BASELINES = {"real": (REAL_COLOUR, "--"), "vae": ("#999999", ":")}
+_BASELINES = {"real": (REAL_COLOUR, "--"), "vae": ("#999999", ":"), "last": ("#BBBBBB", "-.")}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SHEET_CLIPS, _SHEET_COLUMNS = 4, 16
 VIDEO_CLIPS = 6
@@ -44,19 +52,23 @@ Series = Mapping[str, NDArray[np.uint8]]
 
 def draw_ground_truth(scores: GroundTruthScores, context: int, frames: int) -> Image.Image:
     """Each metric over frame numbers, mean over clips with its 95% interval; context shaded, targets as black lines."""
-    figure = figure_of(13.5, 4.2)
-    panels = figure.subplots(1, 3)
-    for (metric, title), axes in zip(METRIC_TITLES.items(), panels, strict=True):
+    metrics = list(next(iter(scores.series.values())).per_frame)
+    rows = -(-len(metrics) // 3)
+    figure = figure_of(13.5, 4.2 * rows)
+    panels = figure.subplots(rows, 3, squeeze=False).ravel()
+    for unused in panels[len(metrics) :]:
+        unused.set_axis_off()
+    for metric, axes in zip(metrics, panels, strict=False):
         for name, (colour, style) in _styles(scores.series):
             _draw_curve(axes, scores.series[name].per_frame[metric], colour, style, name)
         _draw_targets(axes, next(iter(scores.targets.values()), ()), metric)
         axes.axvspan(0.5, context + 0.5, color="#FFAA00", alpha=0.25, linewidth=0)
         axes.set_xlim(0.5, frames + 0.5)
         axes.set_xlabel("frame number (context shaded)")
-        axes.set_title(title, fontsize=11)
-        axes.set_ylim(bottom=0)
-    panels[0].set_ylim(0, 1.03)
-    panels[2].set_ylim(0, max(1.5, min(panels[2].get_ylim()[1], 3.0)))
+        axes.set_title(METRIC_TITLES[metric], fontsize=11)
+        axes.set_ylim(0, 1.03 if metric in _SHARES else None)
+        if metric == "intensity_ratio":
+            axes.set_ylim(0, max(1.5, min(axes.get_ylim()[1], 3.0)))
     return _with_legend(figure, panels[0])
 
 

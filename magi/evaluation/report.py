@@ -77,7 +77,7 @@ def report_html(result: EvaluationResult, pictures: Mapping[str, Image.Image], v
         score_rows=[] if scores is None else score_rows(result),
         drift_rows=[] if scores is None else drift_rows(scores),
         frame_rows=[] if scores is None else frame_rows(scores),
-        metrics=METRIC_TITLES,
+        metrics=metric_titles(truth) if truth else {},
         targets=[target_text(target) for target in next(iter(truth.targets.values()), ())] if truth else [],
         ranges=list(next(iter(truth.series.values())).ranges) if truth else [],
         pictures={title: _base64(_png(picture)) for title, picture in pictures.items()},
@@ -163,10 +163,20 @@ def ground_truth_rows(scores: GroundTruthScores) -> list[tuple[str, str]]:
         for frames, metrics in series.ranges.items():
             text = "  ".join(f"{metric} {found.value.value:.3f}" for metric, found in metrics.items())
             rows.append((f"{name}, frames {frames}", text))
+    for name, survived in scores.median_survival.items():
+        rows.append((f"{name}, median survival", f"{survived:g} generated frames"))
+    for name, counts in scores.reactions.items():
+        shares = ", ".join(f"{count / max(1, sum(counts)):.3f}" for count in counts)
+        rows.append((f"{name}, changes of action obeyed after 0, 1, 2, 3 frames or not", shares))
     for name, judged in scores.targets.items():
         if judged:
             rows.append((name, f"{sum(target.met for target in judged)} of {len(judged)} targets met"))
     return rows
+
+
+def metric_titles(scores: GroundTruthScores) -> dict[str, str]:
+    """Title of each metric that was measured."""
+    return {metric: METRIC_TITLES[metric] for metric in next(iter(scores.series.values())).per_frame}
 
 
 def target_text(target: JudgedTarget) -> str:

@@ -176,7 +176,7 @@ class _Job:
 
     def _actions(self, record: VideoRecord, clips: list[list[int]]) -> list[Tensor]:
         """What led to each latent frame, of each clip or of the whole video."""
-        rows_FA = video_track(self.index.root, record, self.header.actions)
+        rows_FA = video_track(self.index.root / record.path, self.header.actions, record.frames)
         if not self.header.by_clips:
             return [torch.from_numpy(rows_FA)]
         of_clips = (actions_between(rows_FA, start, self.config.frames, interval) for start, interval in clips)

@@ -43,6 +43,12 @@ class World(Protocol[S]):
     fps: ClassVar[int]
     positions: ClassVar[tuple[str, ...]]
     """Fields of the state that are positions of the player, in the world's unit of length."""
+    things: ClassVar[str]
+    """Field of the state that says of each thing whether it is still there; things never come back."""
+
+    def state_from_json(self, values: dict[str, Any]) -> S:
+        """The inverse of a state's ``to_json``; KeyError or TypeError for values of another kind of state."""
+        ...
 
     def start(self, rng: np.random.Generator) -> S:
         """A state that a video may begin with."""
@@ -62,4 +68,12 @@ class World(Protocol[S]):
 
     def read(self, frame_HWC: Frame, before: S | None = None) -> S:
         """The oracle: the state that a frame shows; what one frame cannot show comes from the state ``before``."""
+        ...
+
+    def alike(self, state: S, before: S) -> tuple[S, ...]:
+        """``state`` as read after ``before``, and other states that the same two frames may show."""
+        ...
+
+    def is_inside(self, state: S) -> bool:
+        """Whether the player is where the world lets nobody be, by more than the oracle's error."""
         ...

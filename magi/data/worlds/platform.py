@@ -8,6 +8,7 @@ Units are pixels and frames; (x, y) is the top left corner of the player, y grow
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ COIN_SIZE = 4.0
 COIN_SHARE = 0.75  # of the coins are there when a video begins
 HOLD = (1, 12)  # frames that a key is held
 TOUCH = 1e-6
+INSIDE = 1.5  # pixels within a block that the oracle's error does not explain
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Platform(World[PlatformState]):
     size = FRAME_SIZE
     fps = 15
     positions = ("x", "y")
+    things = "coins"
+
+    def state_from_json(self, values: dict[str, Any]) -> PlatformState:
+        """A state of a sidecar."""
+        return PlatformState.from_json(values)
 
     def start(self, rng: np.random.Generator) -> PlatformState:
         """The player in free space, anywhere; each coin there or not; the enemy anywhere on its way."""
@@ -153,6 +160,25 @@ class Platform(World[PlatformState]):
         vy = 0.0 if before is None or on_ground or under else float(np.clip(y - before.y, -JUMP, FALL))
         return _thrown(PlatformState(x, y, vy, on_ground, coins, enemy_x, speed))
 
+    def alike(self, state: PlatformState, before: PlatformState) -> tuple[PlatformState, ...]:
+        """Within a pixel of a block, whether the player stands on it or is about to land or to leave cannot be seen.
+
+        A player read as within a block by less than that is beside it: the simulator would push it to the other side.
+        """
+        state = _pushed_out(state)
+        vy = float(np.clip(state.y - before.y, -JUMP, FALL))
+        moving = (state, replace(state, on_ground=False, vy=vy))
+        for solid in SOLIDS:
+            if abs(state.y + HEIGHT - solid.y) < 1 and _above(state.player, solid):
+                return *moving, replace(state, y=solid.y - HEIGHT, on_ground=True, vy=0.0)
+        return moving
+
+    def is_inside(self, state: PlatformState) -> bool:
+        """Whether the player is more than a pixel and a half within a block, or as far off the screen."""
+        x, y, width, height = state.x + INSIDE, state.y + INSIDE, WIDTH - 2 * INSIDE, HEIGHT - 2 * INSIDE
+        inner = Box(x, y, width, height)
+        return any(inner.overlaps(solid) for solid in SOLIDS) or not -INSIDE <= state.x <= FRAME_SIZE - WIDTH + INSIDE
+
 
 def _held(frames: int, shares: NDArray[np.float64], rng: np.random.Generator) -> list[int]:
     """For each frame a choice, each held for a random number of frames."""
@@ -178,6 +204,17 @@ def _moved_down(x: float, y: float, vy: float) -> tuple[float, float, bool]:
         if Box(x, y, WIDTH, HEIGHT).overlaps(solid):
             return (solid.y - HEIGHT, 0.0, True) if vy > 0 else (solid.y + solid.height, 0.0, False)
     return (0.0, 0.0, False) if y < 0 else (y, vy, False)
+
+
+def _pushed_out(state: PlatformState) -> PlatformState:
+    """The player beside the blocks that it overlaps, where it is nearest."""
+    for solid in SOLIDS:
+        if state.player.overlaps(solid):
+            left, right = solid.x - WIDTH - state.x, solid.x + solid.width - state.x
+            up, down = solid.y - HEIGHT - state.y, solid.y + solid.height - state.y
+            move = min((left, right, up, down), key=abs)
+            state = replace(state, x=state.x + move) if move in (left, right) else replace(state, y=state.y + move)
+    return state
 
 
 def _patrolled(x: float, speed: float) -> tuple[float, float]:

@@ -1,32 +1,32 @@
-"""Metrics of a predicted digit video against its ground truth, frame by frame, and their means.
+"""Metrics of a predicted digit video against its ground truth, frame by frame.
 
 - ``class_accuracy``: whether the classifier sees the clip's class; a black frame counts as no.
 - ``position_error_px``: distance in pixels of the centroid of the foreground from the exact path; a black frame counts
   as half the frame's width.
 - ``intensity_ratio``: foreground intensity over that of the real frame.
 
-Frame numbers count from 1, as people count them: with 4 context frames the first generated frame is 5. Intervals are
-95% bootstrap intervals over clips. Knows no models and no files.
+Knows no models and no files.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from magi.errors import DataError
-from magi.evaluation.metrics.bootstrap import RESAMPLES, Estimate, interval_95, resampled_means
 from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.moving_digits.intensity import centroids, foreground_intensity
+from magi.evaluation.protocol.ground_truth import Badness, Curves
 
-METRICS = ("class_accuracy", "position_error_px", "intensity_ratio")
 NEAR_FRAMES = 16  # up to here is the near range: as long as a clip of training
-BIN_FRAMES = 10
-
-Curves = dict[str, NDArray[np.float64]]
-"""Values_BT of each metric: a row for each clip, a column for each frame."""
+BADNESS: dict[str, Badness] = {
+    "class_accuracy": lambda mean: -mean,
+    "position_error_px": lambda mean: mean,
+    "intensity_ratio": lambda mean: abs(math.log(max(mean, 1e-9))),  # farthest from 1 as a ratio
+}
+"""The metrics, and by what the worst mean of each is known."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,6 @@ class RealClip:
     video_THWC: NDArray[np.uint8]
     label: int
     path_T2: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class FrameRange:
-    """Frames ``first`` to ``last``, counted from 1, both included."""
-
-    first: int
-    last: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.first}-{self.last}"
-
-    def of(self, values_BT: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The columns of ``values_BT`` within the range."""
-        return values_BT[:, self.first - 1 : self.last]
 
 
 def measure(video_BTHWC: NDArray[np.uint8], clips: Sequence[RealClip], classifier: DigitClassifier) -> Curves:
@@ -77,42 +61,3 @@ def measure(video_BTHWC: NDArray[np.uint8], clips: Sequence[RealClip], classifie
         "position_error_px": np.where(np.isnan(error_BT), width / 2, error_BT),
         "intensity_ratio": intensity_BTHW.sum((2, 3), dtype=np.float64) / real_BT,
     }
-
-
-def frame_ranges(context: int, frames: int) -> list[FrameRange]:
-    """The ranges figures are given for: near (to frame 16), far (after it) and all generated frames."""
-    ranges = [
-        FrameRange(context + 1, min(NEAR_FRAMES, frames)),
-        FrameRange(max(context, NEAR_FRAMES) + 1, frames),
-        FrameRange(context + 1, frames),
-    ]
-    return list(dict.fromkeys(found for found in ranges if found.first <= found.last))
-
-
-def range_mean(values_BT: NDArray[np.float64], frames: FrameRange, seed: int = 0) -> Estimate:
-    """Mean over clips and the frames of a range, with its bootstrap interval over clips."""
-    means_B1 = torch.from_numpy(frames.of(values_BT).mean(1, keepdims=True))
-    drawn_R1 = resampled_means(means_B1, RESAMPLES, seed)
-    low, high = (float(bound) for bound in interval_95(drawn_R1))
-    return Estimate(*(round(value, 4) for value in (float(means_B1.mean()), low, high, float(drawn_R1.std()))))
-
-
-def worst_bin(metric: str, values_BT: NDArray[np.float64], frames: FrameRange) -> tuple[FrameRange, float]:
-    """The worst of the range's bins of 10 frames (the last may be shorter) and its mean.
-
-    Worst is the lowest ``class_accuracy``, the highest ``position_error_px``, the ``intensity_ratio`` farthest from 1
-    as a ratio.
-    """
-    starts = range(frames.first, frames.last + 1, BIN_FRAMES)
-    bins = [FrameRange(start, min(start + BIN_FRAMES - 1, frames.last)) for start in starts]
-    means = [float(part.of(values_BT).mean()) for part in bins]
-    worst = max(range(len(bins)), key=lambda number: _badness(metric, means[number]))
-    return bins[worst], means[worst]
-
-
-def _badness(metric: str, mean: float) -> float:
-    if metric == "class_accuracy":
-        return -mean
-    if metric == "position_error_px":
-        return mean
-    return abs(float(np.log(max(mean, 1e-9))))

@@ -5,38 +5,20 @@ The real clips, the autoencoder's reconstructions of them and every model's samp
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from magi.data.decoding.frames import VideoProbe, read_frames
 from magi.errors import DataError
-from magi.evaluation.metrics.bootstrap import mean_band
 from magi.evaluation.moving_digits.classifier import held_out_accuracy
-from magi.evaluation.moving_digits.ground_truth import (
-    METRICS,
-    Curves,
-    RealClip,
-    frame_ranges,
-    measure,
-    range_mean,
-    worst_bin,
-)
+from magi.evaluation.moving_digits.ground_truth import BADNESS, NEAR_FRAMES, RealClip, measure
 from magi.evaluation.protocol.clip_table import by_number
-from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED, Evaluation
-from magi.evaluation.protocol.result import (
-    Curve,
-    GroundTruthScores,
-    GroundTruthSeries,
-    JudgedTarget,
-    RangeScore,
-    Target,
-)
-from magi.evaluation.protocol.samples import read_samples, sample_plan
+from magi.evaluation.protocol.evaluation import REAL, Evaluation
+from magi.evaluation.protocol.ground_truth import frame_ranges, judge, made_videos, score_series
+from magi.evaluation.protocol.result import GroundTruthScores, Target
 
 CLASSIFIER_CLIPS = 500  # of the classifier's held-out digits, classified again with every evaluation
 
@@ -50,7 +32,7 @@ TARGETS = (
 """For 4 context frames and 104 frames in all. "Up to frame 104" is judged on 17-104, which is harder than 5-104."""
 
 
-def score_ground_truth(evaluation: Evaluation) -> GroundTruthScores:
+def score_digits(evaluation: Evaluation) -> GroundTruthScores:
     """Measure real, reconstructed and generated clips; ``DataError`` where samples or sidecars are missing."""
     protocol, classifier = evaluation.protocol, evaluation.metrics.classifier
     assert classifier is not None, "a protocol of ground truth is measured with the digit classifier"
@@ -65,49 +47,13 @@ def score_ground_truth(evaluation: Evaluation) -> GroundTruthScores:
         evaluation.on_progress("measuring", number, len(series))
         curves[name] = measure(torch.cat(list(videos)).numpy(), clips, classifier)
     evaluation.on_progress("measuring", len(series), len(series))
+    ranges = frame_ranges(protocol.context_frames, protocol.frames, NEAR_FRAMES)
     return GroundTruthScores(
-        series={name: _series(values, protocol.context_frames, protocol.frames) for name, values in curves.items()},
-        targets={name: _judge(curves[name], protocol.context_frames, protocol.frames) for name in evaluation.models},
+        series={name: score_series(values, BADNESS, ranges) for name, values in curves.items()},
+        targets={name: judge(curves[name], TARGETS, ranges) for name in evaluation.models},
         classifier_accuracy=round(accuracy, 4),
         classifier_clips=CLASSIFIER_CLIPS,
     )
-
-
-def made_videos(evaluation: Evaluation) -> dict[str, Iterator[Tensor]]:
-    """Video_BTHWC of each series but the real clips: every autoencoder's reconstructions, every model's samples."""
-    users: dict[str, list[str]] = {}
-    for name, model in evaluation.models.items():
-        users.setdefault(model.vae.id, []).append(name)
-    clips = (0, len(evaluation.predicted))
-    videos = {}
-    for first, *_ in users.values():
-        name = RECONSTRUCTED if len(users) == 1 else f"{RECONSTRUCTED} {first}"
-        videos[name] = evaluation.reconstructed(evaluation.models[first], REAL, *clips)
-    return videos | {
-        name: read_samples(evaluation, sample_plan(evaluation, name), *clips) for name in evaluation.models
-    }
-
-
-def _series(curves: Curves, context: int, frames: int) -> GroundTruthSeries:
-    ranges: dict[str, dict[str, RangeScore]] = {}
-    for part in frame_ranges(context, frames):
-        ranges[part.name] = {}
-        for metric in METRICS:
-            worst, value = worst_bin(metric, curves[metric], part)
-            ranges[part.name][metric] = RangeScore(range_mean(curves[metric], part), round(value, 4), worst.name)
-    bands = {metric: Curve.of(mean_band(torch.from_numpy(curves[metric]), 0)) for metric in METRICS}
-    return GroundTruthSeries(ranges, bands)
-
-
-def _judge(curves: Curves, context: int, frames: int) -> tuple[JudgedTarget, ...]:
-    """Each target whose range is among those evaluated, the value reached, and whether it meets the target."""
-    ranges = {part.name: part for part in frame_ranges(context, frames)}
-    judged = []
-    for target in TARGETS:
-        if target.frames in ranges:
-            value = range_mean(curves[target.metric], ranges[target.frames]).value
-            judged.append(JudgedTarget(**vars(target), value=value, met=target.contains(value)))
-    return tuple(judged)
 
 
 def read_real_clips(videos: Path, count: int, frames: int) -> list[RealClip]:

@@ -60,8 +60,10 @@ class EvaluationProtocol(Section):
     )
     count: int = Field(2048, ge=1, description="clips a side and fold")
     folds: int = Field(1, ge=1, description="how many times, with other samples; 1 gives a bootstrap interval")
-    network: Literal["i3d", "digits3d", "digit_classifier"] = Field(
-        "i3d", description="feature network; digit_classifier measures against the ground truth of built-in videos"
+    network: Literal["i3d", "digits3d", "digit_classifier", "world_oracle"] = Field(
+        "i3d",
+        description="feature network; digit_classifier and world_oracle measure against the ground truth of built-in "
+        "videos, and with world_oracle the model is given the actions of the clip",
     )
     network_input: Literal["tats", "videogpt", "google", "magvit_train"] = Field(
         "tats", description="preprocessing of I3D: tats squashes by half-pixel, google and magvit_train by TF1 bilinear"
@@ -74,7 +76,7 @@ class EvaluationProtocol(Section):
     @property
     def ground_truth(self) -> bool:
         """Whether clips are measured against the ground truth of built-in videos, and no distance of features."""
-        return self.network == "digit_classifier"
+        return self.network in ("digit_classifier", "world_oracle")
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -165,6 +167,14 @@ _DIGITS = EvaluationProtocol(
     count=128,
     network="digit_classifier",
 )
+_WORLD = _variant(
+    _DIGITS,
+    "world",
+    "this project: videos of a built-in world of a seed of their own, 4 frames continued for 256 under the same "
+    "actions; control, position, things taken and survival by the world's oracle against the exact simulator",
+    frames=260,
+    network="world_oracle",
+)
 _ALL = (
     _UCF101,
     _variant(_UCF101, "ucf101-256-2048-s1", "as ucf101-256-2048-s3 at real interval 1", interval=1),
@@ -238,6 +248,7 @@ _ALL = (
     ),
     _variant(_K600, "k600-64-f5-50k-given", "as k600-64-f5-50k with the real context frames", context="ground_truth"),
     _DIGITS,
+    _WORLD,
     _DIGITS3D,
     _variant(_DIGITS3D, "digits3d-s2", "as digits3d at interval 2", interval=2),
     _variant(_DIGITS3D, "digits3d-f1", "as digits3d from the first frame alone", context_frames=1),

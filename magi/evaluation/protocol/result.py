@@ -6,7 +6,7 @@ ground truth of built-in videos. Knows how nothing is computed.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,18 @@ class JudgedTarget(Target):
 
 @dataclass(frozen=True)
 class GroundTruthScores:
-    """Series by name ('real', 'vae', each model), the targets of each model, and how good the classifier is."""
+    """Series by name ('real', 'vae', each model) and the targets of each model.
+
+    Of digits also how good the classifier is; of a world each series' ``reactions`` (changes of action that were first
+    obeyed 0, 1, 2, 3 frames later, or not) and ``median_survival`` in frames.
+    """
 
     series: dict[str, GroundTruthSeries]
     targets: dict[str, tuple[JudgedTarget, ...]]
-    classifier_accuracy: float
-    classifier_clips: int
+    classifier_accuracy: float | None = None
+    classifier_clips: int = 0
+    reactions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    median_survival: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from magi.evaluation.metrics.frechet import (
     with_bootstrap,
 )
 from magi.evaluation.metrics.temporal_curves import CURVES, INTERVALS
-from magi.evaluation.moving_digits.protocol import score_ground_truth
+from magi.evaluation.moving_digits.protocol import score_digits
 from magi.evaluation.protocol.card import hash_of, score_name
 from magi.evaluation.protocol.evaluation import Evaluation
 from magi.evaluation.protocol.features import FEATURES, IMAGES, FeatureSet, Pairs, feature_set
@@ -35,12 +35,14 @@ from magi.evaluation.protocol.result import (
     EvaluationResult,
     FrameMetric,
     FrechetScores,
+    GroundTruthScores,
     ModelScores,
     MotionControl,
     RealScores,
     write_result,
 )
 from magi.evaluation.protocol.samples import SamplePlan, describe, read_samples, sample_plan
+from magi.evaluation.worlds.protocol import score_world
 from magi.sampling.pipeline import MagiPipeline
 
 _DRIFT_CLIPS = 1024  # as in the paper
@@ -59,10 +61,14 @@ def score(evaluation: Evaluation) -> EvaluationResult:
         other_networks=evaluation.metrics.other_networks(),
         models={name: describe(model) for name, model in evaluation.models.items()},
         frechet=None if ground_truth else _FrechetScorer(evaluation).scores(),
-        ground_truth=score_ground_truth(evaluation) if ground_truth else None,
+        ground_truth=_ground_truth(evaluation) if ground_truth else None,
     )
     write_result(result, evaluation.out / RESULT_FILE)
     return result
+
+
+def _ground_truth(evaluation: Evaluation) -> GroundTruthScores:
+    return score_world(evaluation) if evaluation.protocol.network == "world_oracle" else score_digits(evaluation)
 
 
 class _FrechetScorer:

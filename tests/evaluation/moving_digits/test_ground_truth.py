@@ -9,16 +9,9 @@ from numpy.typing import NDArray
 from magi.data.moving_digits import digit_video
 from magi.errors import DataError
 from magi.evaluation.moving_digits.classifier import DigitClassifier, load_classifier
-from magi.evaluation.moving_digits.ground_truth import (
-    Curves,
-    FrameRange,
-    RealClip,
-    frame_ranges,
-    measure,
-    range_mean,
-    worst_bin,
-)
+from magi.evaluation.moving_digits.ground_truth import BADNESS, NEAR_FRAMES, RealClip, measure
 from magi.evaluation.moving_digits.intensity import THRESHOLD, centroids, foreground_intensity
+from magi.evaluation.protocol.ground_truth import Curves, FrameRange, frame_ranges, range_mean, worst_bin
 
 FRAMES = 20
 
@@ -144,7 +137,7 @@ def test_intensity_and_centroid_of_a_hand_made_frame() -> None:
     ],
 )
 def test_ranges_cover_the_generated_frames(context: int, frames: int, names: list[str]) -> None:
-    assert [part.name for part in frame_ranges(context, frames)] == names
+    assert [part.name for part in frame_ranges(context, frames, NEAR_FRAMES)] == names
 
 
 def test_range_mean_takes_its_frames_and_resamples_clips() -> None:
@@ -170,7 +163,7 @@ def test_worst_bin_is_where_each_metric_is_worst() -> None:
     values_BT[:, 24:34] = 0.8  # frames 25 to 34
     values_BT[:, 94:104] = 1.2  # frames 95 to 104; 1 / 0.8 is farther from 1 than 1.2
     part = FrameRange(5, 104)
-    assert worst_bin("class_accuracy", values_BT, part) == (FrameRange(25, 34), pytest.approx(0.8))
-    assert worst_bin("intensity_ratio", values_BT, part) == (FrameRange(25, 34), pytest.approx(0.8))
-    assert worst_bin("position_error_px", values_BT, part) == (FrameRange(95, 104), pytest.approx(1.2))
-    assert worst_bin("position_error_px", values_BT, FrameRange(5, 16))[0] == FrameRange(5, 14)
+    assert worst_bin(BADNESS["class_accuracy"], values_BT, part) == (FrameRange(25, 34), pytest.approx(0.8))
+    assert worst_bin(BADNESS["intensity_ratio"], values_BT, part) == (FrameRange(25, 34), pytest.approx(0.8))
+    assert worst_bin(BADNESS["position_error_px"], values_BT, part) == (FrameRange(95, 104), pytest.approx(1.2))
+    assert worst_bin(BADNESS["position_error_px"], values_BT, FrameRange(5, 16))[0] == FrameRange(5, 14)
