@@ -13,7 +13,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -90,10 +90,7 @@ class ClipTable:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(field.name for field in fields(ClipRow))
         for row in self.rows:
-            writer.writerow(
-                f"{value:.4f}" if isinstance(value, float) else value
-                for value in (getattr(row, field.name) for field in fields(ClipRow))
-            )
+            writer.writerow(f"{value:.4f}" if isinstance(value, float) else value for value in astuple(row))
         return text.getvalue()
 
 
