@@ -4,8 +4,9 @@ python runs/train_digit_classifier.py      about a minute on one core; --help fo
 """
 
 import argparse
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch.nn import functional
 from magi.evaluation.moving_digits.classifier import (
     HELD_OUT_SEED,
     SHIPPED,
-    ClassifierCard,
     DigitClassifier,
     centred_crops,
     clean_frames,
@@ -27,6 +27,21 @@ from magi.files import atomic_write, write_json
 
 TRAINING_SEED = 71_001
 _JITTER = 1.5  # pixels of a 64 x 64 frame: a generated glyph need not have its centroid quite where a clean one has
+
+
+@dataclass(frozen=True)
+class ClassifierCard:
+    """How the classifier was trained, and its accuracy on clean digits of a seed it was not trained on."""
+
+    seed: int
+    clips: int
+    size: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    held_out_seed: int
+    held_out_clips: int
+    held_out_accuracy: float
 
 
 def train_classifier(
@@ -78,6 +93,11 @@ def save_classifier(model: DigitClassifier, card: ClassifierCard, path: Path = S
     with atomic_write(path) as temporary:
         save_file(model.state_dict(), temporary)
     write_json(path.with_suffix(".json"), asdict(card))
+
+
+def load_card(path: Path = SHIPPED) -> ClassifierCard:
+    """The card of the weights in ``path``."""
+    return ClassifierCard(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
 
 
 def _main() -> None:

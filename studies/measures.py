@@ -26,7 +26,7 @@ from torch import Tensor
 from magi.devices import resolve_device
 from magi.evaluation.metrics.frechet import distance_of
 from magi.evaluation.metrics.temporal_curves import CURVES, adjacent_l2
-from magi.evaluation.moving_digits.classifier import load_classifier
+from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.moving_digits.digits3d import Digits3d
 from magi.evaluation.moving_digits.ground_truth import measure as measure_ground_truth
 from magi.evaluation.moving_digits.protocol import read_real_clips
@@ -131,7 +131,7 @@ def blurred(video_BTHWC: Tensor, pixels: float = BLUR_PIXELS) -> Tensor:
 def guided_measures(pipe: MagiPipeline, labels: list[int], scale: float, device: str) -> dict[str, Tensor]:
     """Of 16 frames generated from a class alone, guided at ``scale``: features, and the class accuracy (B, T)."""
     video_BTHWC = predicted(pipe, None, PREDICTED_FRAMES, labels, scale)
-    seen_BT = load_classifier()[0].classify(video_BTHWC.flatten(0, 1).numpy()).reshape(len(labels), -1)
+    seen_BT = DigitClassifier.load().classify(video_BTHWC.flatten(0, 1).numpy()).reshape(len(labels), -1)
     correct_BT = torch.from_numpy(seen_BT) == torch.tensor(labels)[:, None]
     return {
         f"digits3d_guidance_{scale:g}": clip_features(video_BTHWC, device)["digits3d"],
@@ -152,7 +152,7 @@ def frame_curves(video_BTHWC: Tensor) -> dict[str, Tensor]:
 def ground_truth_curves(source: Source, video_BTHWC: Tensor) -> dict[str, Tensor]:
     """Ground-truth metrics of the digits (B, T): class accuracy, position error in pixels, intensity against real."""
     clips = read_real_clips(source.held_out, len(video_BTHWC), video_BTHWC.shape[1])
-    curves = measure_ground_truth(video_BTHWC.numpy(), clips, load_classifier()[0])
+    curves = measure_ground_truth(video_BTHWC.numpy(), clips, DigitClassifier.load())
     return {name: torch.from_numpy(np.ascontiguousarray(values_BT)) for name, values_BT in curves.items()}
 
 

@@ -271,7 +271,7 @@ def _models(sources: Mapping[str, str], options: ProtocolOptions) -> "tuple[dict
 
 def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) -> "Metrics":
     """The networks that a protocol measures with, and beside them those that weights were imported for."""
-    from magi.evaluation.moving_digits.classifier import load_classifier
+    from magi.evaluation.moving_digits.classifier import DigitClassifier
     from magi.evaluation.moving_digits.digits3d import Digits3d
     from magi.evaluation.networks.i3d import BN_EPS
     from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips, synthetic_i3d
@@ -280,7 +280,7 @@ def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) ->
     from magi.training.parallelize import resolve_device
 
     if protocol.ground_truth:
-        return Metrics(classifier=load_classifier()[0] if protocol.network == "digit_classifier" else None)
+        return Metrics(classifier=DigitClassifier.load() if protocol.network == "digit_classifier" else None)
     on = resolve_device(device)
     if protocol.network == "digits3d":
         network: FeatureNetwork = Digits3d.load().to(on)

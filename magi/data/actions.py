@@ -103,7 +103,8 @@ def _entries(path: Path) -> NDArray[np.float64]:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"larger than {MOST_BYTES >> 20} MB")
         if path.suffix == ".npy":
-            entries = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:  # not np.load, which also opens archives
+                entries = np.lib.format.read_array(file, allow_pickle=False)
             if entries.dtype.kind not in "iufb":
                 raise ValueError(f"dtype {entries.dtype} holds no numbers")
             entries = entries.astype(np.float64)

@@ -9,39 +9,23 @@ It answers one of ten classes whatever it is shown: a shape that is no digit is 
 Knows no generated videos, paths and protocols.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from magi.data.moving_digits import CLASSES, digit_video
 from magi.evaluation.moving_digits.intensity import centroids, foreground_intensity
+from magi.weights import load_weights, read_tensors
 
 SHIPPED = Path(__file__).with_name("digit_classifier.safetensors")
 POINTS = 32
 WINDOW = 5 / 8
 HELD_OUT_SEED = 71_002
-
-
-@dataclass(frozen=True)
-class ClassifierCard:
-    """How the classifier was trained, and its accuracy on clean digits of a seed it was not trained on."""
-
-    seed: int
-    clips: int
-    size: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    held_out_seed: int
-    held_out_clips: int
-    held_out_accuracy: float
 
 
 class DigitClassifier(nn.Module):
@@ -62,6 +46,13 @@ class DigitClassifier(nn.Module):
             nn.Flatten(),
             nn.Linear(64 * (POINTS // 8) ** 2, len(CLASSES)),
         )
+
+    @classmethod
+    def load(cls, path: Path = SHIPPED) -> Self:
+        """Read weights; by default those shipped with the package. ``CheckpointError`` for others."""
+        model = cls()
+        load_weights(model, read_tensors(path), path)
+        return model.eval()
 
     def forward(self, crops_B1HW: torch.Tensor) -> torch.Tensor:
         logits_BC: torch.Tensor = self.layers(crops_B1HW)
@@ -101,14 +92,6 @@ def held_out_accuracy(model: DigitClassifier, clips: int = 1000, size: int = 64)
     """Share of clean digits of ``HELD_OUT_SEED`` that ``model`` classifies correctly."""
     frames_FHWC, labels_F = clean_frames(HELD_OUT_SEED, clips, size)
     return float((model.classify(frames_FHWC) == labels_F).mean())
-
-
-def load_classifier(path: Path = SHIPPED) -> tuple[DigitClassifier, ClassifierCard]:
-    """The classifier of a safetensors file and its card; by default those shipped with the package."""
-    model = DigitClassifier()
-    model.load_state_dict(load_file(path))
-    card = ClassifierCard(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-    return model.eval(), card
 
 
 def clean_frames(seed: int, clips: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -10,16 +10,16 @@ from magi.data.moving_digits import digit_video
 from magi.evaluation.moving_digits.classifier import (
     HELD_OUT_SEED,
     SHIPPED,
+    DigitClassifier,
     centred_crops,
     held_out_accuracy,
-    load_classifier,
 )
 from magi.evaluation.moving_digits.intensity import centroids, foreground_intensity
-from runs.train_digit_classifier import save_classifier, train_classifier
+from runs.train_digit_classifier import load_card, save_classifier, train_classifier
 
 
 def test_shipped_classifier_is_right_on_held_out_digits() -> None:
-    model, card = load_classifier()
+    model, card = DigitClassifier.load(), load_card()
     assert card.held_out_seed != card.seed
     assert card.held_out_accuracy >= 0.99
     assert held_out_accuracy(model, clips=300) >= 0.99
@@ -28,7 +28,7 @@ def test_shipped_classifier_is_right_on_held_out_digits() -> None:
 
 @pytest.mark.parametrize("size", [48, 96])
 def test_other_frame_sizes_are_classified_as_well(size: int) -> None:
-    assert held_out_accuracy(load_classifier()[0], clips=50, size=size) >= 0.98
+    assert held_out_accuracy(DigitClassifier.load(), clips=50, size=size) >= 0.98
 
 
 def test_place_and_grey_level_do_not_matter() -> None:
@@ -52,7 +52,7 @@ def test_crop_shows_a_glyph_of_any_look_whole() -> None:
 def test_black_frame_has_no_class() -> None:
     frames_FHWC = np.concatenate([digit_video(9, number, frames=1).video_THWC for number in (3, 4)])
     frames_FHWC[0] = 10  # below the threshold
-    assert load_classifier()[0].classify(frames_FHWC).tolist() == [-1, 4]
+    assert DigitClassifier.load().classify(frames_FHWC).tolist() == [-1, 4]
 
 
 def test_training_is_reproducible_learns_and_leaves_global_randomness_alone(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_training_is_reproducible_learns_and_leaves_global_randomness_alone(tmp_
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert card.held_out_accuracy > 0.5
     save_classifier(first, card, tmp_path / "small.safetensors")
-    loaded, loaded_card = load_classifier(tmp_path / "small.safetensors")
-    assert loaded_card == card
+    loaded = DigitClassifier.load(tmp_path / "small.safetensors")
+    assert load_card(tmp_path / "small.safetensors") == card
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), loaded.parameters(), strict=True))
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from magi.data.moving_digits import digit_video
 from magi.errors import DataError
-from magi.evaluation.moving_digits.classifier import DigitClassifier, load_classifier
+from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.moving_digits.ground_truth import BADNESS, NEAR_FRAMES, RealClip, measure
 from magi.evaluation.moving_digits.intensity import THRESHOLD, centroids, foreground_intensity
 from magi.evaluation.protocol.ground_truth import Curves, FrameRange, frame_ranges, range_mean, worst_bin
@@ -18,7 +18,7 @@ FRAMES = 20
 
 @pytest.fixture(scope="module")
 def classifier() -> DigitClassifier:
-    return load_classifier()[0]
+    return DigitClassifier.load()
 
 
 @pytest.fixture(scope="module")

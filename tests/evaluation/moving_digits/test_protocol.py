@@ -14,7 +14,7 @@ from magi.config import Config, DataConfig
 from magi.data.index.index import open_index
 from magi.data.moving_digits import write_digits
 from magi.errors import DataError
-from magi.evaluation.moving_digits.classifier import load_classifier
+from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.moving_digits.protocol import TARGETS, made_videos, read_real_clips
 from magi.evaluation.protocol.clip_table import build_table
 from magi.evaluation.protocol.evaluation import Evaluation
@@ -66,7 +66,7 @@ def evaluation(videos: Path, out: Path, models: dict[str, Any], **changes: Any) 
     small = {"frames": FRAMES, "count": CLIPS, "read_size": SIZE, "score_size": SIZE} | changes
     one, overrides = overridden(protocol("digits"), **small)
     index = open_index(DataConfig(root=str(videos)))
-    metrics, table = Metrics(classifier=load_classifier()[0]), build_table(one, index)
+    metrics, table = Metrics(classifier=DigitClassifier.load()), build_table(one, index)
     return Evaluation(one, overrides, metrics, RealClips(one, index), table, out, models)
 
 
