@@ -4,6 +4,7 @@ It knows what a dataset yields (``Clip`` or ``LatentClip``) and the corruption; 
 """
 
 import hashlib
+import resource
 import signal
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,7 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from magi.config import ModelConfig, TrainingConfig
@@ -24,6 +25,9 @@ from magi.model.conditioning import Conditions, action_rows
 from magi.model.noise_injection import noise_level
 from magi.training.batch_sampler import StepBatchSampler, step_samples
 from magi.training.corruption import Corruption, TokenShape, draw_corruption, masked_tokens
+
+# Open files of a training, and of a worker: each tensor of the batches that it has ahead is one.
+_FILES, _FILES_A_WORKER = 64, 40
 
 
 class Clips(Protocol):
@@ -155,9 +159,10 @@ class MicroBatches(Dataset["Batch | Exception"]):
         try:
             clips = [self.clips[sample] for sample in samples]
             corruptions = [draw_corruption(self.training, self.model, self.shape, sample) for sample in samples]
-            return make_batch(clips, corruptions, self.model, self._step_masked(samples[0]))
+            batch = make_batch(clips, corruptions, self.model, self._step_masked(samples[0]))
         except (DataError, ValueError) as error:
             return error
+        return batch if get_worker_info() is None else _shared(batch)
 
     def _step_masked(self, sample: int) -> int:
         """Masked tokens of the step that a sample belongs to.
@@ -167,6 +172,34 @@ class MicroBatches(Dataset["Batch | Exception"]):
         """
         batch = self.training.batch
         return masked_tokens(self.training, self.shape, step_samples(sample // batch, batch))
+
+
+def _shared(batch: Batch) -> Batch | Exception:
+    """The batch in shared memory, as a worker hands it over.
+
+    NOTE: left to the loader it would be put there in a thread of the worker, where what goes wrong is lost and the
+    trainer waits without end.
+    """
+    try:
+        return batch._each(Tensor.share_memory_)
+    except (RuntimeError, OSError) as error:
+        return ValueError(
+            f"no shared memory left for the batches of data.workers ({' '.join(str(error).split())}): give "
+            "--data.workers 0, a smaller --training.micro-batch, or a larger /dev/shm (of containers: --shm-size 2g)"
+        )
+
+
+def _allow_open_files(workers: int) -> None:
+    """Raise this process's own limit if it is low; ``ValueError`` where the system's does not suffice for workers."""
+    needed = _FILES + _FILES_A_WORKER * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ValueError(
+            f"{hard} open files are allowed, {workers} data.workers need {needed}: give --data.workers 0, or raise the "
+            "limit (ulimit -n 4096)"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _keep(batch: Any) -> Any:
@@ -182,7 +215,12 @@ def _ignore_signals(worker: int) -> None:
 def load_batches(
     micro_batches: MicroBatches, order: StepBatchSampler, workers: int, pin: bool
 ) -> Generator[Batch, None, None]:
-    """The batches of ``order``, loaded ahead by ``workers`` processes; errors of a clip are raised here."""
+    """The batches of ``order``, loaded ahead by ``workers`` processes; errors of a clip are raised here.
+
+    ``ValueError`` where workers have too little shared memory or too few open files.
+    """
+    if workers:
+        _allow_open_files(workers)
     loader = DataLoader(
         micro_batches,
         batch_sampler=order,

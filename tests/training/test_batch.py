@@ -1,8 +1,11 @@
+import resource
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
 from magi.config import Config
 from magi.data.clips import Clip
@@ -12,7 +15,7 @@ from magi.training.batch import Batch, Clips, MicroBatches, load_batches, make_b
 from magi.training.batch_sampler import StepBatchSampler
 from magi.training.corruption import TokenShape, draw_corruption
 from tests.fakes.training_runs import Clips as FakeClips
-from tests.fakes.training_runs import tiny_config
+from tests.fakes.training_runs import tiny_config, train_tiny
 
 SHAPE = TokenShape(frames=3, tokens=4, channels=8)
 
@@ -147,3 +150,32 @@ def test_data_identity_is_of_content_not_of_place(tmp_path: Path) -> None:
     others += [(Record("a.mp4"), Record("b.mp4", label=1)), (Record("a.mp4"), Record("b.mp4", bytes=101))]
     assert here not in {identity("here", *records) for records in others}
     assert data_identity(FakeClips()) is None
+
+
+def test_too_little_shared_memory_is_one_line_at_once(tmp_path: Path) -> None:
+    """A worker may not make files of more than 100 bytes, which shared memory is made of; it must not be waited for."""
+
+    def full(sample: int) -> None:
+        if get_worker_info() is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"^no shared memory left .* give --data\.workers 0, .*/dev/shm") as refused:
+        train_tiny(tmp_path / "run", tiny_config(workers=2), FakeClips(on_clip=full))
+    assert "\n" not in str(refused.value) and time.monotonic() - began < 60
+    train_tiny(tmp_path / "run", tiny_config(workers=0))
+
+
+def test_too_few_open_files_are_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(32, 100)]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits[0])
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
+    with pytest.raises(
+        ValueError, match=r"^100 open files are allowed, 2 data\.workers need 144: give --data\.workers 0"
+    ):
+        train_tiny(tmp_path / "run", tiny_config(workers=2))
+    limits[0] = (32, 4096)
+    train_tiny(tmp_path / "run", tiny_config(steps=1, workers=2))
+    assert limits == [(32, 4096), (144, 4096)], "a low limit of the process itself is raised, no further than needed"
+    train_tiny(tmp_path / "run", tiny_config(steps=2, workers=0))
+    assert len(limits) == 2
