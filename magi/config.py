@@ -219,6 +219,11 @@ class SamplingConfig(Section):
         0, ge=0, description="timestep of the noise that denoising starts from; 0 is the last of the schedule"
     )
     last_timestep: int = Field(0, ge=0, description="timestep of the last denoising step, which gives the clean token")
+    fast_steps: int = Field(
+        0, ge=0, description="denoising steps at speed 'fast', as 'magi tune-steps' has found them; 0: no such speed"
+    )
+    fast_first_timestep: int = Field(0, ge=0, description="first_timestep at speed 'fast'")
+    fast_last_timestep: int = Field(0, ge=0, description="last_timestep at speed 'fast'")
     temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")
     x0_limit: float = Field(
         10.0,

@@ -225,18 +225,22 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 SPEEDS = {
     "full": "the settings of the model's config",
-    "fast": "half of the denoising steps, falling to a tenth of those; frames lose quality",
+    "fast": "the fewest denoising steps that 'magi tune-steps' found to score as the best schedule",
 }
-LEAST_LAST_STEPS = 5  # of DiSA (arXiv 2505.20297); fewer no longer denoise
 
 
 def at_speed(config: SamplingConfig, name: str) -> SamplingConfig:
-    """Sampling settings at a named speed; a ``ValueError`` names the nearest one."""
+    """Sampling settings at a named speed; a ``ValueError`` names the nearest one, or says how a model gets it."""
     _lookup(SPEEDS, name, "speed")
     if name == "full":
         return config
-    steps = max(2, round(config.steps / 2))
-    return config.changed(steps=steps, last_steps=min(steps, max(LEAST_LAST_STEPS, round(steps / 10))))
+    if not config.fast_steps:
+        raise ValueError(
+            "speed 'fast': no steps are known that keep this model's quality; find them on videos that it was not "
+            "trained on: magi tune-steps MODEL --data DIR"
+        )
+    first, last = config.fast_first_timestep, config.fast_last_timestep
+    return config.changed(steps=config.fast_steps, last_steps=0, first_timestep=first, last_timestep=last)
 
 
 def resized(config: Config, name: str) -> Config:

@@ -143,12 +143,13 @@ def test_the_command_line_knows_every_speed() -> None:
     assert list(get_args(Speed)) == list(SPEEDS)
 
 
-def test_speeds_of_the_papers_settings_and_of_small_ones() -> None:
-    paper, small = SamplingConfig(), SamplingConfig(iterations=1, steps=2, last_steps=2)
+def test_a_model_has_the_speeds_that_keep_its_quality() -> None:
+    paper = SamplingConfig(last_steps=10)
     assert at_speed(paper, "full") == paper
-    assert at_speed(paper, "fast") == paper.model_copy(update={"steps": 50, "last_steps": 5})
-    assert at_speed(small, "full") == at_speed(small, "fast") == small
-    other = SamplingConfig(temperature=0.7, steps=20)
-    assert at_speed(other, "fast") == other.model_copy(update={"steps": 10, "last_steps": 5})
+    with pytest.raises(ValueError, match=r"speed 'fast': no steps are known .*: magi tune-steps MODEL --data DIR$"):
+        at_speed(paper, "fast")
+    tuned = paper.changed(first_timestep=990, fast_steps=3, fast_first_timestep=900, fast_last_timestep=150)
+    assert at_speed(tuned, "full") == tuned
+    assert at_speed(tuned, "fast") == tuned.changed(steps=3, last_steps=0, first_timestep=900, last_timestep=150)
     with pytest.raises(ValueError, match=r"unknown speed 'fats'; did you mean 'fast'"):
         at_speed(SamplingConfig(), "fats")

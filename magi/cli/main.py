@@ -43,6 +43,7 @@ VERBS = (
     Verb("vae import", "vae", "import_weights", "released OmniTokenizer or Cosmos weights as a folder of safetensors"),
     Verb("train-vae", "train", "train_vae", "train a small autoencoder on your own videos"),
     Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),
+    Verb("tune-steps", "tune_steps", "tune_steps", "place a model's denoising steps by their energy score; its config"),
     Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
     Verb("evaluate import-weights", "evaluate", "import_weights", "check and keep a published weight file"),

@@ -48,7 +48,7 @@ class SampleOptions:
     actions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """what leads to each frame, of a model with actions: .npy, .csv, .jsonl, or a world's .json; entry 0 is not used"""
     speed: Speed = "full"
-    """full is the model's config; fast halves the denoising steps and costs quality"""
+    """full is the model's config; fast are the fewest denoising steps that keep its quality (magi tune-steps)"""
     sampling: SamplingChanges = field(default_factory=lambda: SamplingChanges({}))
     count: int = 1
     """number of videos"""
@@ -75,7 +75,8 @@ def sample(argv: list[str]) -> None:
     pipeline = _load(options.model, options.device)
     settings = at_speed(pipeline.config.sampling, options.speed).changed(**options.sampling.fields)
     if options.speed != "full":
-        print(f"speed {options.speed}: {SPEEDS[options.speed]}")
+        ends = f"timestep {settings.first_timestep or 'the highest'} to {settings.last_timestep}"
+        print(f"speed {options.speed}: {settings.steps} steps a token, {ends}; {SPEEDS[options.speed]}")
     context = None
     if options.context is not None:
         context = read_context(options.context, options.context_frames, options.interval, pipeline.config.data)

@@ -92,7 +92,7 @@ class MagiPipeline:
         self._samplers.clear()
 
     def at_speed(self, name: str) -> Self:
-        """The same model with cheaper sampling settings (``magi.presets.SPEEDS``); all but "full" cost quality."""
+        """The same model with the sampling settings of a speed (``magi.presets.SPEEDS``); ValueError for others."""
         config = self.config.model_copy(update={"sampling": at_speed(self.config.sampling, name)})
         return type(self)(self.model, self.vae, config, self.classes)
 

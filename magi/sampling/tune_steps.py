@@ -5,7 +5,7 @@ left to remove; how many steps to leave out at either end depends on the model. 
 conditions alone, so a schedule costs seconds, not videos. Knows no files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,26 +21,26 @@ from magi.sampling.denoise import denoise_tokens, draw_noise
 from magi.sampling.energy_score import energy_score
 from magi.sampling.history import History
 
-FIRST = (0.97, 0.95, 0.9, 0.85, 0.8, 0.7)
-LAST = (0.0, 0.08, 0.15, 0.22, 0.3, 0.4)
+FIRST, LAST = (0.95, 0.9, 0.85, 0.8), (0.0, 0.08, 0.15, 0.22, 0.3)
 """Ends of the schedules that are tried, as shares of the timesteps of training; beside them the whole schedule."""
 SAMPLES = 2
 """Drawn of each token for a score."""
+WITHIN = 1.03
+"""A score is as good as the best up to this factor: on a few thousand tokens smaller differences mean nothing."""
 DRAFTED = 4
 """All schedules are scored on one of so many tokens, and as many of the best on all."""
 
 
 @dataclass(frozen=True)
 class HeldOutTokens:
-    """M tokens with the conditions that the sampler would predict them from, z_MD, and the clips that they are of."""
+    """M tokens with the conditions that the sampler would predict them from, z_MD."""
 
     z_MD: Tensor
     token_MC: Tensor
-    clip_M: Tensor
 
     def every(self, step: int) -> "HeldOutTokens":
         """One token of ``step``."""
-        return HeldOutTokens(self.z_MD[::step], self.token_MC[::step], self.clip_M[::step])
+        return HeldOutTokens(self.z_MD[::step], self.token_MC[::step])
 
 
 @torch.inference_mode()
@@ -56,38 +56,31 @@ def held_out_tokens(
 
     What the sampler would have made itself, earlier frames and earlier tokens, is real here.
     """
-    history = History(model, conditions, generators, tokens_BTNC.shape[1], settings)
-    ends_I = torch.tensor(cosine_counts(model.tokens_per_frame, settings.iterations)).cumsum(0)
-    clips_B, found = torch.arange(len(generators)), list[HeldOutTokens]()
-    for tokens_BNC in tokens_BTNC.unbind(1):
+    N, frames = model.tokens_per_frame, tokens_BTNC.shape[1]
+    history = History(model, conditions, generators, frames, settings)
+    counts, z, token = cosine_counts(N, settings.iterations), list[Tensor](), list[Tensor]()
+    # The rank of a token's iteration: the tokens before it are known, from there on all are masked.
+    first_N = torch.tensor([sum(counts[:i]) for i, count in enumerate(counts) for _ in range(count)])
+    for frame, tokens_BNC in enumerate(tokens_BTNC.unbind(1)):
         for _ in range(repeats):
-            order_BN = torch.stack([random_order(model.tokens_per_frame, one) for one in generators])
-            rank_B = torch.cat([torch.randint(model.tokens_per_frame, (1,), generator=one) for one in generators])
-            first_B = torch.cat([ends_I.new_zeros(1), ends_I])[torch.searchsorted(ends_I, rank_B, right=True)]
+            order_BN = torch.stack([random_order(N, generator) for generator in generators])
+            rank_B1 = torch.stack([torch.randint(N, (1,), generator=generator) for generator in generators])
             masked_BN = torch.zeros_like(order_BN, dtype=torch.bool)
-            masked_BN.scatter_(1, order_BN, torch.arange(model.tokens_per_frame) >= first_B[:, None])
-            picked_B1 = order_BN.gather(1, rank_B[:, None]).to(tokens_BNC.device)
-            z_BD = history.predict(tokens_BNC, masked_BN.to(tokens_BNC.device), picked_B1)[0, :, 0]
-            found.append(HeldOutTokens(z_BD.clone(), tokens_BNC[clips_B, picked_B1[:, 0]], clips_B))
-        if len(found) < repeats * tokens_BTNC.shape[1]:
+            masked_BN.scatter_(1, order_BN, torch.arange(N) >= first_N[rank_B1])
+            picked_B1 = order_BN.gather(1, rank_B1).to(tokens_BNC.device)
+            z.append(history.predict(tokens_BNC, masked_BN.to(tokens_BNC.device), picked_B1)[0, :, 0].clone())
+            token.append(tokens_BNC.take_along_dim(picked_B1[..., None], dim=1)[:, 0])
+        if frame + 1 < frames:
             history.observe(tokens_BNC[:, None])
-    parts = ([getattr(one, name) for one in found] for name in ("z_MD", "token_MC", "clip_M"))
-    return HeldOutTokens(*(torch.cat(part) for part in parts))
+    return HeldOutTokens(torch.cat(z), torch.cat(token))
 
 
 @dataclass(frozen=True)
 class ScoredSteps:
-    """A schedule of ``steps`` denoising steps from ``first`` to ``last`` timestep, and the scores of each token."""
+    """Settings whose number and ends of the denoising steps are a schedule, and its energy score."""
 
-    steps: int
-    first: int
-    last: int
-    score_M: Tensor
-
-    @property
-    def score(self) -> float:
-        """The mean."""
-        return float(self.score_M.mean())
+    settings: SamplingConfig
+    score: float
 
 
 @torch.inference_mode()
@@ -99,23 +92,24 @@ def scored(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, seed:
     z_GMD = held_out.z_MD.repeat(SAMPLES, 1)[None]
     x_MC = denoise_tokens(FoldedHead(model.head), z_GMD, noise_IMC.to(z_GMD.device), table, 1.0, settings.temperature)
     score_M = energy_score(x_MC.unflatten(0, (SAMPLES, count)), held_out.token_MC)
-    return ScoredSteps(settings.steps, settings.first_timestep, settings.last_timestep, score_M)
+    return ScoredSteps(settings, float(score_M.mean()))
 
 
-def best_placed(
-    model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, steps: int, on_progress: Callable[[], None]
-) -> ScoredSteps:
-    """The best schedule of ``steps`` steps."""
-    last_of_all = model.config.diffusion_steps - 1
-    ends = {(0, 0)} | {(round(first * last_of_all), round(last * last_of_all)) for first in FIRST for last in LAST}
-    fitting = [
-        settings.changed(steps=steps, first_timestep=first, last_timestep=last)
+def best_placed(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, steps: int) -> ScoredSteps:
+    """The best schedule of ``steps`` steps, with the other settings as they are."""
+    whole = model.config.diffusion_steps - 1
+    ends = {(0, 0)} | {(round(first * whole), round(last * whole)) for first in FIRST for last in LAST}
+    candidates = [
+        settings.changed(steps=steps, first_timestep=first, last_timestep=last, last_steps=0)
         for first, last in sorted(ends)
-        if steps <= (first or last_of_all) - last + 1
+        if steps <= (first or whole) - last + 1
     ]
     draft = held_out.every(DRAFTED)
-    drafted = []
-    for candidate in fitting:
-        drafted.append((scored(model, candidate, draft).score, candidate))
-    best = sorted(drafted, key=lambda pair: pair[0])[:DRAFTED]
-    return min((scored(model, candidate, held_out) for _, candidate in best), key=lambda found: found.score)
+    drafted = sorted(candidates, key=lambda candidate: scored(model, candidate, draft).score)
+    return min((scored(model, candidate, held_out) for candidate in drafted[:DRAFTED]), key=lambda found: found.score)
+
+
+def fewest(found: Sequence[ScoredSteps]) -> ScoredSteps:
+    """The fewest steps whose score is within ``WITHIN`` of the best."""
+    limit = WITHIN * min(one.score for one in found)
+    return min((one for one in found if one.score <= limit), key=lambda one: one.settings.steps)

@@ -29,7 +29,7 @@ def untrained(folder: Path, size: int) -> Path:
         data=data,
         vae={"name": "pixel", "pixel_stride": 16},  # type: ignore[arg-type]
         model=ModelConfig(**shape, class_tokens=1),  # type: ignore[arg-type]
-        sampling=SamplingConfig(iterations=1, steps=2),
+        sampling=SamplingConfig(iterations=1, steps=2, fast_steps=1),
     )
     model = Magi(config.model, latent_shape(vae, data), torch.Generator().manual_seed(0))
     MagiPipeline(model, vae, config).save_pretrained(folder)
