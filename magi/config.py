@@ -211,17 +211,14 @@ class SamplingConfig(Section):
     iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
     steps: int = Field(100, ge=1, description="denoising steps a token")
     last_steps: int = Field(
-        0,
-        ge=0,
-        description="denoising steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all",
+        0, ge=0, description="steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all"
     )
-    first_timestep: int = Field(
-        0, ge=0, description="timestep of the noise that denoising starts from; 0 is the last of the schedule"
-    )
+    first_timestep: int = Field(0, ge=0, description="where denoising starts; 0 is the last timestep of the schedule")
     last_timestep: int = Field(0, ge=0, description="timestep of the last denoising step, which gives the clean token")
-    fast_steps: int = Field(
-        0, ge=0, description="denoising steps at speed 'fast', as 'magi tune-steps' has found them; 0: no such speed"
+    first_frame_steps: int = Field(
+        0, ge=0, description="steps, over the whole schedule, of a frame with none before it; 0 is as of other frames"
     )
+    fast_steps: int = Field(0, ge=0, description="steps at speed 'fast', found by 'magi tune-steps'; 0: no such speed")
     fast_first_timestep: int = Field(0, ge=0, description="first_timestep at speed 'fast'")
     fast_last_timestep: int = Field(0, ge=0, description="last_timestep at speed 'fast'")
     temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")

@@ -32,7 +32,8 @@ class TuneStepsOptions:
     """Find where the denoising steps of MODEL count most, by the energy score of its head on videos it has not seen.
 
     A table gives the best schedule of each number of steps. MODEL's config.yaml then has the best one for its own
-    number of steps, and as speed 'fast' the one of the fewest steps whose score is within 3 % of the best.
+    number of steps, and as speed 'fast' the one of the fewest steps whose score is within 3 % of the best. A frame with
+    none before it keeps the whole schedule.
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -74,7 +75,9 @@ def tune_steps(words: list[str]) -> None:
         best = found[steps] = best_placed(model, plain, held_out, steps)
         print(f"{steps:>5}  {whole:>14.3f}  {best.score:>6.3f}  {_ends(best.settings, most)}", flush=True)
     fast = fewest(list(found.values())).settings
-    settings = found[own].settings.changed(fast_steps=0, fast_first_timestep=0, fast_last_timestep=0)
+    settings = found[own].settings.changed(
+        first_frame_steps=plain.first_frame_steps or own, fast_steps=0, fast_first_timestep=0, fast_last_timestep=0
+    )
     print(f"full: {own} steps, {_ends(settings, most)}")
     if fast.steps < own:
         names = ("steps", "first_timestep", "last_timestep")

@@ -26,8 +26,13 @@ class FramePlan:
     tables: tuple[ReverseSteps, ...]
 
 
-def plan_frame(model: Magi, config: SamplingConfig) -> FramePlan:
-    """Counts, guidance scales and reverse steps of ``config``; ValueError for more iterations or steps than exist."""
+def plan_frame(model: Magi, config: SamplingConfig, first: bool = False) -> FramePlan:
+    """Counts, guidance scales and reverse steps of a frame, or of a ``first`` one, which has none before it.
+
+    ValueError for more iterations or steps than exist.
+    """
+    if first and config.first_frame_steps:
+        config = config.changed(steps=config.first_frame_steps, last_steps=0, first_timestep=0, last_timestep=0)
     counts = cosine_counts(model.tokens_per_frame, config.iterations)
     steps, objective = annealed_steps(config), make_objective(model.config)
     tables = {count: objective.steps(config, count) for count in set(steps)}

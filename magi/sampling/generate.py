@@ -43,7 +43,8 @@ def generate(
     the first frame, for settings that do not fit the model.
     """
     _check(model, frames, conditions, generators, config, context_BTCHW)
-    plan_frame(model, config)  # raises for more iterations or steps than there are
+    for first in (False, True):
+        plan_frame(model, config, first)  # raises for more iterations or steps than there are
     return _frames(
         model, frames, conditions, generators, config, context_BTCHW, samplers or SamplerCache(), next_action
     )

@@ -48,6 +48,7 @@ class PreparedSampler:
         self.source, self.model = model, in_format(model, self.execution.weights)
         self.guided = is_guided(model, conditions, settings)
         self.plan = plan_frame(model, settings)
+        self.first_plan = plan_frame(model, settings, first=True) if settings.first_frame_steps else self.plan
         pool = torch.cuda.graph_pool_handle() if self.execution.graphs else None
         self.generators = generators
         self.history = History(self.model, self._halves(conditions), generators, frames, settings, self.execution, pool)
@@ -58,7 +59,8 @@ class PreparedSampler:
     def begin(self, settings: SamplingConfig, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
         """Forget all frames and start other videos, as many as before; buffers and graphs stay where they are."""
         self.generators = generators
-        self.plan = replace(self.plan, scales=guidance_scales(settings, self.plan.counts))
+        scales = guidance_scales(settings, self.plan.counts)
+        self.plan, self.first_plan = replace(self.plan, scales=scales), replace(self.first_plan, scales=scales)
         self.history.begin(self._halves(conditions), generators)
 
     def act(self, action_BA: Tensor) -> None:
@@ -72,7 +74,8 @@ class PreparedSampler:
 
     def frame(self, order_BN: Tensor | None = None, plan: FramePlan | None = None) -> Tensor:
         """tokens_BNC of the next frame; tokens in a random order and the prepared plan unless others are given."""
-        return generate_frame(self.model, self.history, self.generators, plan or self.plan, self.denoiser, order_BN)
+        plan = plan or (self.plan if self.history.finished else self.first_plan)
+        return generate_frame(self.model, self.history, self.generators, plan, self.denoiser, order_BN)
 
     def masked_pass(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         """One pass of the transformer over the next frame: z_GBmD of the picked tokens."""

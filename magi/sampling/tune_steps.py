@@ -7,6 +7,7 @@ conditions alone, so a schedule costs seconds, not videos. Knows no files.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,10 +26,10 @@ FIRST, LAST = (0.95, 0.9, 0.85, 0.8), (0.0, 0.08, 0.15, 0.22, 0.3)
 """Ends of the schedules that are tried, as shares of the timesteps of training; beside them the whole schedule."""
 SAMPLES = 2
 """Drawn of each token for a score."""
-WITHIN = 1.03
-"""A score is as good as the best up to this factor: on a few thousand tokens smaller differences mean nothing."""
-DRAFTED = 4
-"""All schedules are scored on one of so many tokens, and as many of the best on all."""
+WITHIN, START_WITHIN = 1.03, 1.02
+"""Scores are as good as the best up to these factors: in the choice of fewer steps, and of an earlier start."""
+DRAFTED, FINALISTS = 4, 6
+"""All ends are scored on one of so many tokens, and so many of the best on all."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,21 @@ def held_out_tokens(
     generators: Sequence[torch.Generator],
     repeats: int = 2,
 ) -> HeldOutTokens:
-    """``repeats`` tokens of every frame, drawn as the sampler meets them: in a random order, in its iterations.
+    """``repeats`` tokens of every frame but the first, as the sampler meets them: in a random order, in its iterations.
 
-    What the sampler would have made itself, earlier frames and earlier tokens, is real here.
+    What the sampler would have made itself, earlier frames and earlier tokens, is real here. A frame with none before
+    it is no matter of a token's score: tokens drawn a little too narrowly, each close to the most common one, make it
+    empty. ``first_frame_steps`` are for it. Raises ValueError for clips of one frame.
     """
-    N, frames = model.tokens_per_frame, tokens_BTNC.shape[1]
-    history = History(model, conditions, generators, frames, settings)
+    if tokens_BTNC.shape[1] < 2:
+        raise ValueError("steps are tuned on frames that have one before them, but clips have one latent frame")
+    N = model.tokens_per_frame
+    history = History(model, conditions, generators, tokens_BTNC.shape[1], settings)
     counts, z, token = cosine_counts(N, settings.iterations), list[Tensor](), list[Tensor]()
     # The rank of a token's iteration: the tokens before it are known, from there on all are masked.
     first_N = torch.tensor([sum(counts[:i]) for i, count in enumerate(counts) for _ in range(count)])
-    for frame, tokens_BNC in enumerate(tokens_BTNC.unbind(1)):
+    for before_BNC, tokens_BNC in pairwise(tokens_BTNC.unbind(1)):
+        history.observe(before_BNC[:, None])
         for _ in range(repeats):
             order_BN = torch.stack([random_order(N, generator) for generator in generators])
             rank_B1 = torch.stack([torch.randint(N, (1,), generator=generator) for generator in generators])
@@ -70,8 +76,6 @@ def held_out_tokens(
             picked_B1 = order_BN.gather(1, rank_B1).to(tokens_BNC.device)
             z.append(history.predict(tokens_BNC, masked_BN.to(tokens_BNC.device), picked_B1)[0, :, 0].clone())
             token.append(tokens_BNC.take_along_dim(picked_B1[..., None], dim=1)[:, 0])
-        if frame + 1 < frames:
-            history.observe(tokens_BNC[:, None])
     return HeldOutTokens(torch.cat(z), torch.cat(token))
 
 
@@ -96,7 +100,11 @@ def scored(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, seed:
 
 
 def best_placed(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, steps: int) -> ScoredSteps:
-    """The best schedule of ``steps`` steps, with the other settings as they are."""
+    """The best schedule of ``steps`` steps, with the other settings as they are.
+
+    Of those that are about as good, the one that starts at the highest timestep: a late start leaves out what is common
+    to all tokens, such as brightness, which a token's score hardly sees and a long video adds up.
+    """
     whole = model.config.diffusion_steps - 1
     ends = {(0, 0)} | {(round(first * whole), round(last * whole)) for first in FIRST for last in LAST}
     candidates = [
@@ -106,7 +114,12 @@ def best_placed(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, 
     ]
     draft = held_out.every(DRAFTED)
     drafted = sorted(candidates, key=lambda candidate: scored(model, candidate, draft).score)
-    return min((scored(model, candidate, held_out) for candidate in drafted[:DRAFTED]), key=lambda found: found.score)
+    found = [scored(model, candidate, held_out) for candidate in drafted[:FINALISTS]]
+    limit = START_WITHIN * min(one.score for one in found)
+    return max(
+        (one for one in found if one.score <= limit),
+        key=lambda one: (one.settings.first_timestep or whole, -one.score),
+    )
 
 
 def fewest(found: Sequence[ScoredSteps]) -> ScoredSteps:

@@ -23,7 +23,7 @@ OTHER: dict[str, Any] = {
     "iterations": 1, "steps": 4, "last_steps": 2, "temperature": 0.5, "x0_limit": 2.0,
     "guidance": 3.0, "guidance_schedule": "constant", "noise_level": 2, "precision": "fp32", "context_frames": 2,
     "longer": "interpolate", "window_keep": 1, "first_timestep": 15, "last_timestep": 5,
-    "fast_steps": 5, "fast_first_timestep": 12, "fast_last_timestep": 3,
+    "first_frame_steps": 6, "fast_steps": 5, "fast_first_timestep": 12, "fast_last_timestep": 3,
 }  # fmt: skip
 """For every field a value that the tiny model's config has not."""
 

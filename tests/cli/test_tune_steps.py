@@ -53,10 +53,10 @@ def test_the_choice_is_written_beside_the_weights(
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     assert run(model, videos, "--steps", 1, 2, 3, 4, "--clips", 2, "--dry-run") == 0
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
-    assert set(tokens) == {2 * 16 * 2}
+    assert set(tokens) == {2 * 15 * 2}
     assert run(model, videos, "--steps", 1, 2, 3, 4) == 0
-    assert tokens[-1] == 3 * 16 * 2, "no more clips than there are"
-    placed = {"first_timestep": 900, "last_timestep": 60}
+    assert tokens[-1] == 3 * 15 * 2, "no more clips than there are"
+    placed = {"first_timestep": 900, "last_timestep": 60, "first_frame_steps": 6}
     fast = {"fast_steps": 3, "fast_first_timestep": 900, "fast_last_timestep": 30}
     expected = config.model_copy(update={"sampling": config.sampling.changed(**placed, **fast)})
     assert load_config(model / "config.yaml") == expected

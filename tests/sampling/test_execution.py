@@ -202,3 +202,27 @@ def test_noise_rows_are_as_many_as_the_steps_of_each_iteration(monkeypatch: pyte
     monkeypatch.setattr(frame, "draw_noise", spy)
     sample(tiny_model(), SamplingConfig(iterations=3, steps=6, last_steps=2), frames=1)
     assert drawn == [6, 4, 2]
+
+
+def test_a_frame_with_none_before_it_has_steps_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from magi.sampling import frame
+
+    tables: list[list[int]] = []
+    plain = frame.generate_frame
+
+    def spy(model: Any, history: Any, generators: Any, plan: Any, *rest: Any) -> Tensor:
+        tables.append([table.timesteps.tolist() for table in plan.tables])
+        return plain(model, history, generators, plan, *rest)
+
+    monkeypatch.setattr("magi.sampling.prepared.generate_frame", spy)
+    config = SamplingConfig(iterations=2, steps=2, first_timestep=40, last_timestep=10, first_frame_steps=3)
+    model = tiny_model()
+    made = sample(model, config, frames=3)
+    assert tables == [[[0, 24, 49]] * 2, [[10, 40]] * 2, [[10, 40]] * 2]
+    first = sample(model, SamplingConfig(iterations=2, steps=3), frames=1)
+    assert torch.equal(made[:, 0], first[:, 0])
+    tables.clear()
+    sample(model, config, frames=3, context_BTCHW=normal(2, 1, 2, 3, 4))
+    assert tables == [[[10, 40]] * 2] * 2, "a context is before it"
+    with pytest.raises(ValueError, match=r"sampling.steps: expected 1..50, got 51"):
+        sample(model, config.changed(first_frame_steps=51), frames=2)

@@ -236,7 +236,7 @@ def test_mistakes_are_told_before_a_frame_is_made() -> None:
         ({"frames": 3, "labels": "dgo"}, "did you mean 'dog'"),
         ({"frames": 3, "labels": 2}, r"expected 0\.\.1"),
         ({"frames": 3, "interval": 4}, r"1\.\.3"),
-        ({"frames": 3, "sampling": {"steps": 1}}, "sampling: steps"),
+        ({"frames": 3, "sampling": {"steps": 0}}, "sampling: steps"),
         ({"frames": 3, "sampling": {"iterations": 9}}, r"sampling.iterations: expected 1\.\.2"),
         ({"frames": 3, "sampling": {"iteration": 2}}, "sampling: iteration: unknown key; did you mean 'iterations'"),
         ({"frames": 3, "context": some_video(1)[:, :4]}, "expected 8x16 pixels"),

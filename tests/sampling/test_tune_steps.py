@@ -32,10 +32,11 @@ def test_tokens_are_predicted_in_the_sampler_s_iterations_after_real_frames(monk
     monkeypatch.setattr(History, "observe", observing)
     conditions = replace(told(2), noise_level_B=torch.ones(2, dtype=torch.long))
     found = held_out_tokens(model, tokens_BTNC, conditions, settings, seeded(1, 2), repeats=30)
-    assert [count for count, _ in observed] == [30, 60] and torch.equal(observed[1][1], tokens_BTNC[:, 1:2])
+    assert [count for count, _ in observed] == [0, 30] and torch.equal(observed[1][1], tokens_BTNC[:, 1:2])
+    assert len(asked) == 60, "the first frame has none before it"
     masked = set()
     for number, (tokens_BNC, masked_BN, picked_B1, z_GB1D) in enumerate(asked):
-        frame, rows = number // 30, slice(2 * number, 2 * number + 2)
+        frame, rows = 1 + number // 30, slice(2 * number, 2 * number + 2)
         assert torch.equal(tokens_BNC, tokens_BTNC[:, frame]) and masked_BN.gather(1, picked_B1).all()
         assert torch.equal(found.z_MD[rows], z_GB1D[0, :, 0])
         expected = torch.stack([tokens_BTNC[clip, frame, int(picked_B1[clip, 0])] for clip in range(2)])
@@ -43,6 +44,8 @@ def test_tokens_are_predicted_in_the_sampler_s_iterations_after_real_frames(monk
         masked |= set(masked_BN.sum(dim=1).tolist())
     first, second, _ = cosine_counts(12, 3)
     assert masked == {12, 12 - first, 12 - first - second}, "what is masked when an iteration begins"
+    with pytest.raises(ValueError, match="clips have one latent frame"):
+        held_out_tokens(model, tokens_BTNC[:, :1], conditions, settings, seeded(1, 2))
 
 
 def test_a_head_that_knows_its_tokens_scores_by_its_own_spread() -> None:
@@ -80,12 +83,32 @@ def test_the_best_of_all_ends_is_found_and_the_fewest_steps_as_good(monkeypatch:
     found = best_placed(model, base, held_out, 3)
     assert found.settings == base.changed(steps=3, first_timestep=42, last_timestep=7, last_steps=0)
     sizes = [size for _, size in tried]
-    assert sizes == [10] * (len(sizes) - 4) + [40] * 4 and len(sizes) == 25, (
+    assert sizes == [10] * (len(sizes) - 6) + [40] * 6 and len(sizes) == 27, (
         "a quarter of the tokens, then the best four"
     )
     tried.clear()
     best_placed(model, base, held_out, 45)
     assert {settings.last_timestep for settings, _ in tried} == {0}, "only ends that leave room for the steps"
+
+
+def test_of_as_good_schedules_the_earliest_start_and_the_fewest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_first = {0: 1.03, 47: 1.02, 44: 1.01, 42: 1.0, 39: 1.01}
+    monkeypatch.setattr(
+        tune_steps, "scored",
+        lambda model, settings, _: ScoredSteps(
+            settings, by_first[settings.first_timestep] + 1e-4 * abs(settings.last_timestep - 4)
+        ),
+    )  # fmt: skip
+    held_out, base = HeldOutTokens(normal(40, 16), normal(40, 2)), SamplingConfig()
+    monkeypatch.setattr(tune_steps, "FINALISTS", 99)
+    found = best_placed(tiny_model(), base, held_out, 3).settings
+    assert (found.first_timestep, found.last_timestep) == (47, 4)
+    by_first[47] = 1.021
+    assert best_placed(tiny_model(), base, held_out, 3).settings.first_timestep == 44
+    by_first[0] = 1.01
+    assert best_placed(tiny_model(), base, held_out, 3).settings.first_timestep == 0, (
+        "the whole schedule is the earliest"
+    )
 
     by_steps = {1: 2.0, 2: 1.04, 4: 1.02, 8: 1.0, 16: 1.01}
     scores = [ScoredSteps(base.changed(steps=steps), score) for steps, score in by_steps.items()]
