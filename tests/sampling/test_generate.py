@@ -11,13 +11,14 @@ from torch import Tensor
 from magi.config import LatentShape, ModelConfig, SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
-from magi.model.objectives.ddpm import cosine_schedule, respace, reverse_step, reverse_table
+from magi.model.objectives.ddpm import cosine_schedule, respace, reverse_table
 from magi.sampling import denoise
 from magi.sampling import frame as frame_module
 from magi.sampling.denoise import denoise_tokens, draw_noise
 from magi.sampling.frame import guidance_scale, plan_frame
 from magi.sampling.generate import generate
 from magi.sampling.history import History
+from tests.fakes.reverse_step import reverse_step
 
 FAST = SamplingConfig(iterations=3, steps=4)
 

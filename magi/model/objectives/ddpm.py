@@ -123,16 +123,10 @@ def diffusion_loss(
 
 
 def _reverse_mean_variance(
-    schedule: NoiseSchedule,
-    predicted_noise: Tensor,
-    interpolation: Tensor,
-    x_t: Tensor,
-    timestep: Tensor,
-    x0_limit: float = math.inf,
+    schedule: NoiseSchedule, predicted_noise: Tensor, interpolation: Tensor, x_t: Tensor, timestep: Tensor
 ) -> tuple[Tensor, Tensor]:
     alphas_bar = _gather(schedule.alphas_bar, timestep, x_t)
     x0 = (x_t - (1 - alphas_bar).sqrt() * predicted_noise) / alphas_bar.sqrt()
-    x0 = x0.clamp(-x0_limit, x0_limit)
     mean = _gather(schedule.posterior_x0, timestep, x_t) * x0 + _gather(schedule.posterior_xt, timestep, x_t) * x_t
     highest = _gather(schedule.betas.log(), timestep, x_t)
     lowest = _gather(schedule.posterior_log_variance, timestep, x_t)
@@ -140,35 +134,14 @@ def _reverse_mean_variance(
     return mean, fraction * highest + (1 - fraction) * lowest
 
 
-def reverse_step(
-    schedule: NoiseSchedule,
-    index: int,
-    x_t: Tensor,
-    prediction: Tensor,
-    noise: Tensor,
-    temperature: float = 1.0,
-    x0_limit: float = math.inf,
-) -> Tensor:
-    """One ancestral step from x_t at ``index`` of a respaced schedule; the last step (0) adds no noise.
-
-    ``temperature`` scales the noise, as MAR's. ``x0_limit`` bounds the clean token that the prediction implies: at the
-    first steps of the cosine schedule alpha_bar is so small that a slight error of the predicted noise implies a huge
-    token, which no later step can mend.
-    """
-    predicted_noise, interpolation = prediction.chunk(2, dim=-1)
-    timestep = torch.tensor(index, device=x_t.device)
-    mean, log_variance = _reverse_mean_variance(schedule, predicted_noise, interpolation, x_t, timestep, x0_limit)
-    if index == 0:
-        return mean
-    return mean + torch.exp(0.5 * log_variance) * noise * temperature
-
-
 @dataclass(frozen=True, eq=False)
 class ReverseTable:
-    """Reverse steps for a loop: all that does not depend on tokens as six numbers a step, on the host.
+    """Ancestral reverse steps for a loop: all that does not depend on tokens as six numbers a step, on the host.
 
     x0 = x0_from_xt * x_t + x0_from_noise * predicted noise, within the limit; mean = mean_from_x0 * x0 + mean_from_xt *
     x_t; the logarithm of the standard deviation is log_std + log_std_slope * interpolation. Index 0 is the last step.
+    Without the limit a slight error of the noise predicted first, where alpha_bar is tiny, implies a huge token, which
+    no later step can mend.
     """
 
     timesteps: Tensor
@@ -186,10 +159,10 @@ class ReverseTable:
     def step(
         self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor
     ) -> Tensor:
-        """x of the next step, the same as by ``reverse_step``.
+        """x of the next step; the last one (0) adds no noise.
 
         Under guidance (G = 2) the noise is that without conditions + ``scale`` * (with - without), and the variance
-        that with conditions. ``scaled_noise`` is noise times temperature.
+        that with conditions. ``scaled_noise`` is noise times temperature, as MAR's.
         """
         predicted_noise, interpolation = prediction_GMC[0].chunk(2, dim=-1)
         if len(prediction_GMC) == 2:

@@ -13,9 +13,9 @@ from magi.model.objectives.ddpm import (
     cosine_schedule,
     diffusion_loss,
     respace,
-    reverse_step,
     reverse_table,
 )
+from tests.fakes.reverse_step import reverse_step
 
 
 def test_cosine_schedule_is_nichol_and_dhariwals() -> None:
