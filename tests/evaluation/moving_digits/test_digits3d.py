@@ -119,3 +119,13 @@ def test_training_on_the_held_out_digits_and_foreign_weights_are_refused(tmp_pat
     damaged.write_bytes(SHIPPED.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="damaged"):
         Digits3d.load(damaged)
+
+
+def test_other_sizes_are_resampled_between_pixels_and_frames_kept() -> None:
+    """Twice the size with blocks whose mean is the pixel: half-way between pixels lies that mean."""
+    small = torch.randint(2, 254, (1, 16, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    large[:, :, ::2, ::2] += 2
+    large[:, :, 1::2, 1::2] -= 2
+    network = Digits3d.load()
+    torch.testing.assert_close(network.features(large), network.features(small), rtol=1e-4, atol=1e-4)

@@ -1,11 +1,13 @@
 """Real clips as they are scored: colours, frames, interval and crop are those of the table; rounding is to even."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from magi.config import DataConfig
 from magi.data.index.index import VideoIndex, open_index
@@ -59,6 +61,28 @@ def test_squash_keeps_the_whole_frame(index: VideoIndex) -> None:
     assert (squashed[0, :, 0].double() - video[:, 0]).abs().mean() < 8
 
 
+@pytest.mark.parametrize("name", ["lanczos", "bicubic", "bilinear"])
+def test_frames_are_resized_once_by_the_filter_of_the_protocol(name: str, index: VideoIndex) -> None:
+    """The square of 32 of a frame of 48 to 20, as Pillow does it; other filters are other pixels."""
+    wanted = row(index, 1, 3, 1, 1)
+    whole = RealClips(PROTOCOL.model_copy(update={"crop": "squash"}), index).read(wanted, (32, 48))[0].numpy()
+    small = RealClips(PROTOCOL.model_copy(update={"read_filter": name, "read_size": 20}), index).read(wanted)[0]
+    cut = Image.fromarray(whole)
+    filters = {one: np.asarray(cut.resize((20, 20), one, box=(8, 0, 40, 32))) for one in Image.Resampling}
+    same = [one.name.lower() for one, pixels in filters.items() if np.array_equal(pixels, small.numpy())]
+    assert same == [name]
+
+
+@pytest.mark.parametrize("quality", [30, 75])
+def test_frames_pass_through_jpeg_of_the_quality_of_the_protocol(quality: int, index: VideoIndex) -> None:
+    wanted = row(index, 0, 0, 1, 1)
+    plain = RealClips(PROTOCOL, index).read(wanted)[0].numpy()
+    file = io.BytesIO()
+    Image.fromarray(plain).save(file, "JPEG", quality=quality)
+    found = RealClips(PROTOCOL.model_copy(update={"jpeg_quality": quality}), index).read(wanted)[0]
+    assert np.array_equal(found.numpy(), np.asarray(Image.open(file).convert("RGB")))
+
+
 def test_jpeg_is_a_protocol_of_its_own(index: VideoIndex) -> None:
     wanted = row(index, 0, 0, 1, 2)
     plain = RealClips(PROTOCOL, index).read(wanted)
@@ -87,7 +111,7 @@ def test_rounding_is_half_to_even_and_clamped() -> None:
     assert quantised(torch.tensor([0.5, 1.5, 2.5, -3.0, 254.6, 300.0])).tolist() == [0, 2, 2, 0, 255, 255]
 
 
-def test_spoilt_clips_keep_their_frames() -> None:
+def test_corrupted_clips_keep_their_frames() -> None:
     video = torch.arange(2 * 16).view(2, 16, 1, 1, 1).expand(2, 16, 2, 2, 3).to(torch.uint8)
     mixed = shuffled(video, 0)
     assert not torch.equal(mixed, video)

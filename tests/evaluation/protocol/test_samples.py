@@ -204,3 +204,33 @@ def test_labels_are_none_real_or_uniform(index: VideoIndex, tmp_path: Path) -> N
     assert model.asked[0]["labels"] is None and model.asked[0]["interval"] == 1
     with pytest.raises(ValueError, match="tells the class, but this model has none"):
         generated(Painter(classes=0), chosen("ucf101-128-class-2048", count=6), index, tmp_path / "no")
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_model_is_told_the_interval_of_the_real_clips(interval: int, index: VideoIndex, tmp_path: Path) -> None:
+    model = Painter()
+    generated(model, chosen("ucf101-256-2048-s1", frames=9, count=6, interval=interval), index, tmp_path)
+    assert [call["interval"] for call in model.asked] == [interval]
+
+
+def test_context_and_reconstruction_are_at_the_size_of_the_model_and_scored_at_that_of_the_protocol(
+    index: VideoIndex, tmp_path: Path
+) -> None:
+    """A model of 48 pixels, scored at 32: what it is given, and what its autoencoder is measured on, has its pixels."""
+    model, seen = Painter(size=48), list[tuple[int, ...]]()
+    encode = model.vae.encode
+
+    def recorded(video_BTHWC: Tensor) -> Tensor:
+        seen.append(tuple(video_BTHWC.shape))
+        return encode(video_BTHWC)
+
+    model.vae.encode = recorded  # type: ignore[method-assign]
+    asked = evaluation(model, chosen(count=4, frames=16), index, tmp_path)
+    assert generate_samples(asked)
+    (reconstructed,) = asked.reconstructed(asked.models["painter"], "floor", 1, 4)
+    assert seen == [(4, 5, 48, 48, 3), (3, 16, 48, 48, 3)] and model.asked[0]["context"].shape == (4, 5, 48, 48, 3)
+    assert reconstructed.shape == (3, 16, 32, 32, 3)
+    clips = asked.clips.batches(asked.rows("floor")[1:4], 8)
+    assert float((reconstructed.double() - next(clips).double()).abs().mean()) < 8, "the same clips"
+    stored = next(sample_plan(asked, "painter").read(0, 4, 4))
+    assert stored.shape == (4, 16, 48, 48, 3), "samples are kept as the model made them"
