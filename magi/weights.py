@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from magi.errors import CheckpointError, OtherRunError
-from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, read_text
 
 MANIFEST_FORMAT = 1
 EMA_FILE = "ema.safetensors"
@@ -62,7 +62,7 @@ def sha256(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ``CheckpointError`` if it is missing, damaged or something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use another checkpoint") from None
     except (ValueError, RecursionError):

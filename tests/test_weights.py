@@ -67,6 +67,8 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     ("manifest.json: a list", lambda path: path.write_text("[]")),
     ("manifest.json: no files", lambda path: path.write_text('{"format": 1, "files": {}}')),
     ("manifest.json: not text", lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    ("manifest.json: a FIFO", lambda path: (path.unlink(), os.mkfifo(path))),
+    ("manifest.json: a device", lambda path: (path.unlink(), path.symlink_to("/dev/zero"))),
     ("manifest.json: deep", lambda path: path.write_text("[" * 100_000)),
 ]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi.data.video_writer import Chroma, write_mp4
-from magi.files import atomic_write
+from magi.files import atomic_write, read_text
 
 Progress = Callable[[int, int], None]
 MakeClip = Callable[[int], tuple[NDArray[np.uint8], dict[str, Any]]]
@@ -53,10 +53,10 @@ def _check_folder(what: str, out: Path, settings: dict[str, Any], clips: int) ->
     """Refuse to mix clips of different settings in one folder."""
     for sidecar in sorted(out.rglob("*_[0-9]*.json")):
         try:
-            found = json.loads(sidecar.read_text(encoding="utf-8"))
+            found = json.loads(read_text(sidecar))
             differing = [key for key, value in settings.items() if found[key] != value]
             number = int(sidecar.stem.rpartition("_")[2])
-        except (KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError):
             raise ValueError(f"{sidecar}: not a sidecar of {what}; choose another folder") from None
         if differing:
             key = differing[0]

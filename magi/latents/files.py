@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from magi.errors import DataError
+from magi.files import read_text
 from magi.vae.normalization import ChannelStatistics, Normalization
 
 HEADER_NAME = "magi-latents.json"
@@ -140,14 +141,14 @@ def read_header(folder: Path) -> LatentHeader:
     if not path.is_file():
         raise DataError(f"{path}: no such file, so {folder} holds no latents; make them with 'magi encode'")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r} is not {FORMAT}")
         header = LatentHeader(**values)
         sizes = (header.videos, header.videos_per_shard, header.channels, header.latent_height, header.latent_width)
         if min(sizes) < 1 or header.dtype not in ("float16", "float32"):
             raise ValueError(f"impossible sizes {sizes} or dtype {header.dtype}")
-    except (TypeError, ValueError, KeyError) as error:
+    except (OSError, TypeError, ValueError, KeyError) as error:
         raise DataError(f"{path}: damaged or of another version ({error}); delete the folder and {AGAIN}") from None
     return header
 
@@ -162,7 +163,7 @@ def read_shard(folder: Path, number: int, header: LatentHeader) -> Shard:
     """The JSONL of a shard; ``DataError`` if it or the shard is damaged, ``ValueError`` if it is another folder's."""
     path = lines_path(folder, number)
     try:
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        head, *lines = read_text(path).splitlines()
         shard = Shard(**json.loads(head), videos=[EncodedVideo(**json.loads(line)) for line in lines])
         if len(shard.videos) != len(header.videos_of(number)):
             raise ValueError(f"{len(shard.videos)} videos, not {len(header.videos_of(number))}")

@@ -1,6 +1,7 @@
 """Latents on disk stand for the videos: same clips, same order, and never another autoencoder's."""
 
 import json
+import os
 import pickle
 from itertools import chain
 from pathlib import Path
@@ -238,6 +239,13 @@ def test_damaged_header_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=f"{HEADER_NAME}: damaged or of another version") as error:
         open_latents(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_header_of_absurd_size_is_not_read(index: VideoIndex, tmp_path: Path) -> None:
+    write(index, tmp_path)
+    os.truncate(tmp_path / HEADER_NAME, 8 << 30)
+    with pytest.raises(DataError, match=f"{HEADER_NAME}: damaged .* above 268,435,456"):
+        open_latents(tmp_path)
 
 
 @pytest.mark.parametrize("older", [1, 2, 3])
