@@ -42,11 +42,7 @@ class DataConfig(Section):
     height: int = Field(256, ge=1, description="height of a clip in pixels, after resize and centre crop")
     width: int = Field(256, ge=1, description="width of a clip in pixels, after resize and centre crop")
     fps: float = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="frames a second that every video is read at, by its time stamps; 0 takes the frames that are "
-        "stored, whatever their rate (paper)",
+        0, ge=0, le=1000, description="frames a second that every video is read at; 0 takes those stored (paper)"
     )
     interval_min: int = Field(1, ge=1, description="smallest interval between the frames of a clip")
     interval_max: int = Field(25, ge=1, description="largest interval (paper: dynamic interval, uniform in 1..25)")
@@ -302,6 +298,8 @@ class Config(Section):
                 f"data.interval_max {self.data.interval_max} exceeds "
                 f"model.interval_vocabulary {self.model.interval_vocabulary}"
             )
+        if self.data.fps and self.model.actions:
+            raise ValueError(f"data.fps {self.data.fps:g}: actions are a row a stored frame; set it to 0")
         if self.training.masked_views > 1 and self.model.teacher_forcing == "masked":
             raise ValueError(
                 f"training.masked_views {self.training.masked_views} needs model.teacher_forcing complete: masked "

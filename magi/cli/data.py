@@ -216,6 +216,8 @@ class EncodeOptions:
     """width of a frame in pixels, after resize and centre crop"""
     frames: int = 17
     """frames of a clip, where latents mix frames"""
+    fps: float = 0
+    """frames a second that every video is read at, by its time stamps; 0 takes the frames that are stored"""
     interval_min: int = 1
     """smallest interval between the frames of such a clip"""
     interval_max: int = 25
@@ -247,7 +249,7 @@ def encode(words: list[str]) -> None:
     if options.out.resolve() == options.data.resolve():
         raise ValueError(f"{options.out}: is the folder of the videos; latents need another one")
     check_device(options.device)
-    fields = ("annotations", "split", "height", "width", "frames", "interval_min", "interval_max", "max_bad_fraction")
+    fields = DataConfig.model_fields.keys() & vars(options).keys()
     data = checked(
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
@@ -264,7 +266,7 @@ def encode(words: list[str]) -> None:
         dtype=options.dtype,
         seed=options.seed,
     )
-    index, actions = _with_actions(_opened_index(data, worker), options.actions, data.max_bad_fraction)
+    index, actions = _with_actions(_opened_index(data, worker), options.actions, data)
     settings = replace(settings, actions=actions)
     with progress("encoding videos", "videos") as report:
         written = write_latents(index, options.out, data, vae, settings, worker, report)
@@ -272,10 +274,11 @@ def encode(words: list[str]) -> None:
     chosen = "" if vae.temporal_stride == 1 else (
         f" --data.frames {data.frames} --data.interval-min {data.interval_min} --data.interval-max {data.interval_max}"
     )  # fmt: skip
-    print(f"train on it with: --data.root {options.out}{chosen}" + (f" --model.actions {actions}" if actions else ""))
+    chosen += (f" --data.fps {data.fps:g}" if data.fps else "") + (f" --model.actions {actions}" if actions else "")
+    print(f"train on it with: --data.root {options.out}{chosen}")
 
 
-def _with_actions(index: "VideoIndex", asked: int | None, max_bad_fraction: float) -> "tuple[VideoIndex, int]":
+def _with_actions(index: "VideoIndex", asked: int | None, data: DataConfig) -> "tuple[VideoIndex, int]":
     """The videos that are encoded, and the numbers of an action; the others are named."""
     from magi.data.actions import found_actions, with_actions
 
@@ -284,7 +287,9 @@ def _with_actions(index: "VideoIndex", asked: int | None, max_bad_fraction: floa
         raise ValueError(f"--actions {actions}: expected at least 0")
     if not actions:
         return index, 0
-    index, reasons = with_actions(index, actions, max_bad_fraction)
+    if data.fps:
+        raise ValueError("--fps: actions are a row a stored frame; leave it out, or take no actions with --actions 0")
+    index, reasons = with_actions(index, actions, data.max_bad_fraction)
     print(f"actions {actions} numbers, {len(index.videos)} videos with them")
     for reason in reasons[:SHOWN]:
         print(f"skipped {reason}")

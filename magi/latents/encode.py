@@ -25,12 +25,12 @@ from magi.data.index.records import VideoRecord
 from magi.errors import DataError
 from magi.files import atomic_write, write_text
 from magi.latents.files import (
-    FIT,
     FORMAT,
     HEADER_NAME,
     EncodedVideo,
     LatentHeader,
     Shard,
+    fit,
     is_latents,
     lines_path,
     map_shard,
@@ -116,7 +116,7 @@ class _Job:
             vae=vae.id,
             height=config.height,
             width=config.width,
-            fit=FIT,
+            fit=fit(config.fps),
             dtype=settings.dtype,
             channels=latent.channels,
             latent_height=latent.height,

@@ -27,14 +27,12 @@ from magi.vae.normalization import ChannelStatistics, Normalization
 
 HEADER_NAME = "magi-latents.json"
 FORMAT = 4
-FIT = "cover, centre crop, bicubic"
-"""How frames get their size (``magi.data.clips.fit_frames``)."""
 AGAIN = "run 'magi encode' again"
 
 
 def fit(fps: float) -> str:
-    """How frames get their size, and at which rate they are taken, 0 for their own."""
-    return FIT + (f", {fps:g} frames a second" if fps else "")
+    """How frames get their size (``magi.data.clips.fit_frames``), and at which rate they are taken, 0 for their own."""
+    return "cover, centre crop, bicubic" + (f", {fps:g} frames a second" if fps else "")
 
 
 @dataclass(frozen=True)

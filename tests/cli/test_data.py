@@ -86,6 +86,21 @@ def test_what_is_worth_a_line_is_shown(tmp_path: Path, capsys: pytest.CaptureFix
     assert "expected more than 0" in capsys.readouterr().err
 
 
+def test_encoding_at_a_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "videos").mkdir()
+    write(tmp_path / "videos" / "a.mkv", times=[20 * number for number in range(90)])
+    words = ("--vae", "pixel", "--height", HEIGHT, "--width", WIDTH, "--device", "cpu", "--fps", 12.5)
+    assert run("encode", tmp_path / "videos", tmp_path / "out", *words) == 0
+    assert "--data.fps 12.5" in capsys.readouterr().out
+    config = DataConfig(frames=4, height=HEIGHT, width=WIDTH, interval_max=2, fps=12.5)
+    dataset = LatentDataset(tmp_path / "out", config, 0, "pixel-8")
+    assert json.loads((tmp_path / "out" / "shard-00000.jsonl").read_text().splitlines()[1])["frames"] == 23
+    assert dataset[0].latents_TCHW.shape == (4, 192, HEIGHT // 8, WIDTH // 8)
+    (tmp_path / "videos" / "a.actions.csv").write_text("0,1\n" * 90)
+    assert run("encode", tmp_path / "videos", tmp_path / "other", *words) == 2
+    assert "--fps: actions are a row a stored frame" in capsys.readouterr().err
+
+
 def test_a_list_can_be_trained_on(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "list.jsonl"
     rows = [{"path": str(file), "label": "x"} for file in sorted((data / "k600" / "val").glob("*/*.m*"))]
