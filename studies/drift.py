@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from magi.evaluation.metrics.bootstrap import mean_band
-from magi.evaluation.plots import COLOURS, REAL_COLOUR, figure_of
+from magi.evaluation.plots import COLOURS, INTERVAL_STYLES, REAL_COLOUR, draw_curve, figure_of
 from magi.evaluation.protocol.result import Curve
 from studies.commands import run_command
 from studies.measures import LONG_FRAMES
@@ -31,7 +31,9 @@ STUDY = "drift"
 WITH, WITHOUT = "ctf", "ctf-without-interval"
 LAST_FRAMES = 26
 NEAR = 1.25
-INTERVALS = (2, 4, 8)
+REAL_STYLES = {"real": (REAL_COLOUR, "-"), "real, through autoencoder": ("#999999", ":")}
+REAL_STYLES |= {f"real, interval {interval}": (REAL_COLOUR, style) for interval, style in INTERVAL_STYLES.items()}
+"""Colour and line of the curves of real clips."""
 
 
 def log_ratio(generated_BT: Tensor, real_BT: Tensor) -> float:
@@ -66,7 +68,7 @@ def numbers_of(found: VariantMeasures) -> dict[str, Any]:
     """Curves with bands, and the log ratio of every seed."""
     curves = {name: torch.cat([one["adjacent_l2"] for one in seeds]) for name, seeds in found.by_name.items()}
     curves |= {"real": found.real["adjacent_l2"], "real, through autoencoder": found.real["vae_adjacent_l2"]}
-    curves |= {f"real, interval {interval}": found.real[f"adjacent_l2_{interval}"] for interval in INTERVALS}
+    curves |= {f"real, interval {interval}": found.real[f"adjacent_l2_{interval}"] for interval in (2, 4, 8)}
     ratios = {
         name: [log_ratio(one["adjacent_l2"], found.real["adjacent_l2"]) for one in seeds]
         for name, seeds in found.by_name.items()
@@ -78,20 +80,13 @@ def numbers_of(found: VariantMeasures) -> dict[str, Any]:
 
 
 def draw(numbers: Mapping[str, Any], real: Mapping[str, Any]) -> Figure:
-    """Every curve over the frame number; real ones are grey, fainter the larger the interval."""
+    """Every curve over the frame number; real ones are grey, told apart by their lines."""
     figure = figure_of(8, 4.5)
     axes = figure.subplots()
     colours = iter(COLOURS)
-    alpha = 1.0
-    for name, curve in numbers["curves"].items():
-        frames = range(2, len(curve["mean"]) + 2)
-        if name.startswith("real"):
-            axes.plot(frames, curve["mean"], "--", color=REAL_COLOUR, alpha=alpha, linewidth=1, label=name)
-            alpha *= 0.65
-        else:
-            colour = next(colours)
-            axes.plot(frames, curve["mean"], color=colour, label=name)
-            axes.fill_between(frames, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+    for name, values in numbers["curves"].items():
+        style = REAL_STYLES[name] if name in REAL_STYLES else (next(colours), "-")
+        draw_curve(axes, Curve(**values), *style, name, 2)
     axes.set_xlabel("frame number")
     axes.set_title("change from the frame before (root mean square)", fontsize=11)
     axes.set_ylim(bottom=0)

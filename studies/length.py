@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from magi.evaluation.metrics.bootstrap import mean_band
-from magi.evaluation.plots import COLOURS, REAL_COLOUR, figure_of
+from magi.evaluation.plots import COLOURS, REAL_COLOUR, draw_curve, figure_of
+from magi.evaluation.protocol.result import Curve
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.adapters import load_vae
 from studies.commands import run_command
@@ -153,10 +154,8 @@ def draw(found: Predicted) -> Figure:
         for prefix, mode in MODES.items():
             curves[mode] = torch.cat([one[prefix + name] for one in found.generated])
         for label, values_BT in curves.items():
-            one, colour = mean_band(values_BT, 0), SERIES[label]
-            numbers = torch.arange(found.frames - len(one.mean_T), found.frames) + 1
-            axes.plot(numbers, one.mean_T, color=colour, label=label)
-            axes.fill_between(numbers, one.low_T, one.high_T, color=colour, alpha=0.15, linewidth=0)
+            first = found.frames - values_BT.shape[1] + 1
+            draw_curve(axes, Curve.of(mean_band(values_BT, 0)), SERIES[label], "-", label, first)
         axes.axvline(TRAINED_FRAMES + 0.5, color="black", linewidth=0.8, linestyle=":")
         axes.set_title(PANELS[name], fontsize=11)
         axes.set_xlabel("frame number (dotted: trained length)")

@@ -38,7 +38,7 @@ _CURVE_TITLES = {
     "sharpness": "sharpness (RMS of the Laplacian)",
     "motion": "motion (pixels a frame)",
 }
-_INTERVAL_STYLES = {"1": "-", "2": "--", "4": "-.", "8": ":"}
+INTERVAL_STYLES = {"1": "-", "2": "--", "4": "-.", "8": ":"}
 REAL_COLOUR = "#444444"
 _BASELINES = {"real": (REAL_COLOUR, "--"), "vae": ("#999999", ":"), "last": ("#BBBBBB", "-.")}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -60,7 +60,7 @@ def draw_ground_truth(scores: GroundTruthScores, context: int, frames: int) -> I
         unused.set_axis_off()
     for metric, axes in zip(metrics, panels, strict=False):
         for name, (colour, style) in _styles(scores.series):
-            _draw_curve(axes, scores.series[name].per_frame[metric], colour, style, name)
+            draw_curve(axes, scores.series[name].per_frame[metric], colour, style, name)
         _draw_targets(axes, next(iter(scores.targets.values()), ()), metric)
         axes.axvspan(0.5, context + 0.5, color="#FFAA00", alpha=0.25, linewidth=0)
         axes.set_xlim(0.5, frames + 0.5)
@@ -87,11 +87,11 @@ def _draw_temporal_curve(axes: Axes, name: str, scores: FrechetScores) -> None:
     first = 2 if name in ("adjacent_l2", "motion") else 1  # the frame that a change leads to
     if name == "adjacent_l2":
         for interval, curve in scores.real.adjacent_l2.items():
-            _draw_curve(axes, curve, REAL_COLOUR, _INTERVAL_STYLES[interval], f"real, interval {interval}", first)
+            draw_curve(axes, curve, REAL_COLOUR, INTERVAL_STYLES[interval], f"real, interval {interval}", first)
     else:
-        _draw_curve(axes, scores.real.curves[name], REAL_COLOUR, "-", "real", first)
+        draw_curve(axes, scores.real.curves[name], REAL_COLOUR, "-", "real", first)
     for model, (colour, style) in _styles(scores.models):
-        _draw_curve(axes, scores.models[model].curves[name], colour, style, model, first)
+        draw_curve(axes, scores.models[model].curves[name], colour, style, model, first)
     _label(axes, _CURVE_TITLES[name])
     axes.set_ylim(bottom=0)
 
@@ -118,7 +118,8 @@ def _draw_frame_fid(axes: Axes, scores: FrechetScores) -> None:
         axes.plot(np.arange(1, len(floor) + 1), scores.models[model].frame_fid, color=colour)
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str, style: str, label: str, first: int = 1) -> None:
+def draw_curve(axes: Axes, curve: Curve, colour: str, style: str, label: str, first: int = 1) -> None:
+    """A mean with its interval, at frame numbers from ``first`` on."""
     numbers = np.arange(first, first + len(curve.mean))
     axes.plot(numbers, _numbers(curve.mean), style, color=colour, linewidth=1.6, label=label)
     axes.fill_between(numbers, _numbers(curve.low), _numbers(curve.high), color=colour, alpha=0.15, linewidth=0)
