@@ -98,6 +98,19 @@ def world_platform() -> Config:
     )
 
 
+def world_paddle() -> Config:
+    """The paddle world under its three actions (`magi data world paddle`), 32x32: ``world_platform``, nano, shorter."""
+    config = world_platform()
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": "build/paddle", "height": 32, "width": 32}),
+            "vae": VaeConfig(name="small", weights="build/paddle/vae"),
+            "model": size("nano", frames=16, actions=3, dropout=0.0, noise_max=0.35),
+            "training": config.training.model_copy(update={"steps": 3000, "cooldown_steps": 750}),
+        }
+    )
+
+
 @dataclass(frozen=True)
 class VideoSet:
     """Facts of a published data set: how many videos a preset trains on, and frames of a video on average."""
@@ -216,6 +229,7 @@ PAPER: dict[str, VideoSet] = {
 PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "world-platform": world_platform,
+    "world-paddle": world_paddle,
     "ucf101-sd": ucf101_sd,
     "ucf101-cosmos": ucf101_cosmos,
     "ucf101-cosmos-class": ucf101_cosmos_class,

@@ -64,7 +64,7 @@ class WorldOptions:
     """
 
     world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """platform: a player who runs and jumps among platforms, coins and an enemy"""
+    """platform: a player who runs and jumps among platforms, coins and an enemy; or paddle: a paddle, a ball, bricks"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder to write to"""
     clips: int = 1000

@@ -29,6 +29,14 @@ class WorldState:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
+def held(frames: int, shares: NDArray[np.float64], rng: np.random.Generator, longest: int = 12) -> list[int]:
+    """For each frame a choice by its share, each held for 1 to ``longest`` frames."""
+    chosen: list[int] = []
+    while len(chosen) < frames:
+        chosen += [int(rng.choice(len(shares), p=shares))] * int(rng.integers(1, longest + 1))
+    return chosen[:frames]
+
+
 S = TypeVar("S", bound=WorldState)
 
 

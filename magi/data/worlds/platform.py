@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magi.data.worlds.contract import Frame, World, WorldState
+from magi.data.worlds.contract import Frame, World, WorldState, held
+from magi.data.worlds.shapes import Box, ColourReader, find_box, is_filled, paint
 
 SKY, SOLID = (34, 38, 66), (120, 130, 150)
 PLAYER, ENEMY, COIN = (235, 70, 60), (60, 220, 110), (250, 205, 40)
@@ -25,28 +26,7 @@ ENEMY_WIDTH, ENEMY_HEIGHT, ENEMY_SPEED = 6.0, 5.0, 1.0
 ENEMY_FROM, ENEMY_TO = 8.0, 50.0
 COIN_SIZE = 4.0
 COIN_SHARE = 0.75  # of the coins are there when a video begins
-HOLD = (1, 12)  # frames that a key is held
-TOUCH = 1e-6
 INSIDE = 1.5  # pixels within a block that the oracle's error does not explain
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-    def overlaps(self, other: "Box") -> bool:
-        """Whether the two share an area, not only an edge."""
-        return (
-            self.x + TOUCH < other.x + other.width
-            and other.x + TOUCH < self.x + self.width
-            and self.y + TOUCH < other.y + other.height
-            and other.y + TOUCH < self.y + self.height
-        )
 
 
 FRAME_SIZE = 64
@@ -109,8 +89,8 @@ class Platform(World[PlatformState]):
     def policy(self, frames: int, rng: np.random.Generator) -> list[int]:
         """A direction and the jump key, each held for 1 to 12 frames."""
         for_direction, for_jump = rng.spawn(2)
-        across = _held(frames, np.array([0.2, 0.4, 0.4]), for_direction)
-        jump = _held(frames, np.array([0.6, 0.4]), for_jump)
+        across = held(frames, np.array([0.2, 0.4, 0.4]), for_direction)
+        jump = held(frames, np.array([0.6, 0.4]), for_jump)
         return [int(direction + 3 * pressed) for direction, pressed in zip(across, jump, strict=True)]
 
     def step(self, state: PlatformState, action: int) -> PlatformState:
@@ -129,9 +109,9 @@ class Platform(World[PlatformState]):
         image_HWC = _BACKGROUND_HWC.copy()
         for coin, there in zip(COINS, state.coins, strict=True):
             if there:
-                _paint(image_HWC, coin, COIN)
-        _paint(image_HWC, state.enemy, ENEMY)
-        _paint(image_HWC, state.player, PLAYER)
+                paint(image_HWC, coin, COIN)
+        paint(image_HWC, state.enemy, ENEMY)
+        paint(image_HWC, state.player, PLAYER)
         return np.rint(image_HWC).astype(np.uint8)
 
     def read(self, frame_HWC: Frame, before: PlatformState | None = None) -> PlatformState:
@@ -140,12 +120,12 @@ class Platform(World[PlatformState]):
         Speeds come from ``before``; without it the player has none and the enemy goes right. Where the player hides
         the enemy, the enemy is where it must have come from ``before``.
         """
-        shares_HWK = _colour_shares(frame_HWC)
-        x, y = _corner(shares_HWK[..., 0], WIDTH, HEIGHT, 0, FRAME_SIZE)
-        player = Box(x, y, WIDTH, HEIGHT)
+        shares_HWK = _READER.shares(frame_HWC)
+        player = find_box(shares_HWK[..., 0], WIDTH, HEIGHT, 0, FRAME_SIZE)
+        x, y = player.x, player.y
         top = int(GROUND.y - ENEMY_HEIGHT)
-        enemy_x, _ = _corner(shares_HWK[..., 1], ENEMY_WIDTH, ENEMY_HEIGHT, top, int(GROUND.y))
-        coins = tuple(bool((shares_HWK[..., 2] * mask_HW).sum() > 0.5 * COIN_SIZE**2) for mask_HW in _COIN_MASKS)
+        enemy_x = find_box(shares_HWK[..., 1], ENEMY_WIDTH, ENEMY_HEIGHT, top, int(GROUND.y)).x
+        coins = tuple(is_filled(shares_HWK[..., 2], coin) for coin in COINS)
         speed = ENEMY_SPEED
         if before is not None:
             expected_x, speed = _patrolled(before.enemy_x, before.enemy_speed)
@@ -155,8 +135,8 @@ class Platform(World[PlatformState]):
                 speed = ENEMY_SPEED if enemy_x > before.enemy_x else -ENEMY_SPEED
         still = before is not None and abs(y - before.y) < 0.4
         gap = 1.0 if still else 0.25  # a fall is about to end within a pixel of the block, a stand is not in motion
-        on_ground = any(abs(y + HEIGHT - solid.y) < gap and _above(player, solid) for solid in SOLIDS)
-        under = any(abs(y - solid.y - solid.height) < 0.5 and _above(player, solid) for solid in SOLIDS)
+        on_ground = any(abs(y + HEIGHT - solid.y) < gap and player.is_over(solid) for solid in SOLIDS)
+        under = any(abs(y - solid.y - solid.height) < 0.5 and player.is_over(solid) for solid in SOLIDS)
         vy = 0.0 if before is None or on_ground or under else float(np.clip(y - before.y, -JUMP, FALL))
         return _thrown(PlatformState(x, y, vy, on_ground, coins, enemy_x, speed))
 
@@ -169,7 +149,7 @@ class Platform(World[PlatformState]):
         vy = float(np.clip(state.y - before.y, -JUMP, FALL))
         moving = (state, replace(state, on_ground=False, vy=vy))
         for solid in SOLIDS:
-            if abs(state.y + HEIGHT - solid.y) < 1 and _above(state.player, solid):
+            if abs(state.y + HEIGHT - solid.y) < 1 and state.player.is_over(solid):
                 return *moving, replace(state, y=solid.y - HEIGHT, on_ground=True, vy=0.0)
         return moving
 
@@ -178,14 +158,6 @@ class Platform(World[PlatformState]):
         x, y, width, height = state.x + INSIDE, state.y + INSIDE, WIDTH - 2 * INSIDE, HEIGHT - 2 * INSIDE
         inner = Box(x, y, width, height)
         return any(inner.overlaps(solid) for solid in SOLIDS) or not -INSIDE <= state.x <= FRAME_SIZE - WIDTH + INSIDE
-
-
-def _held(frames: int, shares: NDArray[np.float64], rng: np.random.Generator) -> list[int]:
-    """For each frame a choice, each held for a random number of frames."""
-    chosen: list[int] = []
-    while len(chosen) < frames:
-        chosen += [int(rng.choice(len(shares), p=shares))] * int(rng.integers(HOLD[0], HOLD[1] + 1))
-    return chosen[:frames]
 
 
 def _moved_across(state: PlatformState, distance: float) -> float:
@@ -236,57 +208,13 @@ def _thrown(state: PlatformState) -> PlatformState:
     return replace(state, vy=-JUMP, on_ground=False) if state.player.overlaps(state.enemy) else state
 
 
-def _above(player: Box, solid: Box) -> bool:
-    """Whether the two overlap across."""
-    return player.x < solid.x + solid.width and solid.x < player.x + player.width
-
-
-def _cover(start: float, length: float) -> NDArray[np.float64]:
-    """The share of each of the pixels 0..63 of a line that [start, start + length] covers."""
-    edges = np.arange(FRAME_SIZE)
-    return np.clip(np.minimum(edges + 1, start + length) - np.maximum(edges, start), 0.0, 1.0)
-
-
-def _mask(box: Box) -> NDArray[np.float64]:
-    return np.outer(_cover(box.y, box.height), _cover(box.x, box.width))
-
-
-def _paint(image_HWC: NDArray[np.float64], box: Box, colour: tuple[int, int, int]) -> None:
-    cover_HW1 = _mask(box)[..., None]
-    image_HWC += cover_HW1 * (np.array(colour) - image_HWC)
-
-
 def _background() -> NDArray[np.float64]:
     image_HWC = np.empty((FRAME_SIZE, FRAME_SIZE, 3))
     image_HWC[:] = SKY
     for solid in SOLIDS:
-        _paint(image_HWC, solid, SOLID)
+        paint(image_HWC, solid, SOLID)
     return image_HWC
 
 
 _BACKGROUND_HWC = _background()
-_COIN_MASKS = tuple(_mask(coin) for coin in COINS)
-_IS_SKY_HW = (np.array(SKY) == _BACKGROUND_HWC).all(axis=-1)
-# From a pixel's difference to the sky to its shares of player, enemy and coin: three colours span the three channels.
-_TO_SHARES = np.linalg.inv(np.array([PLAYER, ENEMY, COIN]) - np.array(SKY))
-
-
-def _colour_shares(frame_HWC: Frame) -> NDArray[np.float64]:
-    """(H, W, 3): how much of each pixel is player, enemy and coin, by its colour; none where a block is."""
-    shares_HWK: NDArray[np.float64] = (frame_HWC.astype(np.float64) - np.array(SKY)) @ _TO_SHARES
-    shares_HWK = np.where(shares_HWK < 0.08, 0.0, shares_HWK.clip(0.0, 1.0))
-    return shares_HWK * _IS_SKY_HW[..., None]
-
-
-def _corner(share_HW: NDArray[np.float64], width: float, height: float, top: int, bottom: int) -> tuple[float, float]:
-    """Top left corner of a rectangle of one colour between two rows: its centroid where most of the colour is."""
-    share_HW = share_HW[top:bottom]
-    wide, high = int(width) + 2, min(int(height) + 2, len(share_HW))
-    padded_HW = np.pad(share_HW, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    sums_YX = padded_HW[high:, wide:] - padded_HW[:-high, wide:] - padded_HW[high:, :-wide] + padded_HW[:-high, :-wide]
-    first_y, first_x = np.unravel_index(int(sums_YX.argmax()), sums_YX.shape)
-    near_HW = share_HW[first_y : first_y + high, first_x : first_x + wide]
-    total = max(float(near_HW.sum()), 1e-9)
-    x = float(near_HW.sum(0) @ (np.arange(wide) + 0.5)) / total + float(first_x)
-    y = float(near_HW.sum(1) @ (np.arange(high) + 0.5)) / total + float(first_y) + top
-    return x - width / 2, y - height / 2
+_READER = ColourReader(_BACKGROUND_HWC, SKY, (PLAYER, ENEMY, COIN))

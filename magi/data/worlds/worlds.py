@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from magi.data.built_in import Progress, write_built_in
 from magi.data.worlds.contract import World, WorldState
+from magi.data.worlds.paddle import Paddle
 from magi.data.worlds.platform import Platform
 from magi.seeding import numpy_generator, seed_of
 
-WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(),)}
+WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(), Paddle())}
 
 
 def find_world(name: str) -> World[Any]:
