@@ -9,7 +9,7 @@ neither the output nor statistics of it.
 
 Two tiles cover a head width that is no power of two (80 = 64 + 16). Batch, position and head share the first grid
 dimension, which has room for 2^31 programs. Needs Triton; the reference is ``slot_attention.dense_slot_attention``.
-Importing it makes ``torch.ops.magi.slot_attention`` and ``predicted_slot_attention`` known, with gradients.
+Importing it makes ``torch.ops.magi.slot_attention`` known, with gradients.
 """
 
 # Arguments of kernels are pointers and compile-time numbers, which have no types in Python.
@@ -17,15 +17,12 @@ Importing it makes ``torch.ops.magi.slot_attention`` and ``predicted_slot_attent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from magi.model.teacher_forcing import SlotPattern
 
 SMALLEST_TILE = 16
 
@@ -254,136 +251,87 @@ def backward_kernel(
 # fmt: on
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Warps of a program; more of them share the registers of its tiles."""
-
-    forward_warps: int = 1
-    backward_warps: int = 2
+FORWARD_WARPS, BACKWARD_WARPS = 1, 2
+"""Warps of a program; more of them share the registers of its tiles."""
 
 
-LAUNCH = Launch()
-
-
-def _numbers(query: Tensor, projected: Tensor, heads: int, pattern: SlotPattern, packed: bool) -> dict[str, Any]:
-    """The kernels' compile-time numbers; ``packed``: ``query`` is ``projected``, with query columns in front."""
-    width = projected.shape[-1] // (3 if packed else 2) // heads
+def _numbers(
+    query: Tensor | None, projected: Tensor, heads: int, causal: int, frames: int, views: int
+) -> dict[str, Any]:
+    """The kernels' compile-time numbers; without a ``query`` its columns are in front of the others of each slot."""
+    width = projected.shape[-1] // (3 if query is None else 2) // heads
     low = max(SMALLEST_TILE, 1 << (width.bit_length() - 1))
     rest = max(0, width - low)
     return {
         "POSITIONS": projected.shape[2],
         "HEADS": heads,
         "WIDTH": width,
-        "CAUSAL": pattern.causal,
-        "FRAMES": pattern.frames,
-        "VIEWS": pattern.views,
-        "DEAD": projected.shape[1] - query.shape[1],
-        "QUERY_COLUMNS": query.shape[-1],
+        "CAUSAL": causal,
+        "FRAMES": frames,
+        "VIEWS": views,
+        "DEAD": 0 if query is None else projected.shape[1] - query.shape[1],
+        "QUERY_COLUMNS": (projected if query is None else query).shape[-1],
         "COLUMNS": projected.shape[-1],
-        "KEY_AT": heads * width if packed else 0,
-        "VALUE_AT": heads * width * (2 if packed else 1),
+        "KEY_AT": heads * width if query is None else 0,
+        "VALUE_AT": heads * width * (2 if query is None else 1),
         "SCALE": width**-0.5,
-        "T": max(SMALLEST_TILE, triton.next_power_of_2(max(pattern.causal, pattern.frames))),
+        "T": max(SMALLEST_TILE, triton.next_power_of_2(max(causal, frames))),
         "LOW": low,
         "HIGH": max(SMALLEST_TILE, triton.next_power_of_2(rest)) if rest else 0,
         "PRECISION": "ieee" if projected.dtype == torch.float32 else "tf32",
     }
 
 
-def run_forward(
-    query: Tensor, projected: Tensor, heads: int, pattern: SlotPattern, packed: bool, warps: int | None = None
-) -> Tensor:
-    """The forward kernel on contiguous tensors; ``warps`` overrides ``LAUNCH``, for measuring."""
-    numbers = _numbers(query, projected, heads, pattern, packed)
-    mixed = query.new_empty((*query.shape[:3], heads * numbers["WIDTH"]))
-    grid = (query.shape[0] * projected.shape[2] * heads,)
+def _grid(projected: Tensor, heads: int) -> tuple[int]:
+    return (projected.shape[0] * projected.shape[2] * heads,)
+
+
+def _mixed_like(query: Tensor | None, projected: Tensor) -> Tensor:
+    columns = projected.shape[3] // (3 if query is None else 2)
+    return projected.new_empty((*(projected if query is None else query).shape[:3], columns))
+
+
+def _gradients_like(query: Tensor | None, projected: Tensor) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in (query, projected) if tensor is not None]
+
+
+def run_forward(query: Tensor | None, projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
+    """The forward kernel: (B, S - DEAD, P, D)."""
+    query, projected = None if query is None else query.contiguous(), projected.contiguous()
+    mixed, numbers = _mixed_like(query, projected), _numbers(query, projected, heads, causal, frames, views)
     if mixed.numel():
-        forward_kernel[grid](query, projected, mixed, **numbers, num_warps=warps or LAUNCH.forward_warps)
+        read = projected if query is None else query
+        forward_kernel[_grid(projected, heads)](read, projected, mixed, **numbers, num_warps=FORWARD_WARPS)
     return mixed
 
 
 def run_backward(
-    d_mixed: Tensor,
-    query: Tensor,
-    projected: Tensor,
-    heads: int,
-    pattern: SlotPattern,
-    packed: bool,
-    warps: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of ``query`` and ``projected``, one tensor twice where they are one (``packed``)."""
-    numbers = _numbers(query, projected, heads, pattern, packed)
-    d_projected = torch.empty_like(projected)
-    d_query = d_projected if packed else torch.empty_like(query)
-    grid = (query.shape[0] * projected.shape[2] * heads,)
+    d_mixed: Tensor, query: Tensor | None, projected: Tensor, heads: int, causal: int, frames: int, views: int
+) -> list[Tensor]:
+    """Gradients of ``query``, if there is one, and of ``projected``."""
+    query, projected = None if query is None else query.contiguous(), projected.contiguous()
+    gradients, numbers = _gradients_like(query, projected), _numbers(query, projected, heads, causal, frames, views)
     if d_mixed.numel():
-        used = {**numbers, "num_warps": warps or LAUNCH.backward_warps}
-        backward_kernel[grid](query, projected, d_mixed, d_query, d_projected, **used)
-    return d_query, d_projected
+        read = projected if query is None else query
+        tensors = (read, projected, d_mixed.contiguous(), gradients[0], gradients[-1])
+        backward_kernel[_grid(projected, heads)](*tensors, **numbers, num_warps=BACKWARD_WARPS)
+    return gradients
 
 
-@torch.library.custom_op("magi::slot_attention", mutates_args=())
-def _packed(projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
-    projected = projected.contiguous()
-    return run_forward(projected, projected, heads, SlotPattern(causal, frames, views), packed=True)
-
-
-@torch.library.custom_op("magi::slot_attention_backward", mutates_args=())
-def _packed_backward(d_mixed: Tensor, projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
-    projected, pattern = projected.contiguous(), SlotPattern(causal, frames, views)
-    return run_backward(d_mixed.contiguous(), projected, projected, heads, pattern, packed=True)[1]
-
-
-@torch.library.custom_op("magi::predicted_slot_attention", mutates_args=())
-def _split(query: Tensor, projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
-    pattern = SlotPattern(causal, frames, views)
-    return run_forward(query.contiguous(), projected.contiguous(), heads, pattern, packed=False)
-
-
-@torch.library.custom_op("magi::predicted_slot_attention_backward", mutates_args=())
-def _split_backward(
-    d_mixed: Tensor, query: Tensor, projected: Tensor, heads: int, causal: int, frames: int, views: int
-) -> tuple[Tensor, Tensor]:
-    pattern = SlotPattern(causal, frames, views)
-    query, projected = query.contiguous(), projected.contiguous()
-    return run_backward(d_mixed.contiguous(), query, projected, heads, pattern, packed=False)
-
-
-@_packed.register_fake
-def _(projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
-    return projected.new_empty((*projected.shape[:3], projected.shape[3] // 3))
-
-
-@_packed_backward.register_fake
-def _(d_mixed: Tensor, projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
-    return projected.new_empty(projected.shape)
-
-
-@_split.register_fake
-def _(query: Tensor, projected: Tensor, heads: int, causal: int, frames: int, views: int) -> Tensor:
-    return query.new_empty(query.shape)
-
-
-@_split_backward.register_fake
-def _(
-    d_mixed: Tensor, query: Tensor, projected: Tensor, heads: int, causal: int, frames: int, views: int
-) -> tuple[Tensor, Tensor]:
-    return query.new_empty(query.shape), projected.new_empty(projected.shape)
+_forward = torch.library.custom_op("magi::slot_attention", run_forward, mutates_args=())
+_backward = torch.library.custom_op("magi::slot_attention_backward", run_backward, mutates_args=())
+_forward.register_fake(lambda query, projected, *numbers: _mixed_like(query, projected))
+_backward.register_fake(lambda d_mixed, query, projected, *numbers: _gradients_like(query, projected))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-    ctx.numbers = tuple(value for value in inputs if not isinstance(value, Tensor))
+    ctx.save_for_backward(*inputs[:2])
+    ctx.numbers = inputs[2:]
 
 
-def _packed_gradient(ctx: Any, d_mixed: Tensor) -> tuple[Tensor | None, ...]:
-    return torch.ops.magi.slot_attention_backward(d_mixed, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
+def _gradient(ctx: Any, d_mixed: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.magi.slot_attention_backward(d_mixed, *ctx.saved_tensors, *ctx.numbers)
+    return *([None] if len(gradients) == 1 else []), *gradients, None, None, None, None
 
 
-def _split_gradient(ctx: Any, d_mixed: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.magi.predicted_slot_attention_backward(d_mixed, *ctx.saved_tensors, *ctx.numbers)
-    return *gradients, None, None, None, None
-
-
-_packed.register_autograd(_packed_gradient, setup_context=_keep)
-_split.register_autograd(_split_gradient, setup_context=_keep)
+_forward.register_autograd(_gradient, setup_context=_keep)

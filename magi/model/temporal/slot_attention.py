@@ -61,9 +61,7 @@ def kernel_slot_attention(
 ) -> Tensor:
     """One Triton kernel forward and one backward for both streams, reading and writing each number once."""
     numbers = (heads, pattern.causal, pattern.frames, pattern.views)
-    if query_BUPD is None:
-        return torch.ops.magi.slot_attention(projected_BSPE, *numbers)
-    return torch.ops.magi.predicted_slot_attention(query_BUPD, projected_BSPE, *numbers)
+    return torch.ops.magi.slot_attention(query_BUPD, projected_BSPE, *numbers)
 
 
 def dense_slot_attention(query_BUPD: Tensor | None, projected_BSPE: Tensor, pattern: SlotPattern, heads: int) -> Tensor:

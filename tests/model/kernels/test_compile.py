@@ -45,17 +45,15 @@ def calls() -> dict[str, Callable[[], object]]:
     stored, length_1 = empty(ROWS, FRAMES, 2, HEADS, HEAD_WIDTH), empty(1, dtype=torch.long)
     qkv, picked, rows = *(empty(count, 3, HEADS, HEAD_WIDTH) for count in (ROWS, 16)), empty(16, dtype=torch.long)
     pattern = SlotPattern(FRAMES - 1, FRAMES, 1)
-    projected = empty(1, pattern.slots, ROWS // 2, 3 * WIDTH)
+    projected, sizes = empty(1, pattern.slots, ROWS // 2, 3 * WIDTH), (pattern.causal, pattern.frames, pattern.views)
     mixed = empty(1, pattern.slots, ROWS // 2, WIDTH)
     norm = (empty(WIDTH), empty(WIDTH))
     return {
         "cache": lambda: cache_attention.read_cache(qkv, stored, length_1),
         "cache, picked rows": lambda: cache_attention.read_cache(picked, stored, length_1, rows),
         "norm": lambda: add_norm.add_norm(empty(ROWS, WIDTH), empty(ROWS, WIDTH), norm, 1e-6),
-        "temporal, forward": lambda: temporal_attention.run_forward(projected, projected, HEADS, pattern, True),
-        "temporal, backward": lambda: temporal_attention.run_backward(
-            mixed, projected, projected, HEADS, pattern, True
-        ),
+        "temporal, forward": lambda: temporal_attention.run_forward(None, projected, HEADS, *sizes),
+        "temporal, backward": lambda: temporal_attention.run_backward(mixed, None, projected, HEADS, *sizes),
     }
 
 
