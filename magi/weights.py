@@ -1,4 +1,4 @@
-"""Reads weights back from disk, safely: safetensors and JSON alone, sizes and SHA-256 checked, pickles refused.
+"""Weights on disk: safetensors and JSON alone, sizes and SHA-256 checked, pickles refused.
 
 A checkpoint folder (``magi.training.checkpoint`` writes it) holds safetensors files, ``state.json`` and a
 ``manifest.json`` with the size and hash of each. One that is damaged or does not fit is skipped with a warning and the
@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from magi.errors import CheckpointError, OtherRunError
-from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, read_text
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, atomic_write, read_text
 
 MANIFEST_FORMAT = 1
 EMA_FILE = "ema.safetensors"
@@ -94,6 +94,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({' '.join(str(error).split())[:120]})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, as readable as other files; ``OSError`` of one line if the disk is full."""
+    with atomic_write(path) as temporary:
+        mode = temporary.stat().st_mode  # safetensors keeps others from reading what it writes
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: could not be written ({error}); free some space and start again") from None
+        temporary.chmod(mode)
 
 
 def verify_manifest(folder: Path, files_wanted: Iterable[str] = CHECKPOINT_FILES) -> None:

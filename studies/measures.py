@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from magi.devices import resolve_device
@@ -33,11 +33,11 @@ from magi.evaluation.moving_digits.protocol import read_real_clips
 from magi.evaluation.networks.features import extract
 from magi.evaluation.protocol.clip_table import by_number
 from magi.evaluation.protocol.real_clips import frozen
-from magi.files import atomic_write, write_json
+from magi.files import write_json
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder
-from magi.weights import weights_hash
+from magi.weights import weights_hash, write_tensors
 from studies.sources import Source, held_out_clips
 
 FVD, FID = "fvd[digits3d]", "fid[grey+edges]"
@@ -228,8 +228,7 @@ def load_or_compute(path: Path, settings: str, compute: Callable[[], Mapping[str
         for name, value in compute().items()
     }
     write_json(sidecar, {"settings": settings})
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(path, tensors)
     return tensors
 
 

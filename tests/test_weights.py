@@ -3,8 +3,9 @@
 import json
 import os
 import pickle
+import resource
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from magi.weights import (
     read_tensors,
     step_folder,
     verify_manifest,
+    write_tensors,
 )
 
 
@@ -213,3 +215,28 @@ def test_float16_on_disk_is_float32_in_the_model(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     load_weights(model, read_tensors(tmp_path / "m.safetensors"), tmp_path)
     assert model.weight.dtype == torch.float32 and model.weight.detach().sum() == 4
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may be longer than 1,000 bytes: writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, full_disk: None) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"weight": torch.ones(2)})
+    with pytest.raises(OSError, match=r"model\.safetensors: could not be written \([^\n]*\); free some space"):
+        write_tensors(path, {"weight": torch.zeros(1000)})
+    assert read_tensors(path)["weight"].tolist() == [1, 1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"], "nothing half-written is left"
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "model.safetensors", {"weight": torch.ones(3, 2).t()}, {"key": "value"})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert read_tensors(tmp_path / "model.safetensors")["weight"].shape == (2, 3)

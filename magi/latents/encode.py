@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from magi.config import DataConfig
@@ -23,7 +22,7 @@ from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
 from magi.errors import DataError
-from magi.files import atomic_write, write_text
+from magi.files import write_text
 from magi.latents.files import (
     FORMAT,
     HEADER_NAME,
@@ -43,6 +42,7 @@ from magi.progress import Report
 from magi.seeding import ENCODED_KEY, bits
 from magi.vae.contract import Posterior, VideoAutoencoder, latent_shape
 from magi.vae.normalization import ChannelStatistics
+from magi.weights import write_tensors
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,7 @@ class _Job:
         path = tensors_path(self.out, shard)
         for stale in (*self.out.glob(f".{path.name}.*"), *self.out.glob(f".{path.stem}.jsonl.*")):
             stale.unlink(missing_ok=True)  # what a kill has left of this very shard
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"settings": header.digest})
-            temporary.chmod((self.out / HEADER_NAME).stat().st_mode)  # safetensors keeps others from reading it
+        write_tensors(path, tensors, {"settings": header.digest})
         found = (statistics.count, list(statistics.mean), list(statistics.squares))
         write_text(lines_path(self.out, shard), shard_text(Shard(header.digest, path.stat().st_size, *found, encoded)))
 

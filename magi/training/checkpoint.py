@@ -20,7 +20,7 @@ from torch import Tensor
 
 from magi.config import Config, parse_config
 from magi.errors import CheckpointError, OtherRunError
-from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, write_text
 from magi.weights import (
     EMA_FILE,
     MANIFEST_FORMAT,
@@ -93,14 +93,15 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     _discard(building)
     try:
         _write_files(building, checkpoint)
+        if final.exists():
+            _remove(final)
+        building.rename(final)
+        _flush(folder)
+        write_text(folder / LATEST_FILE, final.name + "\n")
+        _flush(folder)
     except (OSError, SafetensorError) as error:
         _discard(building)
         raise OSError(f"{final}: could not be written ({error}); earlier checkpoints are untouched") from error
-    if final.exists():
-        _remove(final)
-    building.rename(final)
-    _flush(folder)
-    _point_latest(folder, final.name)
     for old in checkpoint_folders(run)[keep:]:
         _remove(old)
     return final
@@ -129,14 +130,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _point_latest(folder: Path, name: str) -> None:
-    building = folder / f"{_TEMPORARY}{LATEST_FILE}"
-    building.write_text(name + "\n", encoding="utf-8")
-    _flush(building)
-    building.replace(folder / LATEST_FILE)
-    _flush(folder)
 
 
 def _remove(folder: Path) -> None:

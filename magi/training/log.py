@@ -5,14 +5,15 @@ It knows numbers and files; no model or loop.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from magi.files import METRICS_FILE, write_text
+from magi.files import METRICS_FILE, atomic_write, write_text
 from magi.training.run_folder import LOSS_FILE
 
 _DRAW_SECONDS = 60
@@ -70,9 +71,8 @@ def draw_losses(run: Path) -> None:
     lower.set_yscale("log")
     lower.set_ylabel("gradient norm")
     lower.set_xlabel("step")
-    building = run / f".tmp-{LOSS_FILE}"
-    figure.savefig(building, format="png", dpi=100)
-    building.replace(run / LOSS_FILE)
+    with atomic_write(run / LOSS_FILE) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def _running_mean(values: list[float]) -> list[float]:
@@ -139,8 +139,17 @@ class TrainingLog:
     def draw(self, at_once: bool) -> None:
         """Draw loss.png, unless it is a minute young and need not be drawn at once."""
         if self.is_main and (at_once or time.monotonic() - self._drawn > _DRAW_SECONDS):
-            draw_losses(self.run)
+            with self._disk_may_be_full():
+                draw_losses(self.run)
             self._drawn = time.monotonic()
+
+    @contextmanager
+    def _disk_may_be_full(self) -> Iterator[None]:
+        """What is told of a run may be lost, the run itself not: training goes on."""
+        try:
+            yield
+        except OSError as error:
+            self.say(f"{error.filename or self.run}: not written ({error.strerror or error}); training goes on")
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -152,7 +161,7 @@ class TrainingLog:
         """Append a line to metrics.jsonl and tell its main numbers."""
         if not self.is_main:
             return
-        with (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with self._disk_may_be_full(), (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
         if "loss" not in values:
             return

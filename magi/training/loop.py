@@ -203,8 +203,8 @@ def _save(trainer: RunState, run: Path, log: TrainingLog, keep: int, required: b
         return
     try:
         save_checkpoint(run, checkpoint, keep)
-        log.draw(at_once=required)
     except OSError as error:
         if required:
             raise CheckpointError(f"{error}; free some space and give the same command again") from error
         log.say(f"{error}; training goes on and tries again")
+    log.draw(at_once=required)

@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from magi.config import Section, explain
 from magi.errors import CheckpointError
-from magi.files import MODEL_FILE, NORMALIZATION_FILE, atomic_write, write_json
+from magi.files import MODEL_FILE, NORMALIZATION_FILE, write_json
 from magi.vae.normalization import Normalization, read_normalization
 from magi.vae.normalized import NormalizedVae
-from magi.weights import load_weights, read_json, read_tensors, weights_hash
+from magi.weights import load_weights, read_json, read_tensors, weights_hash, write_tensors
 
 CONFIG_FILE = "config.json"
 
@@ -28,9 +27,8 @@ Vae = TypeVar("Vae", bound=NormalizedVae)
 
 def save_folder(folder: Path, shape: Section, network: torch.nn.Module) -> None:
     """Write ``config.json`` and ``model.safetensors`` (float32), each atomically."""
-    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with atomic_write(folder / MODEL_FILE) as temporary:
-        save_file(state, temporary)
+    state = {name: tensor.float() for name, tensor in network.state_dict().items()}
+    write_tensors(folder / MODEL_FILE, state)
     write_json(folder / CONFIG_FILE, shape.model_dump(mode="json") | {"weights_sha256": weights_hash(state)})
 
 

@@ -69,3 +69,17 @@ def test_tensorboard_where_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3 min 20 s"), (3720, "1 h 02 min")])
 def test_readable_time(seconds: float, text: str) -> None:
     assert readable_time(seconds) == text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "loss.png"])
+def test_what_cannot_be_told_does_not_end_a_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a full disk: a folder lies where the file belongs."""
+    write(tmp_path, [1])
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with TrainingLog(tmp_path, 9, is_main=True) as log:
+        log.write({"step": 2} | LINE)
+        log.draw(at_once=True)
+    said = capsys.readouterr().out
+    assert f"{name}: not written (Is a directory); training goes on" in said or name == "loss.png"
+    assert "step 2/9" in said and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

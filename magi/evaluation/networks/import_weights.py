@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import magi
@@ -21,10 +20,10 @@ from magi.evaluation.networks.i3d import I3d
 from magi.evaluation.networks.inception import Inception
 from magi.evaluation.networks.lpips import Lpips
 from magi.evaluation.networks.published_files import TENSORS_FILE, FileIdentity, WeightKind, identify, weights_cache
-from magi.files import MANIFEST_FILE, atomic_write, write_json
+from magi.files import MANIFEST_FILE, write_json
 from magi.untrusted.reader import read_untrusted
 from magi.untrusted.torchscript import is_torchscript
-from magi.weights import MANIFEST_FORMAT, sha256, shortened
+from magi.weights import MANIFEST_FORMAT, sha256, shortened, write_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 _NETWORKS: dict[WeightKind, tuple[Callable[[], nn.Module], str]] = {
@@ -121,8 +120,7 @@ def _differences(found: dict[str, Tensor], expected: Shapes) -> list[str]:
 def _write(folder: Path, kind: WeightKind, source: FileIdentity, tensors: dict[str, Tensor]) -> None:
     """The manifest goes first and comes last: without it nothing counts as imported."""
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    with atomic_write(folder / TENSORS_FILE) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(folder / TENSORS_FILE, tensors)
     write_manifest(folder, kind, source)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from magi.data.moving_digits import CLASSES
@@ -24,9 +23,8 @@ from magi.evaluation.metrics.temporal_curves import CURVES
 from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.networks.features import FeatureNetwork, FrameDistance, ImageNetwork, extract
 from magi.evaluation.protocol.card import NetworkDescription
-from magi.files import atomic_write
 from magi.progress import Report
-from magi.weights import weights_hash
+from magi.weights import weights_hash, write_tensors
 
 CHUNK = 64
 FEATURES, IMAGES, NUMBERS = "features_BD", "images_BTD", "numbers_B"
@@ -136,8 +134,7 @@ def feature_set(
             tensors = _measure(metrics, read(first, last), first < IMAGE_CLIPS)
             if (found := len(tensors.get(FEATURES, ()))) != last - first:
                 raise ValueError(f"{name}: clips {first} to {last} were asked for and {found} came")
-            with atomic_write(path) as temporary:
-                save_file(tensors | {NUMBERS: torch.arange(first, last)}, temporary)
+            write_tensors(path, tensors | {NUMBERS: torch.arange(first, last)})
         files.append(path)
         on_progress(last, count)
     return FeatureSet(tuple(files))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import magi
@@ -25,10 +24,9 @@ from magi.evaluation.protocol.clip_table import ClipRow
 from magi.evaluation.protocol.evaluation import Evaluation
 from magi.evaluation.protocol.real_clips import to_score_size
 from magi.evaluation.protocol.result import ModelDescription
-from magi.files import atomic_write
 from magi.sampling.pipeline import MagiPipeline
 from magi.seeding import integer, seed_of
-from magi.weights import weights_hash
+from magi.weights import weights_hash, write_tensors
 
 SHARD = 32
 _LABEL_KEY = 21
@@ -146,9 +144,8 @@ def _generate_shards(evaluation: Evaluation, name: str, worker: tuple[int, int])
                 frames.append(frame_BHWC)
                 on_frame(len(part))
             videos.append(torch.stack(frames, dim=1))
-        tensors = {"video_BTHWC": torch.cat(videos).contiguous(), "numbers": torch.tensor(list(numbers))}
-        with atomic_write(plan.path(shard)) as temporary:
-            save_file(tensors, temporary, metadata={"key": plan.key})
+        tensors = {"video_BTHWC": torch.cat(videos), "numbers": torch.tensor(list(numbers))}
+        write_tensors(plan.path(shard), tensors, {"key": plan.key})
     return plan
 
 
