@@ -21,6 +21,7 @@ from typing import Any
 
 from magi.errors import CheckpointError
 
+_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 _HARMLESS = {"numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "pathlib.PosixPath"}
 _SHOWN = 200  # characters of a reason
@@ -56,6 +57,19 @@ def child_main() -> None:
     answer = read(Path(request["checkpoint"]), Path(request["tensors_file"]), request["prefixes"])
     with os.fdopen(answers, "w", encoding="utf-8") as stream:
         json.dump(asdict(answer), stream)
+
+
+def call_in_child(module: str, argument: Any) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a process that calls ``child_main`` of a module, with ``argument`` as JSON.
+
+    -c and -P keep the caller's script and working directory out of its imports; one BLAS thread keeps its address
+    space small.
+    """
+    search = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
+    one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | one_thread | {"PYTHONPATH": os.pathsep.join(filter(None, search))}
+    code = f"from {module} import child_main; child_main()"
+    return [sys.executable, "-P", "-c", code, json.dumps(argument)], environment
 
 
 def apply_rlimits(memory_bytes: int, written_bytes: int) -> None:

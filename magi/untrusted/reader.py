@@ -7,7 +7,6 @@ may crash, hang or eat memory without harm; what it hands back is safetensors an
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from magi.errors import CheckpointError
-from magi.untrusted.child import Answer
+from magi.untrusted.child import Answer, call_in_child
 from magi.weights import read_tensors
-
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-_CODE = "from magi.untrusted.child import child_main; child_main()"
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,10 @@ def _ask_child(path: Path, tensors_file: Path, prefixes: Sequence[str], limits: 
         "memory_bytes": limits.memory_bytes,
         "written_bytes": limits.written_bytes,
     }
-    search = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search)), "OMP_NUM_THREADS": "1"}
+    command, environment = call_in_child("magi.untrusted.child", request)
     try:
-        # -c and -P keep the caller's script and working directory out of the child's imports.
         child = subprocess.run(
-            [sys.executable, "-P", "-c", _CODE, json.dumps(request)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from magi.errors import CheckpointError
-from magi.untrusted import reader
 from magi.untrusted.child import read
 from magi.untrusted.reader import ReadLimits, read_untrusted
 from tests.fakes.untrusted_files import (
@@ -117,7 +116,7 @@ def test_the_child_is_stopped_by_time_and_by_memory(tmp_path: Path) -> None:
 
 def test_a_child_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file.pth").write_bytes(b"\x80" + b"x" * 20)
-    monkeypatch.setattr(reader.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(CheckpointError, match=r"died \(exit code 1\)"):
         read_untrusted(tmp_path / "file.pth")
 

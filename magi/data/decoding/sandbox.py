@@ -26,9 +26,8 @@ from magi.data.decoding.probe import (
     outcome_to_json,
     probe_file,
 )
-from magi.untrusted.child import apply_rlimits
+from magi.untrusted.child import apply_rlimits, call_in_child
 
-_PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 _START_SECONDS = 60.0
 _FILES_A_CHILD = 1000  # recycled then, against slow leaks in decoders
 
@@ -134,26 +133,13 @@ def probe_safely(path: Path, limits: DecodeLimits | None = None) -> Outcome:
 
 
 def _start_child(limits: DecodeLimits) -> subprocess.Popen[bytes]:
-    # -c and -P keep the caller's script and working directory out of the child's imports; its own session keeps
-    # Ctrl-C of the terminal away from it; one BLAS thread keeps its address space small.
-    paths = [str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    command, environment = call_in_child("magi.data.decoding.sandbox", asdict(limits))
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            "from magi.data.decoding.sandbox import child_main; child_main()",
-            json.dumps(asdict(limits)),
-        ],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        start_new_session=True,  # keeps Ctrl-C of the terminal away from it
         env=environment,
     )
 

@@ -24,7 +24,7 @@ from magi.data.decoding.probe import DecodeLimits
 from magi.data.index.build import ListingSummary, decode_share, write_index
 from magi.data.index.folder import VIDEO_SUFFIXES
 from magi.data.index.outcome_log import PASSING
-from magi.data.index.records import DAMAGED, IndexedVideos, VideosAtRate
+from magi.data.index.records import DAMAGED, IndexedVideos
 from magi.data.index.records import VideoRecord as VideoRecord
 from magi.data.index.sources import Listing, Source, list_videos
 from magi.errors import DataError
@@ -47,7 +47,7 @@ class VideoIndex:
 
     def frame_counts(self) -> NDArray[np.int64]:
         """Frames of every video, without reading the records."""
-        if isinstance(self.videos, IndexedVideos | VideosAtRate):
+        if isinstance(self.videos, IndexedVideos):
             return self.videos.frames_V
         return np.array([record.frames for record in self.videos], np.int64)
 
@@ -70,7 +70,7 @@ def open_index(config: DataConfig, on_progress: Report | None = None) -> VideoIn
         raise ValueError("data.root is empty: name a folder of videos ('magi data digits OUT' writes one)")
     index = build_index(config, max(1, config.workers), retry=False, on_progress=on_progress)
     if config.fps and isinstance(index.videos, IndexedVideos):
-        return replace(index, videos=VideosAtRate(index.videos, config.fps))
+        return replace(index, videos=index.videos.at_rate(config.fps))
     return index
 
 

@@ -10,9 +10,10 @@ import json
 import os
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +129,7 @@ class IndexedVideos(Sequence[VideoRecord]):
         self.header = _header_of(file)
         self.frames_V: NDArray[np.int64] = file.get_tensor("frames")
         """Frames of every video."""
+        self._stored_V, self._fps = self.frames_V, 0.0
         self.labels_V: NDArray[np.int32] = file.get_tensor("labels")
         """Label of every video, -1 for none."""
         if len(self.labels_V) != len(self) or self._numbers.get_shape() != [len(self), len(NUMBERS)]:
@@ -143,11 +145,12 @@ class IndexedVideos(Sequence[VideoRecord]):
         self._numbers, self._paths, self._steps = (file.get_slice(name) for name in ("numbers", "paths", "steps"))
         return file
 
-    @property
-    def fps_V(self) -> NDArray[np.float64]:
-        """Mean frame rate of every video, read from the file."""
-        column = NUMBERS.index("micro_fps")
-        return np.asarray(self._numbers[:, column : column + 1][:, 0], np.float64) / 1e6
+    def at_rate(self, fps: float) -> Self:
+        """The same videos, each read at ``fps`` frames a second (``magi.data.decoding.frames.at_rate``)."""
+        column, other = NUMBERS.index("micro_fps"), copy(self)
+        other._fps, fps_V = fps, self._numbers[:, column : column + 1][:, 0] / 1e6
+        other.frames_V = frames_at_rate(self._stored_V, fps_V, fps)
+        return other
 
     def __len__(self) -> int:
         return len(self.frames_V)
@@ -166,7 +169,7 @@ class IndexedVideos(Sequence[VideoRecord]):
             raise DataError(f"{self.path}: damaged ({error}); delete it and run 'magi data index' again") from error
 
     def _record(self, number: int) -> VideoRecord:
-        frames, label = self.frames_V.item(number), self.labels_V.item(number)
+        frames, label = self._stored_V.item(number), self.labels_V.item(number)
         row = self._numbers[number : number + 1][0].tolist()
         height, width, micro_fps, size, mtime_ns, start, step, path_begin, path_end, steps_begin, steps_end, bits = row
         path = os.fsdecode(self._paths[path_begin:path_end].tobytes())
@@ -179,7 +182,8 @@ class IndexedVideos(Sequence[VideoRecord]):
             raise ValueError(f"impossible video {number}")
         adjusted = tuple(name for bit, name in enumerate(ADJUSTMENTS) if bits >> bit & 1)
         place = path, None if label < 0 else label, size, mtime_ns
-        return VideoRecord(frames, height, width, micro_fps / 1e6, pts, *place, adjusted=adjusted)
+        record = VideoRecord(frames, height, width, micro_fps / 1e6, pts, *place, adjusted=adjusted)
+        return at_rate(record, self._fps) if self._fps else record
 
     def __eq__(self, other: object) -> bool:
         """Equal records in the same order, wherever they come from."""
@@ -198,28 +202,3 @@ class IndexedVideos(Sequence[VideoRecord]):
         self._open()
         if self._identity != state["_identity"]:
             raise DataError(f"{self.path}: has been replaced since it was opened; start again")
-
-
-@dataclass(frozen=True)
-class VideosAtRate(Sequence[VideoRecord]):
-    """The videos of an index, each read at ``fps`` frames a second (``magi.data.decoding.frames.at_rate``)."""
-
-    stored: IndexedVideos
-    fps: float
-
-    @property
-    def frames_V(self) -> NDArray[np.int64]:
-        """Frames of every video at that rate."""
-        return frames_at_rate(self.stored.frames_V, self.stored.fps_V, self.fps)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    @overload
-    def __getitem__(self, number: int) -> VideoRecord: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[VideoRecord]: ...
-    def __getitem__(self, number: int | slice) -> VideoRecord | Sequence[VideoRecord]:
-        if isinstance(number, slice):
-            return tuple(at_rate(record, self.fps) for record in self.stored[number])
-        return at_rate(self.stored[number], self.fps)
