@@ -50,6 +50,27 @@ def studies(root: Path = ROOT) -> None:
     write_markdown_block(root / "docs/studies.md", "studies", "\n".join(listing(root / "results/studies")))
 
 
+def world(root: Path = ROOT) -> None:
+    """The shipped world model against the exact simulator, in the page on worlds."""
+    write_markdown_block(root / "docs/worlds.md", "world", world_table(read_result(root / "results/world.json")))
+
+
+def world_table(result: EvaluationResult) -> str:
+    """A row for each series, over all generated frames; below, how they were measured."""
+    scores, protocol = result.ground_truth, result.protocol
+    assert scores is not None, "a table of a world needs a result of the protocol 'world'"
+    frames = f"{protocol['context_frames'] + 1}-{protocol['frames']}"
+    titles = [*metric_titles(scores).values(), "obeyed at the first frame", "median survival (frames)"]
+    lines = ["| " + " | ".join([f"frames {frames}", *titles]) + " |", "|---" + "|---:" * len(titles) + "|"]
+    for name, series in scores.series.items():
+        values = [found.value.value for found in series.ranges[frames].values()]
+        values.append(scores.reactions[name][0] / max(1, sum(scores.reactions[name])))
+        figures = [f"{value:.3f}" for value in values]
+        lines.append("| " + " | ".join([name, *figures, f"{scores.median_survival[name]:g}"]) + " |")
+    how = f"{protocol['count']} held-out clips, {protocol['context_frames']} context frames, the clips' own actions."
+    return "\n".join([*lines, "", f"{how}{_missed(result)}"])
+
+
 def ground_truth_table(result: EvaluationResult) -> str:
     """A row for each series, for the near and the far frames; below, how they were measured."""
     scores, protocol = result.ground_truth, result.protocol
@@ -126,7 +147,9 @@ def score_table(result: EvaluationResult) -> str:
     return "\n".join([*lines, "", how])
 
 
-TABLES: dict[str, Callable[..., None]] = {table.__name__: table for table in (bench, digits, digits3d, speed, studies)}
+TABLES: dict[str, Callable[..., None]] = {
+    table.__name__: table for table in (bench, digits, digits3d, speed, studies, world)
+}
 
 
 def main(names: list[str]) -> None:

@@ -110,11 +110,11 @@ def _model(name: str) -> "Magi":
     """A trained model, or that of a config, built without memory for its weights."""
     import torch
 
-    from magi.files import DEMO
+    from magi.files import SHIPPED
     from magi.model.magi import Magi
     from magi.sampling.pretrained import load_pretrained
 
-    if name == DEMO or Path(name).is_dir():
+    if name in SHIPPED or Path(name).is_dir():
         return load_pretrained(name).model
     config = _config(name)
     latent = PAPER_LATENT if name in SIZES else planned_latent(config)
@@ -124,8 +124,8 @@ def _model(name: str) -> "Magi":
 
 def _config(name: str) -> Config:
     """The config of a preset, a size (as the paper's latents), a YAML file, or a trained model."""
-    from magi.files import DEMO, DEMO_FOLDER
+    from magi.files import SHIPPED
 
     if name in SIZES:
         return Config(model=size(name))
-    return preset_or_file(str(DEMO_FOLDER) if name == DEMO else name)
+    return preset_or_file(str(SHIPPED.get(name, name)))

@@ -60,7 +60,7 @@ VERBS = (
 )
 
 EPILOGUE = """
-MODEL is a run directory, an exported folder, a hub id, or 'demo' (shipped with the package).
+MODEL is a run directory, an exported folder, a hub id, 'demo' or 'platform' (shipped with the package).
 
 exit codes: 0 done, 2 usage or config, 3 data beyond tolerance, 4 numerics, 5 checkpoint refused,
             75 stopped cleanly (the same command continues), 130 interrupted

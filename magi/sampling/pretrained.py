@@ -20,10 +20,9 @@ from magi.files import (
     CHECKPOINTS_FOLDER,
     CLASSES_FILE,
     CONFIG_FILE,
-    DEMO,
-    DEMO_FOLDER,
     MODEL_FILE,
     NORMALIZATION_FILE,
+    SHIPPED,
     VAE_FOLDER,
     atomic_write,
     write_text,
@@ -49,19 +48,20 @@ class Pretrained:
 
 
 def find_model(source: str | Path) -> Path:
-    """Folder of a model: 'demo' is the shipped one, then local folders, then a hub id ``owner/name``.
+    """Folder of a model: 'demo' and 'platform' are shipped, then local folders, then a hub id ``owner/name``.
 
     ValueError for something that is none of these; only a name that looks like a hub id reaches for the network.
     """
-    folder = DEMO_FOLDER if source == DEMO else Path(source).expanduser()
+    shipped = SHIPPED.get(str(source))
+    folder = shipped or Path(source).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise ValueError(f"{source}: a file; expected the folder of a run or of an export")
-    if source == DEMO:
+    if shipped:
         raise ValueError(f"{folder}: the shipped model is missing from this installation; install magi again")
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
-        raise ValueError(f"{source}: no such folder; expected a run, an export, '{DEMO}' or a hub id owner/name")
+        raise ValueError(f"{source}: no such folder; expected a run, an export, 'demo' or a hub id owner/name")
     return _download(source)
 
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from pydantic import Field, model_validator
 
 from magi.config import Section
-from magi.files import DEMO, DEMO_FOLDER, VAE_FOLDER
+from magi.files import SHIPPED, VAE_FOLDER
 from magi.vae.diffusers.adapter import DiffusersVae
 from magi.vae.native_folder import load_folder, save_folder
 from magi.vae.normalization import Normalization
@@ -94,10 +94,10 @@ class SmallVae(DiffusersVae):
 
     @classmethod
     def load(cls, weights: Path | str, frames_per_batch: int = 64) -> Self:
-        """Read what ``save`` wrote, of 'demo' the shipped one; ``CheckpointError`` of one line for any other file."""
+        """Read what ``save`` wrote, or that of a shipped model; ``CheckpointError`` of one line for any other file."""
         if not str(weights):
             raise ValueError("vae.weights: the small adapter needs a folder that `magi train-vae` wrote, or 'demo'")
-        folder = DEMO_FOLDER / VAE_FOLDER if weights == DEMO else Path(weights)
+        folder = SHIPPED[str(weights)] / VAE_FOLDER if weights in SHIPPED else Path(weights)
         adapter = partial(cls, frames_per_batch=frames_per_batch)
         return load_folder(folder, SmallVaeShape, "magi train-vae", build_network, adapter)
 
