@@ -111,11 +111,35 @@ def test_digits_measures_the_ground_truth_at_every_speed_with_the_options_given(
 def test_workers_share_a_protocol_and_a_table_is_used_again(
     evaluated: Path, digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["digits3d-f1", f"fresh={model}", digits, tmp_path, "--count", 4, "--singular"]
+    words = ["digits3d-f1", f"fresh={model}", digits, tmp_path, "--count", 4, "--singular", "--size", 32]
     assert run("evaluate", *words, "--worker", "1/2") == 0  # all samples lie in the one shard of worker 0
     assert "last worker to finish" in capsys.readouterr().out
     assert run("evaluate", *words, "--worker", "0/2", "--clips", evaluated / "clips.csv") == 0
     assert (tmp_path / "clips.csv").read_bytes() == (evaluated / "clips.csv").read_bytes()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["score_name"] == "fvd[digits3d; count=4; read_size=32; score_size=32; singular=True]"
+    assert result["card"]["protocol"]["read_size"] == result["card"]["protocol"]["score_size"] == 32
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_videos_are_those_of_the_protocol_s_split_as_annotated(
+    annotated: bool, digits: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without annotations the folder is taken as the split."""
+    asked: list[DataConfig] = []
+
+    def stop(config: DataConfig, *_: object) -> None:
+        asked.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("magi.data.index.index.open_index", stop)
+    words = ["--annotations", "lists"] if annotated else []
+    given = ["ucf101-128-class-10k", model, digits, tmp_path, "--synthetic", "--max-bad-fraction", 0.25, *words]
+    assert run("evaluate", *given) == 2
+    (config,) = asked
+    expected = ("lists", "trainlist01") if annotated else ("", "")
+    assert (config.annotations, config.split) == expected
+    assert (config.root, config.max_bad_fraction) == (str(digits), 0.25)
 
 
 def test_compare_ranks_equal_cards_and_refuses_others(

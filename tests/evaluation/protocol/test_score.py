@@ -13,7 +13,7 @@ from torch import Tensor
 
 from magi.data.index.index import VideoIndex, VideoRecord
 from magi.errors import DataError
-from magi.evaluation.metrics.frechet import distance_of
+from magi.evaluation.metrics.frechet import distance_of, extrapolated_distance
 from magi.evaluation.networks.i3d import i3d_input
 from magi.evaluation.networks.load import synthetic_i3d
 from magi.evaluation.protocol.card import NetworkDescription, score_name
@@ -22,9 +22,9 @@ from magi.evaluation.protocol.evaluation import Evaluation
 from magi.evaluation.protocol.features import Metrics
 from magi.evaluation.protocol.protocols import PROTOCOLS, protocol
 from magi.evaluation.protocol.real_clips import quantised
-from magi.evaluation.protocol.result import EvaluationResult, FrechetScores, read_result
+from magi.evaluation.protocol.result import EvaluationResult, FrameMetric, FrechetScores, read_result
 from magi.evaluation.protocol.samples import generate_samples
-from magi.evaluation.protocol.score import score
+from magi.evaluation.protocol.score import _frame_metric, score
 from tests.fakes.look_alikes import PaintedClips, Painter, Projection, look_alike_index, painted
 from tests.fakes.network_cases import synthetic_inception, synthetic_lpips
 from tests.fakes.score_fakes import COUNT, Cheat, evaluation, features_of, scored
@@ -309,3 +309,25 @@ def test_names_that_the_report_uses_are_refused(index: VideoIndex, tmp_path: Pat
     for name in ("real", "vae", "vae other"):
         with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
             replace(evaluation(index, tmp_path), models={name: Painter()})  # type: ignore[dict-item]
+
+
+def test_what_stands_beside_a_score_is_of_the_same_two_sets(index: VideoIndex, tmp_path: Path) -> None:
+    """Of samples that are the floor's clips: the limit at infinity and the distance at every frame are the floor's."""
+    beside = Metrics(Projection(), FramesCounted())
+    asked = evaluation(index, tmp_path, "ucf101-256-2048-s1", beside=beside)
+    floor = torch.cat(list(asked.clips.batches(asked.rows("floor"), 8)))
+    scores = scores_of(scored(asked, cheat=Cheat(floor, 1)))
+    model, real_ND = scores.models["cheat"], features_of(asked, "real")
+    assert model.score_at_infinity == pytest.approx(extrapolated_distance(real_ND, features_of(asked, "floor")))
+    assert model.frame_fid == scores.real.frame_fid_floor
+    real = torch.cat(list(asked.clips.batches(asked.rows("real"), 8)))
+    for t in (0, 15):
+        expected = distance_of(real[:, t].float().mean((1, 2)), floor[:, t].float().mean((1, 2)), allow_singular=True)
+        assert model.frame_fid[t] == pytest.approx(expected, abs=1e-4) and expected > 0.1
+
+
+def test_a_frame_metric_is_a_mean_over_frames_of_means_over_clips() -> None:
+    """Of the pairs that are not exact, whose PSNR is infinite."""
+    inf = float("inf")
+    found = _frame_metric(torch.tensor([[1.0, inf, inf], [3.0, 4.0, inf]]), 6)
+    assert found == FrameMetric(3.0, 6, (2.0, 4.0, None), exact_frames=3)
