@@ -45,7 +45,7 @@ def speed(root: Path = ROOT) -> None:
 
 def studies(root: Path = ROOT) -> None:
     """Every result of a study, in the page on studies."""
-    from studies.results import listing
+    from runs.study_page import listing
 
     write_markdown_block(root / "docs/studies.md", "studies", "\n".join(listing(root / "results/studies")))
 

@@ -1,7 +1,6 @@
-"""The result of a study: comparisons of variants, a JSON with every number behind the verdict, a picture, a listing.
+"""The result of a study: comparisons of variants, a JSON with every number behind the verdict, a picture.
 
-``listing`` is what docs/studies.md says of all results in results/studies (written by runs/tables.py). Knows the shape
-of a result and no study's question.
+Knows the shape of a result and no study's question.
 """
 
 import json
@@ -85,16 +84,18 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
     """A result in lines of text."""
     lines = [f"{report['study']} ({report['scale']}): {report['claim']}"]
     for part in report["statements"]:
-        lines.append(f"  {_verdict(part):<12} {part['text']}: {part['quantity']} {_interval(part['effect'])}")
+        lines.append(f"  {verdict_of(part):<12} {part['text']}: {part['quantity']} {interval_of(part['effect'])}")
     lines += [f"  note: {note}" for note in report["notes"]]
     return [*lines, f"  here: {report['verdict']}"]
 
 
-def _verdict(part: Mapping[str, Any]) -> str:
+def verdict_of(part: Mapping[str, Any]) -> str:
+    """The verdict on a statement, and on which side a supported range was missed."""
     return f"{part['verdict']} ({part['missed']})" if part["missed"] else str(part["verdict"])
 
 
-def _interval(effect: Mapping[str, Any]) -> str:
+def interval_of(effect: Mapping[str, Any]) -> str:
+    """An effect with its interval, and how that was found."""
     return f"{effect['value']:.3g} [{effect['low']:.3g}, {effect['high']:.3g}] ({effect['method']})"
 
 
@@ -148,42 +149,6 @@ def training_notes(options: StudyOptions, scores: Mapping[str, Any]) -> list[str
     if scores["blurred"][FID] < 2 * scores["floor"][FID]:
         notes.append(f"{FID} hardly sees that real frames are blurred: it is insensitive to sharpness here")
     return notes
-
-
-def listing(results: Path) -> list[str]:
-    """What docs/studies.md says of every study: a row each, then every result with its statements and its picture."""
-    found = {study: [read_report(path) for path in sorted(results.glob(f"{study}-*.json"))] for study in CLAIMS}
-    rows = ["| study | claim of the paper | here |", "|---|---|---|"]
-    for study, claim in CLAIMS.items():
-        verdicts = [f"{report['scale']}: **{report['verdict']}**, {_supported(report)}" for report in found[study]]
-        rows.append(f"| `{study}` | {claim} | {'<br>'.join(verdicts) or 'not run'} |")
-    return rows + [line for reports in found.values() for report in reports for line in _section(report)]
-
-
-def _supported(report: Mapping[str, Any]) -> str:
-    statements = report["statements"]
-    return f"{sum(part['verdict'] == 'supported' for part in statements)} of {len(statements)} statements supported"
-
-
-def _section(report: Mapping[str, Any]) -> list[str]:
-    """A result: how to repeat it, each statement with its effect and verdict, what to know, the picture."""
-    name = f"{report['study']}-{report['scale']}"
-    statements = [
-        f"| {part['text']} | {part['quantity']} | {_interval(part['effect'])} | {_verdict(part)} |"
-        for part in report["statements"]
-    ]
-    return [
-        "",
-        f"### {report['study']}, {report['scale']}: {report['verdict']}",
-        "",
-        f"`{report['settings']['command']}`" + "".join(f"; {note}" for note in report["notes"]) + ".",
-        "",
-        "| statement | quantity | effect and its interval | here |",
-        "|---|---|---|---|",
-        *statements,
-        "",
-        f"![{name}](../results/studies/{name}.png)",
-    ]
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from magi.errors import DataError
-from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length, results
+from runs.study_page import listing
+from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length
 from studies.guidance import GuidanceOptions
 from studies.length import LengthOptions
 from studies.measures import FID, FVD
-from studies.results import CLAIMS, listing, read_report
+from studies.results import CLAIMS, read_report
 from studies.variants import StudyOptions
 from tests.fakes.study_fakes import BUDGET, curves, real_tensors, write_real, write_run
 
@@ -209,4 +210,4 @@ def test_the_page_of_the_studies_is_what_the_results_say() -> None:
     root = Path(__file__).parents[2]
     text = (root / "docs" / "studies.md").read_text()
     written = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip().splitlines()
-    assert written == results.listing(root / "results" / "studies")
+    assert written == listing(root / "results" / "studies")
