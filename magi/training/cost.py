@@ -134,10 +134,8 @@ def masked_tokens(config: Config, latent: LatentShape) -> float:
     return ratio * tokens * latent.frames * training.masked_views
 
 
-def plan(
-    config: Config, latent: LatentShape, gpu: Gpu, gpus: int, utilisation: float = UTILISATION, precise: bool = False
-) -> Plan:
-    """Cost of a config on ``gpus`` GPUs of a kind; ``precise`` means float32 whatever the config says.
+def plan(config: Config, latent: LatentShape, gpu: Gpu, gpus: int, utilisation: float = UTILISATION) -> Plan:
+    """Cost of a config on ``gpus`` GPUs of a kind.
 
     ``ValueError`` for a number of GPUs that the batch cannot be shared by, or a utilisation outside 0..1.
     """
@@ -153,7 +151,7 @@ def plan(
     masked = masked_tokens(config, latent)
     clip = clip_flops(config.model, latent, masked, training.diffusion_batch_mul, training.masked_views)
     parameters = count_parameters(config, latent)
-    number = 4 if precise or training.precision == "fp32" else 2
+    number = 4 if training.precision == "fp32" else 2
     work = share * (clip.total + (clip.recomputed if training.activation_checkpointing else 0.0))
     return Plan(
         gpu=gpu,

@@ -6,7 +6,7 @@ It knows numbers and files; no model or loop.
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -125,9 +125,10 @@ class TrainingLog:
             self.board.close()
 
     def say(self, text: str) -> None:
-        """One line of text, above the bar if there is one."""
+        """One line of text, above the bar if there is one; nobody's where standard output is full or gone."""
         if self.is_main:
-            self.console.print(text, markup=False)
+            with suppress(OSError):
+                self.console.print(text, markup=False)
 
     def rate(self, step: int) -> float:
         """Steps a second since the last call."""
@@ -139,13 +140,13 @@ class TrainingLog:
     def draw(self, at_once: bool) -> None:
         """Draw loss.png, unless it is a minute young and need not be drawn at once."""
         if self.is_main and (at_once or time.monotonic() - self._drawn > _DRAW_SECONDS):
-            with self._disk_may_be_full():
+            with self.going_on():
                 draw_losses(self.run)
             self._drawn = time.monotonic()
 
     @contextmanager
-    def _disk_may_be_full(self) -> Iterator[None]:
-        """What is told of a run may be lost, the run itself not: training goes on."""
+    def going_on(self) -> Iterator[None]:
+        """Context of what tells of a run: where the disk is full that is lost and said, the run itself goes on."""
         try:
             yield
         except OSError as error:
@@ -161,7 +162,7 @@ class TrainingLog:
         """Append a line to metrics.jsonl and tell its main numbers."""
         if not self.is_main:
             return
-        with self._disk_may_be_full(), (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with self.going_on(), (self.run / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values)) + "\n")
         if "loss" not in values:
             return

@@ -8,7 +8,7 @@ sheets are drawn by a callback.
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,14 +25,13 @@ from magi.training.checkpoint import (
     save_checkpoint,
 )
 from magi.training.log import TrainingLog, drop_metrics_after, read_metrics
-from magi.training.parallelize import Distributed, init_distributed
+from magi.training.parallelize import init_distributed
 from magi.training.run_folder import STOP_FILE, STOPPED_FILE, StopRequest, locked
 from magi.training.run_state import RunState, StepResult
 from magi.training.trainer import Trainer
 from magi.vae.contract import VideoAutoencoder
 from magi.weights import step_folder
 
-OnSample = Callable[[int, Magi], None]
 SKIPS_ALLOWED = 10
 _REFUSED = -1.0
 
@@ -43,7 +42,7 @@ def train(
     vae: VideoAutoencoder | None,
     model: Magi,
     run: Path,
-    on_sample: OnSample | None = None,
+    on_sample: Callable[[int, Magi], None] | None = None,
     *,
     classes: Sequence[str] = (),
     device: str = "auto",
@@ -57,41 +56,25 @@ def train(
     non-finite steps in a row, ``CheckpointError`` if the run in the folder cannot be continued, ``ValueError`` if it is
     in use.
     """
-    with init_distributed(device) as process:
-        if not process.is_main:
-            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
+    training = config.training
+    with init_distributed(device) as process, locked(run) if process.is_main else nullcontext():
+        trainer = Trainer(config, dataset, vae, model, process)
+        continue_run(trainer, run)
+        if process.is_main:
+            _write_run(config, vae, classes, run, trainer.step)
+        log = TrainingLog(run, training.steps, is_main=process.is_main, tensorboard=tensorboard)
+        if trainer.step >= training.steps:
+            log.say(f"{run}: all {training.steps} steps are done; raise training.steps to train on")
             return
-        with locked(run):
-            _train(config, dataset, vae, model, run, on_sample, process, classes, tensorboard)
 
+        def after_step(step: int) -> None:
+            due = step == training.steps or (training.sample_every and step % training.sample_every == 0)
+            if on_sample is not None and due and (averaged := trainer.ema_model()) is not None:
+                with log.going_on():
+                    on_sample(step, averaged)
 
-def _train(
-    config: Config,
-    dataset: Clips,
-    vae: VideoAutoencoder | None,
-    model: Magi,
-    run: Path,
-    on_sample: OnSample | None,
-    process: Distributed,
-    classes: Sequence[str],
-    tensorboard: bool,
-) -> None:
-    training, trainer = config.training, Trainer(config, dataset, vae, model, process)
-    continue_run(trainer, run)
-    if process.is_main:
-        _write_run(config, vae, classes, run, trainer.step)
-    log = TrainingLog(run, training.steps, is_main=process.is_main, tensorboard=tensorboard)
-    if trainer.step >= training.steps:
-        log.say(f"{run}: all {training.steps} steps are done; raise training.steps to train on")
-        return
-
-    def after_step(step: int) -> None:
-        due = step == training.steps or (training.sample_every and step % training.sample_every == 0)
-        if on_sample is not None and due and (averaged := trainer.ema_model()) is not None:
-            on_sample(step, averaged)
-
-    run_steps(trainer, run, log, training.keep_checkpoints, after_step)
-    process.barrier()
+        run_steps(trainer, run, log, training.keep_checkpoints, after_step)
+        process.barrier()
 
 
 def continue_run(trainer: RunState, run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,17 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     full.clear()
     train_tiny(tmp_path / "run", config)
     assert told(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_what_cannot_be_told_or_drawn_does_not_end_a_run(tmp_path: Path) -> None:
+    """Standard output on a full disk, and sample sheets that cannot be written."""
+
+    def full(step: int, _: Magi) -> None:
+        drawn.append(step)
+        raise OSError(28, "No space left on device", "sheet.png")
+
+    drawn: list[int] = []
+    with suppress(OSError), open("/dev/full", "w", encoding="utf-8") as stream, redirect_stdout(stream):
+        train_tiny(tmp_path / "run", tiny_config(steps=4, sample_every=2), on_sample=full)
+    assert drawn == [2, 4] and told(tmp_path / "run")[-1]["step"] == 4
+    assert checkpoint_folders(tmp_path / "run")[0].name == step_folder(4)
