@@ -255,8 +255,8 @@ def _evaluate(
 
 def _models(sources: Mapping[str, str], options: ProtocolOptions) -> "tuple[dict[str, MagiPipeline], dict[str, Path]]":
     """Every model at every speed by name, each loaded once, and the folders of those that are runs with a log."""
+    from magi.devices import resolve_device
     from magi.sampling.pipeline import MagiPipeline
-    from magi.training.parallelize import resolve_device
 
     models, runs = {}, {}
     for given, source in sources.items():
@@ -271,13 +271,13 @@ def _models(sources: Mapping[str, str], options: ProtocolOptions) -> "tuple[dict
 
 def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) -> "Metrics":
     """The networks that a protocol measures with, and beside them those that weights were imported for."""
+    from magi.devices import resolve_device
     from magi.evaluation.moving_digits.classifier import DigitClassifier
     from magi.evaluation.moving_digits.digits3d import Digits3d
     from magi.evaluation.networks.i3d import BN_EPS
     from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips, synthetic_i3d
     from magi.evaluation.networks.published_files import has_weights
     from magi.evaluation.protocol.features import Metrics
-    from magi.training.parallelize import resolve_device
 
     if protocol.ground_truth:
         return Metrics(classifier=DigitClassifier.load() if protocol.network == "digit_classifier" else None)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 
 from magi.config import Config, VaeConfig, dump_config, load_config
 from magi.errors import CheckpointError
@@ -24,14 +23,13 @@ from magi.files import (
     NORMALIZATION_FILE,
     SHIPPED,
     VAE_FOLDER,
-    atomic_write,
     write_text,
 )
 from magi.model.magi import Magi
 from magi.sampling.model_card import model_card
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
-from magi.weights import load_ema, load_weights, read_tensors
+from magi.weights import load_ema, load_weights, read_tensors, write_tensors
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
@@ -131,9 +129,7 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
     if (folder / CHECKPOINTS_FOLDER).exists():
         raise ValueError(f"{folder}: the folder of a run; export to another one")
     kind = torch.float16 if dtype == "float16" else torch.float32
-    tensors = {
-        name: tensor.detach().to("cpu", kind).contiguous() for name, tensor in pretrained.model.state_dict().items()
-    }
+    tensors = {name: tensor.to(kind) for name, tensor in pretrained.model.state_dict().items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ValueError(f"weights do not fit {dtype} (overflow); export float32")
     config = pretrained.config
@@ -150,5 +146,4 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
         write_text(folder / CLASSES_FILE, json.dumps(list(pretrained.classes), ensure_ascii=False) + "\n")
     write_text(folder / CONFIG_FILE, dump_config(config))
     write_text(folder / CARD_FILE, model_card(pretrained.model, config, pretrained.vae.id, pretrained.classes, dtype))
-    with atomic_write(folder / MODEL_FILE) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(folder / MODEL_FILE, tensors)

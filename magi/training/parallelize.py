@@ -22,8 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from magi.config import TrainingConfig
-from magi.devices import computes_in_bf16
-from magi.devices import resolve_device as resolve_device  # for cli.evaluate, until it asks devices
+from magi.devices import computes_in_bf16, resolve_device
 from magi.model.magi import Magi
 
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
