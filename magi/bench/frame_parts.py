@@ -85,7 +85,7 @@ def loop_parities(loop: HeadLoop) -> tuple[Parity, ...]:
         Parity("float32 loop", relative_error(exact.ours(noise_IMC), reference), FP32_LIMIT),
         Parity("timed loop", relative_error(timed, reference), allowed),
     ]
-    if loop.denoiser.graph is not None:
+    if loop.sampler.execution.graphs:
         eager = loop.ours(noise_IMC, without_graphs(source, loop.config, 1).denoiser)
         parities.append(Parity("graph against eager", float((timed - eager).abs().max()), 0.0))
     return tuple(parities)

@@ -47,14 +47,14 @@ class Replayed:
 
     The function must not wait for the device or draw random numbers, and what it reads besides its inputs must stay at
     its place. Functions that share a ``pool`` of memory overwrite each other's outputs: use one before the next call.
-    ``recordings`` counts graphs, ``replays`` calls. Of a method only a weak reference is held: its object usually holds
-    this one, and in a circle the memory of both would wait for the garbage collector.
+    ``recordings`` counts graphs, ``replays`` calls; where nothing is ``recorded`` it is the function itself. Of a
+    method only a weak reference is held: its object usually holds this one, and in a circle the memory of both would
+    wait for the garbage collector.
     """
 
-    def __init__(self, function: Callable[..., Tensor | None], pool: Any = None) -> None:
-        self._function: Callable[[], Callable[..., Tensor | None] | None]
+    def __init__(self, function: Callable[..., Any], pool: Any = None, recorded: bool = True) -> None:
         self._function = WeakMethod(function) if isinstance(function, MethodType) else lambda: function
-        self._pool = pool
+        self._pool, self._recorded = pool, recorded
         self._recordings: dict[Hashable, _Recording] = {}
         self.replays = 0
 
@@ -63,21 +63,25 @@ class Replayed:
         """How many graphs there are."""
         return len(self._recordings)
 
-    def __call__(self, *inputs: Tensor, key: Hashable = None, arguments: tuple[object, ...] = ()) -> Tensor | None:
+    def __call__(self, *inputs: Tensor, key: Hashable = None, arguments: tuple[object, ...] = ()) -> Any:
         """The function of ``inputs`` and ``arguments``; the latter are constants that ``key`` stands for."""
+        function = self._function()
+        assert function is not None, "the object of a recorded method is gone"
+        if not self._recorded:
+            return function(*inputs, *arguments)
         full_key = (key, *((tuple(x.shape), x.dtype) for x in inputs))
         recording = self._recordings.get(full_key)
         if recording is None:
-            recording = self._recordings[full_key] = self._record(inputs, arguments)
+            recording = self._recordings[full_key] = self._record(function, inputs, arguments)
         for static, given in zip(recording.inputs, inputs, strict=True):
             static.copy_(given)
         recording.graph.replay()
         self.replays += 1
         return recording.output
 
-    def _record(self, inputs: tuple[Tensor, ...], arguments: tuple[object, ...]) -> _Recording:
-        function = self._function()
-        assert function is not None, "the object of a recorded method is gone"
+    def _record(
+        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], arguments: tuple[object, ...]
+    ) -> _Recording:
         # In one layout: products round by it, and a graph serves inputs of any.
         static = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
         side = _side_stream(torch.cuda.current_device())

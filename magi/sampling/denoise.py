@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,39 +85,21 @@ class Denoiser:
         pool: Any = None,
     ) -> None:
         self.head, self.temperature = FoldedHead(head, dtype), temperature
-        self.graph = Replayed(self._run, pool) if graphs else None
-        self.padded = graphs
-        self._steps: dict[int, _Steps] = {}
+        self._replayed, self.padded = Replayed(self._run, pool, graphs), graphs
+        self._time: dict[ReverseSteps, Tensor] = {}
 
     def __call__(self, z_GMD: Tensor, noise_IMC: Tensor, table: ReverseSteps, scale: Tensor) -> Tensor:
         """Tokens x_MC; ``scale`` () of the guidance. A graph's next call overwrites them."""
         rows = z_GMD.shape[1]
         if self.padded:
             z_GMD, noise_IMC = _padded(z_GMD), _padded(noise_IMC)
-        # Before the recording: what comes from the host does not belong in a graph.
-        steps = self._prepared(z_GMD.device, table)
-        if self.graph is None:
-            return self._run(z_GMD, noise_IMC, scale, steps)[:rows]
-        x_MC = self.graph(z_GMD, noise_IMC, scale, key=id(table), arguments=(steps,))
-        assert x_MC is not None
+        if table not in self._time:  # before the recording: what comes from the host does not belong in a graph
+            self._time[table] = self.head.embed_time(table.timesteps.to(z_GMD.device)).detach()
+        x_MC: Tensor = self._replayed(z_GMD, noise_IMC, scale, key=table, arguments=(table, self._time[table]))
         return x_MC[:rows]
 
-    def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, steps: "_Steps") -> Tensor:
-        return denoise_tokens(self.head, z_GMD, noise_IMC, steps.table, scale, self.temperature, steps.time_IW)
-
-    def _prepared(self, device: torch.device, table: ReverseSteps) -> "_Steps":
-        """What does not depend on tokens, computed once a table."""
-        if id(table) not in self._steps:
-            self._steps[id(table)] = _Steps(table, self.head.embed_time(table.timesteps.to(device)).detach())
-        return self._steps[id(table)]
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """A table of reverse steps (held, so that its ``id`` stays its own) with its timesteps embedded."""
-
-    table: ReverseSteps
-    time_IW: Tensor
+    def _run(self, z_GMD: Tensor, noise_IMC: Tensor, scale: Tensor, table: ReverseSteps, time_IW: Tensor) -> Tensor:
+        return denoise_tokens(self.head, z_GMD, noise_IMC, table, scale, self.temperature, time_IW)
 
 
 def _padded(values: Tensor) -> Tensor:

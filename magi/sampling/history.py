@@ -65,9 +65,9 @@ class History:
         # The last frame in view is only ever predicted, so the cache needs no room for it.
         self.cache = model.new_cache(conditions.batch, len(self.time_T) - 1)
         self.frame_pass = FramePass(model, conditions.frame(0), self.halves, execution.kernels, execution.pass_products)
-        self.graphs = Replayed(self._predict, pool) if execution.graphs else None
         self.padded = execution.graphs
-        self.observation_graphs = Replayed(self._observe_one, pool) if execution.graphs else None
+        self._predict = Replayed(self.frame_pass.predict, pool, execution.graphs)
+        self._observe = Replayed(self.frame_pass.observe, pool, execution.graphs)
         self.begin(conditions, generators)
 
     def begin(self, conditions: Conditions, generators: Sequence[torch.Generator]) -> None:
@@ -114,10 +114,7 @@ class History:
         first, count = self.cache.length, tokens_BTNC.shape[1]
         if count == 1:
             self._set_frame(self.finished - 1, first)
-            if self.observation_graphs is None:
-                self._observe_one(tokens_BTNC[:, 0])
-            else:
-                self.observation_graphs(tokens_BTNC[:, 0], key=self._graph_key())
+            self._observe(tokens_BTNC[:, 0], key=self._graph_key(), arguments=(self.cache,))
             self.cache.advance(1)
         else:
             conditions = self.conditions.between(self.finished - count, self.finished)
@@ -135,10 +132,8 @@ class History:
         if self.padded:
             room = max(LEAST_PICKED, 1 << (count - 1).bit_length())
             picked_Bm = torch.nn.functional.pad(picked_Bm, (0, room - count))
-        if self.graphs is None:
-            return self._predict(tokens_BNC, masked_BN, picked_Bm)[:, :, :count]
-        z_GBmD = self.graphs(tokens_BNC, masked_BN, picked_Bm, key=self._graph_key())
-        assert z_GBmD is not None
+        inputs = (tokens_BNC, masked_BN, picked_Bm)
+        z_GBmD: Tensor = self._predict(*inputs, key=self._graph_key(), arguments=(self.cache,))
         return z_GBmD[:, :, :count]
 
     def _set_frame(self, number: int, position: int) -> None:
@@ -151,12 +146,6 @@ class History:
     def _graph_key(self) -> int:
         """Graphs are for one length of the cache, unless what they hold serves any."""
         return 0 if self.frame_pass.any_length else self.cache.length
-
-    def _predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
-        return self.frame_pass.predict(tokens_BNC, masked_BN, picked_Bm, self.cache)
-
-    def _observe_one(self, tokens_BNC: Tensor) -> None:
-        self.frame_pass.observe(tokens_BNC, self.cache)
 
     def _double(self, values: Tensor) -> Tensor:
         return torch.cat([values] * self.halves) if self.halves > 1 else values
