@@ -45,6 +45,7 @@ VERBS = (
     Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),
     Verb("tune-steps", "tune_steps", "tune_steps", "place a model's denoising steps by their energy score; its config"),
     Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
+    Verb("play", "play", "play", "a page in the browser where the model dreams under your keys", alone=True),
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),
     Verb("evaluate import-weights", "evaluate", "import_weights", "check and keep a published weight file"),
     Verb("evaluate protocols", "evaluate", "list_protocols", "the named protocols, or all fields of one"),
