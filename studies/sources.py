@@ -18,7 +18,7 @@ from magi.data.decoding.frames import read_frames
 from magi.data.index.index import open_index
 from magi.errors import DataError, StoppedCleanly
 from magi.evaluation.protocol.clip_table import by_number
-from studies.pendulum import record
+from studies.pendulum import record_pendulum
 
 SIZE = 64
 SourceName = Literal["digits", "pendulum"]
@@ -79,7 +79,7 @@ def prepare(source: Source, device: str) -> None:
     prepare_held_out(source)
     if source.name == "pendulum" and not (source.folder / "vae" / "model.safetensors").is_file():
         magi("train-vae", source.train, source.folder / "vae", "--steps", 1500, *size)
-    magi("encode", source.train, source.latents, "--vae", source.vae, *size)
+    magi("encode", source.train, source.latents, "--vae", source.vae, "--actions", 0, *size)
 
 
 def prepare_held_out(source: Source) -> None:
@@ -93,7 +93,7 @@ def _write_videos(source: Source, folder: Path, videos: int, seed: int) -> None:
     if source.name == "digits":
         magi("data", "digits", folder, "--clips", videos, "--size", SIZE, "--seed", seed)
     else:
-        record(folder, videos, seed, SIZE)
+        record_pendulum(folder, videos, seed, SIZE)
 
 
 def magi(*argv: object) -> None:

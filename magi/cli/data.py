@@ -88,6 +88,45 @@ def data_world(words: list[str]) -> None:
     _say_written(options.out, written, options.clips)
 
 
+@dataclass(frozen=True)
+class RecordOptions:
+    """Record episodes of a Gymnasium environment that renders 'rgb_array', with the action that led to every frame.
+
+    OUT/<environment>_<number>.mp4, each beside a .json of its actions, and of its states where they are observed.
+    Random actions are held for random lengths. The same options give the same episodes; what is there is kept.
+    """
+
+    environment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV_ID")]
+    """as gymnasium.make takes it: CartPole-v1, or PACKAGE:NAME where another package has it"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """folder to write to"""
+    clips: int = 200
+    """number of episodes"""
+    frames: int = 200
+    """most frames of an episode"""
+    shortest: int = 16
+    """an episode that ends earlier is played again from another start"""
+    size: int = 128
+    """pixels of the short side; 0 is as rendered"""
+    hold: int = 12
+    """most frames that an action is held; 1 draws one a frame"""
+    seed: int = 0
+    """another seed gives other episodes"""
+
+
+def data_record(words: list[str]) -> None:
+    """Record episodes of an environment."""
+    options = parse(RecordOptions, "data record", words)
+    from magi.data.record import Recording, record
+
+    recording = Recording(
+        options.clips, options.frames, options.shortest, options.size, options.hold, seed=options.seed
+    )
+    with progress("recording", "episodes") as on_progress:
+        written = record(options.environment, options.out, recording, progress=on_progress)
+    _say_written(options.out, written, options.clips)
+
+
 def _say_written(out: Path, written: int, clips: int) -> None:
     found = clips - written
     print(f"{out}: {written} videos written" + (f", {found} were there" if found else ""))

@@ -1,18 +1,16 @@
 """Runs of studies: finished ones are not trained again, those of other settings are refused, stopping is passed on."""
 
+import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from magi.data.decoding.frames import VideoProbe, read_frames
 from magi.errors import StoppedCleanly
 from studies import sources, variants
 from studies.commands import run_command
 from studies.measures import Measures
-from studies.pendulum import record
+from studies.pendulum import record_pendulum
 from studies.sources import Source, prepare, source
 from studies.variants import (
     Budget,
@@ -178,33 +176,10 @@ def test_errors_are_one_line_and_a_code(monkeypatch: pytest.MonkeyPatch, capsys:
     assert left.value.code == 75
 
 
-def test_episodes_of_the_pendulum_start_from_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for Gymnasium shows its angle as grey; what is there is kept, and no torque is given."""
-
-    class Pendulum:
-        action_space = SimpleNamespace(sample=lambda: np.ones(1))
-
-        def __init__(self) -> None:
-            self.unwrapped, self.actions = self, []
-
-        def reset(self, seed: int) -> None:
-            self.state = np.zeros(2)
-
-        def render(self) -> np.ndarray:
-            return np.full((80, 80, 3), int(128 + 30 * self.state[0]), np.uint8)
-
-        def step(self, action: np.ndarray) -> None:
-            self.actions.append(float(action[0]))
-
-    made = Pendulum()
-    monkeypatch.setitem(sys.modules, "gymnasium", SimpleNamespace(make=lambda *_, **__: made))
-    record(tmp_path / "a", 3, 0, 64)
-    record(tmp_path / "b", 1, 0, 64)
-    assert made.actions == [0.0] * (4 * 120)
-    probe = VideoProbe(120, 64, 64, 20.0, pts=None)
-    clips = {path: read_frames(path, range(120), probe) for path in sorted(tmp_path.glob("*/*.mp4"))}
-    assert [path.name for path in clips] == ["00_00000.mp4", "00_00001.mp4", "00_00002.mp4", "00_00000.mp4"]
-    levels = [int(video.mean()) for video in clips.values()]
-    assert levels[0] == levels[3] and len(set(levels)) == 3 and clips[next(iter(clips))].shape == (120, 64, 64, 3)
-    record(tmp_path / "a", 3, 0, 64)
-    assert len(made.actions) == 4 * 120
+def test_episodes_of_the_pendulum_swing_freely_from_their_number(tmp_path: Path) -> None:
+    record_pendulum(tmp_path / "a", 2, 0, 64)
+    record_pendulum(tmp_path / "b", 1, 0, 64)
+    files = [path.read_bytes() for path in sorted(tmp_path.glob("*/*.mp4"))]
+    assert files[0] == files[2] != files[1]
+    facts = json.loads(next(tmp_path.glob("a/*_00000.json")).read_text())
+    assert facts["frames"] == 120 and facts["actions"] == [None, *[[0.0]] * 119] and facts["fps"] == 30
