@@ -239,7 +239,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 SPEEDS = {
     "full": "the settings of the model's config",
-    "fast": "the fewest denoising steps that 'magi tune-steps' found to score as the best schedule",
+    "fast": "the fewest denoising steps that score as well as more ('magi tune-steps')",
 }
 
 

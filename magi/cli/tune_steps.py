@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from magi.cli.assemble import open_data
-from magi.cli.options import Device, check_device, existing_folder, parse
+from magi.cli.options import Device, check_device, parse
 from magi.config import Config, SamplingConfig, dump_config
 from magi.files import CONFIG_FILE, write_text
 from magi.progress import progress
@@ -55,7 +55,8 @@ class TuneStepsOptions:
 def tune_steps(words: list[str]) -> None:
     """Score schedules, print them and write the choice."""
     options = parse(TuneStepsOptions, "tune-steps", words)
-    existing_folder(options.model)
+    if not options.model.is_dir():
+        raise ValueError(f"{options.model}: no such folder; name a run or an export, as its config.yaml is written")
     for name, least in (("clips", options.clips), ("steps", min(options.steps, default=0))):
         if least < 1:
             raise ValueError(f"--{name} {least}: expected at least 1")
