@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import tyro
 
@@ -275,7 +275,7 @@ def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) ->
     from magi.evaluation.moving_digits.classifier import DigitClassifier
     from magi.evaluation.moving_digits.digits3d import Digits3d
     from magi.evaluation.networks.i3d import BN_EPS
-    from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips, synthetic_i3d
+    from magi.evaluation.networks.load import LPIPS_KINDS, load_i3d, load_inception, load_lpips, synthetic_i3d
     from magi.evaluation.networks.published_files import has_weights
     from magi.evaluation.protocol.features import Metrics
 
@@ -284,14 +284,10 @@ def _metrics(protocol: "EvaluationProtocol", synthetic: bool, device: Device) ->
     on = resolve_device(device)
     if protocol.network == "digits3d":
         network: FeatureNetwork = Digits3d.load().to(on)
-    elif synthetic:
-        network = synthetic_i3d(protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
     else:
-        network = load_i3d(protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
-    images = load_inception().to(on) if has_weights("inception") and not synthetic else None
-    distances = []
-    if not synthetic and has_weights("alexnet") and has_weights("lpips-alex"):
-        distances.append(load_lpips("alex").to(on))
-    if not synthetic and has_weights("vgg16") and has_weights("lpips-vgg"):
-        distances.append(load_lpips("vgg").to(on))
-    return Metrics(network, images, tuple(distances), protocol.context_frames)
+        load = synthetic_i3d if synthetic else load_i3d
+        network = load(protocol.network_input, BN_EPS[protocol.network_eps]).to(on)
+    imported = {kind for kind in get_args(Kind) if has_weights(kind) and not synthetic}
+    images = load_inception().to(on) if "inception" in imported else None
+    distances = tuple(load_lpips(trunk).to(on) for trunk, kinds in LPIPS_KINDS.items() if imported.issuperset(kinds))
+    return Metrics(network, images, distances, protocol.context_frames)

@@ -3,13 +3,18 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from magi.cli import evaluate
 from magi.cli.main import main
 from magi.config import Config, DataConfig, ModelConfig, SamplingConfig
 from magi.data.moving_digits import write_digits
+from magi.evaluation.networks import load, published_files
+from magi.evaluation.networks.published_files import WEIGHT_KINDS
+from magi.evaluation.protocol.protocols import protocol
 from magi.model.magi import Magi
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.contract import latent_shape
@@ -140,6 +145,37 @@ def test_videos_are_those_of_the_protocol_s_split_as_annotated(
     expected = ("lists", "trainlist01") if annotated else ("", "")
     assert (config.annotations, config.split) == expected
     assert (config.root, config.max_bad_fraction) == (str(digits), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("imported", "synthetic", "expected"),
+    [
+        ({"i3d"}, False, []),
+        ({"i3d", "inception", "alexnet", "lpips-vgg"}, False, ["inception"]),
+        ({"i3d", "alexnet", "lpips-alex", "vgg16"}, False, ["alex"]),
+        (set(WEIGHT_KINDS), False, ["inception", "alex", "vgg"]),
+        (set(WEIGHT_KINDS), True, []),
+    ],
+)
+def test_a_score_stands_beside_what_weights_were_imported_for(
+    imported: set[str], synthetic: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded:
+        def __init__(self, *given: object) -> None:
+            self.given = given
+
+        def to(self, device: object) -> "Loaded":
+            return self
+
+    monkeypatch.setattr(published_files, "has_weights", lambda kind: kind in imported)
+    for name in ("load_i3d", "synthetic_i3d", "load_inception", "load_lpips"):
+        monkeypatch.setattr(load, name, lambda *given, name=name: Loaded(name, *given))
+    metrics: Any = evaluate._metrics(protocol("ucf101-128-class-2048"), synthetic, "cpu")
+    assert metrics.network.given == ("synthetic_i3d" if synthetic else "load_i3d", "tats", 1e-5)
+    beside = ["inception"] if metrics.images is not None else []
+    assert [*beside, *(distance.given[1] for distance in metrics.distances)] == expected
+    metrics = evaluate._metrics(protocol("k600-64-f5-50k-grid"), synthetic, "cpu")
+    assert metrics.network.given[1:] == ("magvit_train", 1e-3) and metrics.context_frames == 5
 
 
 def test_compare_ranks_equal_cards_and_refuses_others(

@@ -24,6 +24,11 @@ from magi.weights import load_weights
 
 I3D_NAME, INCEPTION_NAME = "i3d-kinetics400-logits", "inception-2015-12-05-pool3"
 DEFAULT_I3D_PREPROCESSING: I3dPreprocessing = "tats"
+LPIPS_KINDS: dict[LpipsTrunk, tuple[WeightKind, WeightKind]] = {
+    "alex": ("alexnet", "lpips-alex"),
+    "vgg": ("vgg16", "lpips-vgg"),
+}
+"""Trunk -> the kinds of weights of the trunk and of its heads."""
 Network = TypeVar("Network", bound=nn.Module)
 _CLIPS_AT_A_TIME, _IMAGES_AT_A_TIME = 4, 32
 
@@ -134,9 +139,7 @@ def load_inception(cache: Path | None = None) -> InceptionFeatures:
 
 def load_lpips(trunk: LpipsTrunk, cache: Path | None = None) -> LpipsDistance:
     """LPIPS with imported trunk and heads; ``CheckpointError`` where either was not imported or is damaged."""
-    trunk_kind: WeightKind = "alexnet" if trunk == "alex" else "vgg16"
-    heads_kind: WeightKind = "lpips-alex" if trunk == "alex" else "lpips-vgg"
-    both = (stored_weights(trunk_kind, cache), stored_weights(heads_kind, cache))
+    both = [stored_weights(kind, cache) for kind in LPIPS_KINDS[trunk]]
     network = _loaded(lambda: Lpips(trunk), *both)
     return LpipsDistance(network, "+".join(stored.source.sha256 for stored in both), _mark(*both))
 

@@ -15,6 +15,7 @@ from magi.errors import CheckpointError
 from magi.evaluation.networks import import_weights as module
 from magi.evaluation.networks.import_weights import expected_shapes, import_weights, our_name
 from magi.evaluation.networks.load import load_i3d, load_inception, load_lpips
+from magi.evaluation.networks.lpips import LpipsTrunk
 from magi.evaluation.networks.published_files import PUBLISHED, PublishedFile, WeightKind, stored_weights
 from magi.untrusted.reader import UntrustedCheckpoint
 from tests.fakes.network_cases import CASES
@@ -74,21 +75,28 @@ def test_a_torch_file_with_counters_arrives_whole(tmp_path: Path, monkeypatch: p
     network = load_i3d(cache=tmp_path / "cache")
     assert network.name == "i3d-kinetics400-logits"
     assert network.hash == hashlib.sha256(path.read_bytes()).hexdigest()
+    port = load_i3d("magvit_train", 1e-5, tmp_path / "cache")
+    assert (port.name, port.preprocessing) == ("i3d-kinetics400-logits[magvit_train,eps1e-05]", "magvit_train")
+    assert port.network.Conv3d_1a_7x7.bn.eps == 1e-5
     state = network.network.state_dict()
     assert set(state) == set(tensors) and all(torch.equal(state[name], tensors[name]) for name in tensors)
 
 
-def test_trunk_and_heads_make_lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("trunk", "kinds"), [("alex", ("alexnet", "lpips-alex")), ("vgg", ("vgg16", "lpips-vgg"))])
+def test_trunk_and_heads_make_lpips(
+    trunk: LpipsTrunk, kinds: tuple[WeightKind, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashes = []
-    for kind in ("alexnet", "lpips-alex"):
-        tensors = {name: tensor for name, tensor in published(kind).items()}  # type: ignore[arg-type]
-        path = written(tmp_path / f"{kind}.safetensors", tensors, kind, monkeypatch)  # type: ignore[arg-type]
-        import_weights(kind, path, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    for kind in kinds:
+        path = written(tmp_path / f"{kind}.safetensors", published(kind), kind, monkeypatch)
+        import_weights(kind, path, cache=tmp_path / "cache")
         hashes.append(hashlib.sha256(path.read_bytes()).hexdigest())
-    measure = load_lpips("alex", tmp_path / "cache")
-    assert measure.name == "lpips_alex" and measure.hash == "+".join(hashes)
-    with pytest.raises(CheckpointError, match="vgg16: weights not imported"):
-        load_lpips("vgg", tmp_path / "cache")
+    measure = load_lpips(trunk, tmp_path / "cache")
+    assert measure.name == f"lpips_{trunk}" and measure.hash == "+".join(hashes)
+    assert torch.equal(measure.network.features["0"].weight, published(kinds[0])["features.0.weight"])
+    other: LpipsTrunk = "vgg" if trunk == "alex" else "alex"
+    with pytest.raises(CheckpointError, match="weights not imported"):
+        load_lpips(other, tmp_path / "cache")
 
 
 @pytest.mark.slow

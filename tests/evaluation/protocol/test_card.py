@@ -3,7 +3,7 @@
 import copy
 import json
 
-from magi.evaluation.protocol.card import NetworkDescription, ProtocolCard, differing_fields, make_card
+from magi.evaluation.protocol.card import ARITHMETIC, NetworkDescription, ProtocolCard, differing_fields, make_card
 from magi.evaluation.protocol.protocols import EvaluationProtocol, protocol
 
 NETWORK = NetworkDescription("projection", "0" * 64, 6)
@@ -14,6 +14,9 @@ def test_card_holds_every_field_of_the_protocol_and_what_it_was_computed_with() 
     card = make_card(protocol("ucf101-256-2048-s3"), {}, NETWORK, DATA, seed=7)
     assert set(card.values["protocol"]) == set(EvaluationProtocol.model_fields)
     assert card.values["network"] == {"name": "projection", "sha256": "0" * 64, "dimension": 6}
+    assert set(card.values) == {
+        "format", "protocol", "overrides", "network", "data", "seed", "arithmetic", "versions"
+    } and card.values["arithmetic"] == ARITHMETIC  # fmt: skip
     assert card.values["seed"] == 7 and card.values["data"] == DATA
     assert {"magi", "torch", "numpy", "pillow", "python"} <= set(card.values["versions"])
     assert json.loads(json.dumps(card.values)) == card.values and len(card.hash) == 64

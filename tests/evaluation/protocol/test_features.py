@@ -8,7 +8,7 @@ import torch
 
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import FeatureStatistics
-from magi.evaluation.protocol.features import CHUNK, FEATURES, FeatureSet, Metrics, feature_set
+from magi.evaluation.protocol.features import CHUNK, FEATURES, IMAGES, FeatureSet, Metrics, feature_set
 from tests.fakes.look_alikes import Projection
 
 COUNT = 2 * CHUNK + 3
@@ -49,3 +49,21 @@ def test_statistics_are_merged_from_chunks_and_every_clip_counts_once(tmp_path: 
     found.files[1].write_bytes(found.files[0].read_bytes())  # a chunk in another's place is measured anew
     again = feature_set(Metrics(Projection()), tmp_path, "x", COUNT, read, lambda done, total: None)
     assert again.statistics(0, COUNT).count == COUNT
+
+
+def test_frames_are_measured_of_the_first_clips_of_a_large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole chunks of them; features of all frames of more would fill the disk."""
+
+    class Images:
+        name, hash = "mean", "0" * 64
+
+        def frame_features(self, video_BTHWC: torch.Tensor) -> torch.Tensor:
+            return video_BTHWC.float().mean((2, 3))
+
+    monkeypatch.setattr("magi.evaluation.protocol.features.IMAGE_CLIPS", CHUNK)
+    video = torch.randint(0, 256, (COUNT, 9, 8, 8, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    metrics = Metrics(Projection(), Images())
+    found = feature_set(metrics, tmp_path, "x", COUNT, lambda *part: zip(video[slice(*part)].split(8)), lambda *_: None)
+    assert found.values(FEATURES).shape == (COUNT, 6)
+    torch.testing.assert_close(found.values(IMAGES), video[:CHUNK].float().mean((2, 3)))
+    torch.testing.assert_close(found.values(IMAGES, 3), video[:CHUNK, 3].float().mean((1, 2)))

@@ -17,7 +17,7 @@ from magi.evaluation.metrics.frechet import distance_of, extrapolated_distance
 from magi.evaluation.networks.i3d import i3d_input
 from magi.evaluation.networks.load import synthetic_i3d
 from magi.evaluation.protocol.card import NetworkDescription, score_name
-from magi.evaluation.protocol.clip_table import ClipRow
+from magi.evaluation.protocol.clip_table import ClipRow, build_table, data_hash
 from magi.evaluation.protocol.evaluation import Evaluation
 from magi.evaluation.protocol.features import Metrics
 from magi.evaluation.protocol.protocols import PROTOCOLS, protocol
@@ -331,3 +331,17 @@ def test_a_frame_metric_is_a_mean_over_frames_of_means_over_clips() -> None:
     inf = float("inf")
     found = _frame_metric(torch.tensor([[1.0, inf, inf], [3.0, 4.0, inf]]), 6)
     assert found == FrameMetric(3.0, 6, (2.0, 4.0, None), exact_frames=3)
+
+
+def test_the_card_says_what_real_clips_there_were(index: VideoIndex, tmp_path: Path) -> None:
+    """Of 44 videos one is too short and three were skipped; of another table or other videos it is another card."""
+    videos = [replace(index.videos[0], frames=9), *index.videos[1:]]
+    changed = replace(index, videos=tuple(videos), skipped=3)
+    asked = evaluation(changed, tmp_path, count=20)
+    assert asked.card.values["data"] == {
+        "videos": 2 * COUNT, "skipped": 3, "too_short": 1, "videos_sha256": data_hash(changed),
+        "table_sha256": asked.table.hash, "real_videos": 20, "floor_videos": 20, "floor_clips_of_real_videos": 0,
+    }  # fmt: skip
+    other = replace(asked, table=build_table(asked.protocol.model_copy(update={"table_seed": 1}), changed))
+    longer = replace(asked, clips=PaintedClips(asked.protocol, index))
+    assert len({one.card.hash for one in (asked, other, longer, replace(asked, seed=1))}) == 4
