@@ -1,6 +1,7 @@
 # make demo   from video files to generated video, in minutes, on two CPU cores
 # make test   linters, types and tests
-# Both make .venv first (once); a second call installs nothing.
+# make test-browser   the page of magi play in a real browser; needs the system's chromium
+# All make .venv first (once); a second call installs nothing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help install test lint demo
+.PHONY: help install test test-browser lint demo
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -40,6 +41,12 @@ $(KERNELS): $(INSTALLED)
 # Two at a time, each on one thread: the same machine does it in half of the time.
 test: lint $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-browser: $(INSTALLED)
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	    { echo "make test-browser needs chromium; on Debian: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[browser]"
+	MAGI_BROWSER=1 $(BIN)/python -m pytest tests/app/test_browser.py
 
 demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh

@@ -149,10 +149,10 @@ class Engine:
         values = message.model_dump(include={"temperature", "guidance"}, exclude_none=True)
         if values.get("guidance", 1) != 1 and not (self.dreams.actions or self.dreams.classes):
             raise ValueError("guidance needs a model with classes or actions")
+        full, speed = self.full_settings.changed(**values), message.speed or self.speed
+        self.dreams.settings = at_speed(full, speed)  # raises before anything is changed
+        self.full_settings, self.speed = full, speed
         self.fps = self.fps if message.fps is None else message.fps
-        self.speed = message.speed or self.speed
-        self.full_settings = self.full_settings.changed(**values)
-        self.dreams.settings = at_speed(self.full_settings, self.speed)
 
     def waiting(self) -> list[Player]:
         """Seated players who are ready for a frame."""

@@ -27,6 +27,7 @@ from magi.app.player import Player
 from magi.app.protocol import MOST_TEXT, RecordMessage, pack_recording, read_message
 from magi.app.recording import recording_zip
 from magi.data.worlds.contract import World
+from magi.presets import SPEEDS
 from magi.sampling.pipeline import MagiPipeline
 
 FPS = 15.0
@@ -147,10 +148,11 @@ class _Connection:
             "height": height,
             "actions": list(dreams.actions),
             "classes": list(dreams.classes),
-            "starts": [start.name for start in dreams.starts],
+            "starts": [{"name": start.name, "label": start.label} for start in dreams.starts],
             "real": dreams.world is not None,
             "fps": self.engine.fps,
             "speed": self.engine.speed,
+            "speeds": list(SPEEDS if settings.fast_steps else SPEEDS.keys() - {"fast"}),
             "temperature": settings.temperature,
             "guidance": settings.guidance,
         }

@@ -30,7 +30,7 @@ class FakeDreams:
         self.frames, self.seconds = frames, seconds
         self.world = WORLD if real else None
         self.starts: Sequence[StartClip] = world_starts(WORLD, 8)
-        self.settings = SamplingConfig(steps=12, longer="window")
+        self.settings = SamplingConfig(steps=12, fast_steps=3, longer="window")
         self.actions, self.classes, self.size = WORLD.actions, (), (WORLD.size, WORLD.size)
         self.batches: list[int] = []
         self.fails = False

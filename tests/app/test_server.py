@@ -193,8 +193,8 @@ def test_settings_change_for_one_who_plays_alone(client: TestClient) -> None:
         with page_of(client) as other:
             other.say(type="settings", fps=1.0)
             assert "others are playing" in other.next("notice")["text"]
-            welcome = other.socket and client.app.state.engine  # type: ignore[attr-defined]
-            assert (welcome.fps, welcome.dreams.settings.temperature, welcome.dreams.settings.steps) == (30, 0.25, 6)
+            engine = client.app.state.engine  # type: ignore[attr-defined]
+            assert (engine.fps, engine.dreams.settings.temperature, engine.dreams.settings.steps) == (30, 0.25, 3)
 
 
 def test_a_frame_that_fails_ends_its_dream_and_not_the_server() -> None:
