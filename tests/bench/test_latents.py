@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi.bench.latents import clips_per_second
+from magi.bench.latents import DataSpeed, clips_per_second
 from magi.cli.main import main
+from magi.config import DataConfig
 from magi.errors import DataError
+from magi.latents.dataset import read_header
 from tests.fakes.encoded_videos import CLIPS, CONFIG, encode_clip, make_index, some_spread, write
 
 
@@ -48,3 +50,24 @@ def test_the_speed_of_reading_is_of_clips_of_the_config(tmp_path: Path) -> None:
         clips_per_second(tmp_path / "videos", CONFIG, 0.01)
     with pytest.raises(ValueError, match="of 32x32 frames, data has 64x32"):
         clips_per_second(tmp_path / "out", CONFIG.model_copy(update={"height": 64}), 0.01)
+
+
+def test_both_rates_are_of_clips_as_training_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the posterior, then its mean; frames and intervals as asked, or as the clips were chosen when encoded."""
+    asked: list[tuple[object, ...]] = []
+
+    def speed(folder: Path, config: DataConfig, seconds: float) -> DataSpeed:
+        asked.append((config.sample_posterior, config.frames, config.interval_min, config.interval_max, seconds))
+        return DataSpeed(1, 1, 1, 1, config.sample_posterior)
+
+    monkeypatch.setattr("magi.bench.latents.clips_per_second", speed)
+    index = make_index(tmp_path / "videos")
+    write(index, tmp_path / "frames", spread=some_spread)
+    write(index, tmp_path / "clips", CLIPS, encode_clip)
+    words = ["bench", "data", "--seconds", "0.5", "--latents"]
+    assert main([*words, str(tmp_path / "frames"), "--frames", "4", "--interval-max", "9"]) == 0
+    assert main([*words, str(tmp_path / "clips"), "--frames", "4", "--interval-max", "9"]) == 0
+    header = read_header(tmp_path / "clips")
+    chosen = (header.frames, header.interval_min, header.interval_max)
+    assert chosen != (4, 1, 9)
+    assert asked == [(drawn, *one, 0.5) for one in ((4, 1, 9), chosen) for drawn in (True, False)]

@@ -4,6 +4,7 @@ Cases of attention and training have a file of their own.
 """
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,20 @@ def test_what_cannot_be_done_is_one_line(argv: list[str], message: str, capsys: 
     assert main(["bench", "--device", "cpu", "--threads", "1", *argv]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_command_measures_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("magi.bench.report.print_table", lambda *_: None)
+    monkeypatch.setattr("magi.bench.runner.run_suite", lambda *given, on_progress: asked.append(given))
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    argv = ["bench", "cpu.linear", "--device", "cpu", "--rounds", "3", "--threads", "7", "--minutes", "2.5"]
+    assert main([*argv, "--out", str(tmp_path / "x.json")]) == 0
+    threads, (cases, setting, out, minutes) = asked
+    assert (threads, [case.name for case in cases], minutes) == (7, ["cpu.linear"], 2.5)
+    assert setting == Setting(torch.device("cpu"), False, 3) and out == tmp_path / "x.json"
+    asked.clear()
+    assert main(["bench", "--device", "cpu", "--smoke"]) == 0
+    threads, (cases, setting, out, minutes) = asked
+    assert threads == os.cpu_count() and cases == list(CASES) and setting.smoke
+    assert str(out) == "build/bench_cpu.json" and minutes == 10
