@@ -18,9 +18,11 @@ from torch import Tensor
 from magi.errors import CheckpointError
 from magi.files import CHECKPOINTS_FOLDER, METRICS_FILE
 from magi.model.magi import Magi
-from magi.training.log import draw_losses
+from magi.training.checkpoint import newest_checkpoint
+from magi.training.log import draw_losses, drop_metrics_after
+from magi.training.trainer import Trainer
 from magi.weights import load_ema, sha256, step_folder
-from tests.fakes.training_runs import LATENT, Clips, tiny_config, told, train_tiny
+from tests.fakes.training_runs import LATENT, ONE_PROCESS, Clips, tiny_config, tiny_model, told, train_tiny
 
 CONFIG = tiny_config(steps=4, checkpoint_every=2)
 Damage = Callable[[Path], object]
@@ -105,13 +107,24 @@ def test_content_that_does_not_fit_is_named_and_the_older_one_taken(what: str, f
     run = shutil.copytree(finished, tmp_path / "run")
     MUTATIONS[what](newest(run))
     sign(newest(run))
+    trainer = Trainer(CONFIG, Clips(), None, tiny_model(CONFIG), ONE_PROCESS)
     with pytest.warns(UserWarning, match="step-000000004.*; falling back to step-000000002") as warned:
-        train_tiny(run, CONFIG)
+        found = newest_checkpoint(run, trainer.check)
+    assert found is not None and found.step == 2
     assert all("\n" not in str(warning.message) for warning in warned)
+
+
+@pytest.mark.parametrize("what", ["model: bool", "ema: NaN", "optimizer: missing", "state: no skips_in_a_row"])
+def test_a_run_goes_on_from_the_older_one_as_if_nothing_had_been(what: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    MUTATIONS[what](newest(run))
+    sign(newest(run))
+    with pytest.warns(UserWarning, match="step-000000004.*; falling back to step-000000002"):
+        train_tiny(run, CONFIG)
     for part in PARTS:
         name = f"{part}.safetensors"
         assert (newest(run) / name).read_bytes() == (newest(finished) / name).read_bytes()
-    assert told(run) == told(finished)
+    assert told(run) == told(finished) and (newest(run).parent / f"damaged-{step_folder(4)}").is_dir()
 
 
 def test_every_part_is_checked_where_no_other_is_left(finished: Path, tmp_path: Path) -> None:
@@ -180,11 +193,18 @@ STRANGE_LINES = [
 
 
 @pytest.mark.parametrize("line", STRANGE_LINES, ids=lambda line: line[:30])
-def test_a_strange_line_of_metrics_does_not_stop_a_resume(line: str, finished: Path, tmp_path: Path) -> None:
+def test_a_strange_line_of_metrics_is_left_out(line: str, finished: Path, tmp_path: Path) -> None:
+    good = (finished / METRICS_FILE).read_text()
+    (tmp_path / METRICS_FILE).write_text(f"{line}\n{good}{line}", encoding="latin-1")
+    drop_metrics_after(tmp_path, 3)
+    draw_losses(tmp_path)
+    assert [line for line in told(tmp_path) if "mse" in line] == told(finished)[:3]
+
+
+def test_strange_lines_of_metrics_do_not_stop_a_resume(finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
-    path = run / METRICS_FILE
-    path.write_text(f"{line}\n{path.read_text()}{line}", encoding="latin-1")
+    with (run / METRICS_FILE).open("a", encoding="latin-1") as file:
+        file.write("\n".join(STRANGE_LINES))
     train_tiny(run, tiny_config(steps=5, checkpoint_every=2))
-    draw_losses(run)
     ours = [line for line in told(run) if "mse" in line]
     assert ours[:-1] == told(finished) and ours[-1]["step"] == 5
