@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from magi.config import DataConfig
     from magi.sampling.pipeline import MagiPipeline
 
+CONTEXT_SECONDS = 600.0  # to decode the context video, which may be long: one that was asked for is worth the wait
 FPS = 25.0  # of videos where neither the model's data nor a context video has a rate
 
 
@@ -126,12 +127,12 @@ def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> 
     """
     from magi.data.clips import clip_span, fit_frames
     from magi.data.decoding.frames import at_rate, read_frames
-    from magi.data.decoding.probe import RejectedFile
+    from magi.data.decoding.probe import DecodeLimits, RejectedFile
     from magi.data.decoding.sandbox import probe_safely
 
     if not path.is_file():
         raise ValueError(f"{path}: no such video file (--context)")
-    probe = probe_safely(path)
+    probe = probe_safely(path, DecodeLimits(seconds=CONTEXT_SECONDS))
     if isinstance(probe, RejectedFile):
         raise DataError(f"{path}: not a usable video: {probe.reason} ({probe.detail})")
     probe = at_rate(probe, size.fps) if size.fps else probe
