@@ -1,4 +1,4 @@
-"""Folders of built-in videos: each an mp4 beside a sidecar of exact facts, all of the same settings, restartable."""
+"""Folders of built-in, recorded or imported videos, each an mp4 beside a sidecar of facts; restartable."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,8 +12,10 @@ from magi.data.video_writer import Chroma, write_mp4
 from magi.files import atomic_write, read_text
 
 Progress = Callable[[int, int], None]
-MakeClip = Callable[[int], tuple[NDArray[np.uint8], dict[str, Any]]]
-"""From a clip's number to its frames (T, H, W, 3) and what its sidecar says beside the settings."""
+MakeClip = Callable[[int], tuple[NDArray[np.uint8], dict[str, Any]] | None]
+"""From a place in the list of clips to frames (T, H, W, 3) and what the sidecar says beside the settings.
+
+None where there is no such clip."""
 
 
 def write_built_in(
@@ -27,23 +29,24 @@ def write_built_in(
 ) -> int:
     """Write clip i to ``paths[i]`` with a ``.json`` beside it; returns the number of videos written.
 
-    Names end in ``_<number>``. Clips already there are kept, so a second call continues or does nothing. ``settings``
-    has the rate as ``fps`` and stands in every sidecar. ``progress`` is called with (done, all). Raises ``ValueError``
-    if ``out`` holds ``what`` of other settings, or more of them.
+    Names end in ``_<number>``, the last in the largest. Clips already there are kept, so a second call continues or
+    does nothing. ``settings`` has the rate as ``fps`` and stands in every sidecar. ``progress`` is called with (done,
+    all). Raises ``ValueError`` if ``out`` holds ``what`` of other settings, or more of them.
     """
     if not paths:
         raise ValueError("clips must be at least 1, got 0")
-    _check_folder(what, out, settings, len(paths))
+    _check_folder(what, out, settings, 1 + int(paths[-1].stem.rpartition("_")[2]))
     written = 0
     for number, path in enumerate(paths):
         sidecar_path = path.with_suffix(".json")
         if not (path.is_file() and sidecar_path.is_file()):
-            video_THWC, facts = make(number)
-            # A sidecar that exists says that the video is whole, so it comes last.
-            write_mp4(path, video_THWC, settings["fps"], chroma)
-            with atomic_write(sidecar_path) as beside:
-                beside.write_text(json.dumps(settings | facts), encoding="utf-8")
-            written += 1
+            made = make(number)
+            if made is not None:
+                # A sidecar that exists says that the video is whole, so it comes last.
+                write_mp4(path, made[0], settings["fps"], chroma)
+                with atomic_write(sidecar_path) as beside:
+                    beside.write_text(json.dumps(settings | made[1]), encoding="utf-8")
+                written += 1
         if progress is not None:
             progress(number + 1, len(paths))
     return written

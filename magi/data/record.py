@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from magi.data.built_in import Progress, write_built_in
+from magi.data.video_writer import even_image
 from magi.errors import DataError
 from magi.seeding import numpy_generator
 
@@ -113,14 +113,14 @@ def _episode(
     seed = int(rng.integers(2**31))
     observation, _ = environment.reset(seed=seed, options=recording.options)
     environment.action_space.seed(seed)
-    frames, observations, actions = [_frame(environment, recording.size)], [observation], [None]
+    frames, observations, actions = [even_image(environment.render(), recording.size)], [observation], [None]
     action, left, ended = None, 0, False
     while len(frames) < recording.frames and not ended:
         if not left:
             action, left = policy(observation), int(rng.integers(1, recording.hold + 1))
         observation, _, terminated, truncated, _ = environment.step(action)
         left, ended = left - 1, terminated or truncated
-        frames.append(_frame(environment, recording.size))
+        frames.append(even_image(environment.render(), recording.size))
         observations.append(observation)
         actions.append(_entry(environment.action_space, action))
     facts: dict[str, Any] = {"frames": len(frames), "actions": actions}
@@ -134,11 +134,3 @@ def _entry(space: Any, action: Any) -> Any:
     if type(space).__name__ == "Discrete":
         return int(action - space.start)
     return np.asarray(action, np.float64).reshape(-1).tolist()
-
-
-def _frame(environment: Any, size: int) -> NDArray[np.uint8]:
-    """image_HWC: what is rendered, ``size`` pixels at the short side, even."""
-    image = Image.fromarray(np.ascontiguousarray(environment.render()))
-    scale = size / min(image.size) if size else 1.0
-    width, height = (max(2, 2 * round(side * scale / 2)) for side in image.size)
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX))

@@ -41,6 +41,14 @@ def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float, chroma: Chr
         container.mux(stream.encode(None))
 
 
+def even_image(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """An image scaled to ``size`` pixels at the short side (0: as it is), with even sides, as ``write_mp4`` needs."""
+    image = Image.fromarray(np.ascontiguousarray(image_HWC))
+    scale = size / min(image.size) if size else 1.0
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
 def write_gif(path: Path, video_THWC: NDArray[np.uint8], fps: float) -> None:
     """Write an endless GIF of RGB uint8 frames; durations are whole 1/100 s and do not drift from ``fps``."""
     _check_video(path, video_THWC)
