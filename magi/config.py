@@ -206,9 +206,6 @@ class SamplingConfig(Section):
 
     iterations: int = Field(64, ge=1, description="masked-prediction iterations a frame")
     steps: int = Field(100, ge=1, description="denoising steps a token")
-    last_steps: int = Field(
-        0, ge=0, description="steps in the last iteration, falling linearly to it (DiSA); 0 is the same in all"
-    )
     first_timestep: int = Field(0, ge=0, description="where denoising starts; 0 is the last timestep of the schedule")
     last_timestep: int = Field(0, ge=0, description="timestep of the last denoising step, which gives the clean token")
     first_frame_steps: int = Field(
@@ -246,14 +243,15 @@ class SamplingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_older_keys(cls, values: Any) -> Any:
-        """Older files have a solver, of which the ancestral one is left, and a precision of the passes and the head."""
-        if isinstance(values, dict) and "solver" in values:
-            if values["solver"] != "ancestral":
-                raise ValueError(
-                    "solver: only the ancestral steps are left, as DPM-Solver++ was no better; remove it and place "
-                    "few steps well with 'magi tune-steps'"
-                )
-            values = {key: value for key, value in values.items() if key != "solver"}
+        """Older files name a solver, steps of the last iteration, and a precision of the passes and of the head."""
+        for key, kept in (("solver", "ancestral"), ("last_steps", 0)):
+            if isinstance(values, dict) and key in values:
+                if values[key] != kept:
+                    raise ValueError(
+                        f"{key} {values[key]}: is gone, a few ancestral steps placed well do as well; remove it and "
+                        "run 'magi tune-steps'"
+                    )
+                values = {name: value for name, value in values.items() if name != key}
         older = [key for key in ("pass_precision", "head_precision") if isinstance(values, dict) and key in values]
         if not older:
             return values

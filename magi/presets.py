@@ -254,7 +254,7 @@ def at_speed(config: SamplingConfig, name: str) -> SamplingConfig:
             "trained on: magi tune-steps MODEL --data DIR"
         )
     first, last = config.fast_first_timestep, config.fast_last_timestep
-    return config.changed(steps=config.fast_steps, last_steps=0, first_timestep=first, last_timestep=last)
+    return config.changed(steps=config.fast_steps, first_timestep=first, last_timestep=last)
 
 
 def resized(config: Config, name: str) -> Config:

@@ -144,12 +144,12 @@ def test_the_command_line_knows_every_speed() -> None:
 
 
 def test_a_model_has_the_speeds_that_keep_its_quality() -> None:
-    paper = SamplingConfig(last_steps=10)
+    paper = SamplingConfig(steps=10)
     assert at_speed(paper, "full") == paper
     with pytest.raises(ValueError, match=r"speed 'fast': no steps are known .*: magi tune-steps MODEL --data DIR$"):
         at_speed(paper, "fast")
     tuned = paper.changed(first_timestep=990, fast_steps=3, fast_first_timestep=900, fast_last_timestep=150)
     assert at_speed(tuned, "full") == tuned
-    assert at_speed(tuned, "fast") == tuned.changed(steps=3, last_steps=0, first_timestep=900, last_timestep=150)
+    assert at_speed(tuned, "fast") == tuned.changed(steps=3, first_timestep=900, last_timestep=150)
     with pytest.raises(ValueError, match=r"unknown speed 'fats'; did you mean 'fast'"):
         at_speed(SamplingConfig(), "fats")

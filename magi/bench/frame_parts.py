@@ -48,7 +48,7 @@ class HeadLoop:
             iterations=1, steps=steps, guidance=3.0, guidance_schedule="constant", precision=precision
         )
         self.sampler = filled_sampler(model, self.config, 1)
-        self.denoiser, self.table = self.sampler.denoiser, self.sampler.plan.tables[0]
+        self.denoiser, self.table = self.sampler.denoiser, self.sampler.plan.table
         model = self.sampler.model
         weight, generator = model.mask_token, torch.Generator().manual_seed(1)
         dtype = torch.promote_types(weight.dtype, torch.float32)

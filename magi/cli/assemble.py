@@ -64,6 +64,7 @@ def _check_fit(config: Config, latent: LatentShape) -> None:
     for name, given, most, why in (
         ("iterations", sampling.iterations, tokens, "the tokens of a frame: every iteration predicts one at least"),
         ("noise_level", sampling.noise_level, config.model.noise_levels, "model.noise_levels"),
+        ("first_frame_steps", sampling.first_frame_steps, config.model.diffusion_steps, "model.diffusion_steps"),
         ("context_frames", sampling.context_frames, max(0, config.data.frames - 1), "one less than data.frames"),
     ):
         if given > most:
@@ -72,7 +73,7 @@ def _check_fit(config: Config, latent: LatentShape) -> None:
             )
     from magi.model.objectives.contract import make_objective
 
-    make_objective(config.model).steps(sampling, max(sampling.steps, sampling.last_steps))
+    make_objective(config.model).steps(sampling)
 
 
 def build_model(config: Config, latent: LatentShape) -> "Magi":

@@ -69,7 +69,7 @@ def tune_steps(words: list[str]) -> None:
     if max(options.steps) > most:
         raise ValueError(f"--steps {max(options.steps)}: the model was trained with {most} timesteps; ask for fewer")
     held_out, found = _held_out(loaded, options), dict[int, "ScoredSteps"]()
-    plain = loaded.config.sampling.changed(first_timestep=0, last_timestep=0, last_steps=0)
+    plain = loaded.config.sampling.changed(first_timestep=0, last_timestep=0)
     print(f"{len(held_out.token_MC)} tokens; energy score, lower is better\nsteps  whole schedule    best  timesteps")
     for steps in sorted({*options.steps, own}):
         whole = scored(model, plain.changed(steps=steps), held_out).score

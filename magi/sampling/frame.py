@@ -1,6 +1,6 @@
 """One frame: its tokens in masked iterations, each a pass of the transformer and a denoising loop (section 5).
 
-A plan says how many tokens, denoising steps and how much guidance each iteration has. It knows no frame loop.
+A plan says how many tokens and how much guidance each iteration has, and the denoising steps. It knows no frame loop.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from magi.sampling.history import History
 
 @dataclass(frozen=True)
 class FramePlan:
-    """What is the same for every frame: for each iteration its count of tokens, guidance scale and reverse steps."""
+    """What is the same for every frame: each iteration's count of tokens and guidance scale, and the reverse steps."""
 
     counts: tuple[int, ...]
     scales: tuple[float, ...]
-    tables: tuple[ReverseSteps, ...]
+    table: ReverseSteps
 
 
 def plan_frame(model: Magi, config: SamplingConfig, first: bool = False) -> FramePlan:
@@ -32,17 +32,9 @@ def plan_frame(model: Magi, config: SamplingConfig, first: bool = False) -> Fram
     ValueError for more iterations or steps than exist.
     """
     if first and config.first_frame_steps:
-        config = config.changed(steps=config.first_frame_steps, last_steps=0, first_timestep=0, last_timestep=0)
+        config = config.changed(steps=config.first_frame_steps, first_timestep=0, last_timestep=0)
     counts = cosine_counts(model.tokens_per_frame, config.iterations)
-    steps, objective = annealed_steps(config), make_objective(model.config)
-    tables = {count: objective.steps(config, count) for count in set(steps)}
-    return FramePlan(tuple(counts), guidance_scales(config, counts), tuple(tables[count] for count in steps))
-
-
-def annealed_steps(config: SamplingConfig) -> list[int]:
-    """Denoising steps of each iteration, falling linearly to ``last_steps`` (DiSA, arXiv 2505.20297)."""
-    first, last = config.steps, config.last_steps or config.steps
-    return [round(first + (last - first) * i / max(1, config.iterations - 1)) for i in range(config.iterations)]
+    return FramePlan(tuple(counts), guidance_scales(config, counts), make_objective(model.config).steps(config))
 
 
 def guidance_scales(config: SamplingConfig, counts: Sequence[int]) -> tuple[float, ...]:
@@ -83,11 +75,11 @@ def generate_frame(
     tokens_BNC = torch.zeros(batch, N, C, device=device, dtype=dtype)
     masked_BN = torch.ones(batch, N, device=device, dtype=torch.bool)
     start = 0
-    for count, scale, table in zip(plan.counts, scales, plan.tables, strict=True):
+    for count, scale in zip(plan.counts, scales, strict=True):
         picked_Bm = order_BN[:, start : start + count]
         z_GMD = history.predict(tokens_BNC, masked_BN, picked_Bm).flatten(1, 2)
-        noise_IMC = _moved(draw_noise(generators, len(table), count, C).to(dtype), device)
-        x_MC = denoiser(z_GMD, noise_IMC, table, scale)
+        noise_IMC = _moved(draw_noise(generators, len(plan.table), count, C).to(dtype), device)
+        x_MC = denoiser(z_GMD, noise_IMC, plan.table, scale)
         tokens_BNC.scatter_(1, picked_Bm[..., None].expand(-1, -1, C), x_MC.unflatten(0, (batch, count)))
         masked_BN.scatter_(1, picked_Bm, False)
         start += count

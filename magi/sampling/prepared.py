@@ -84,7 +84,7 @@ class PreparedSampler:
     def denoise(self, z_GMD: Tensor, noise_IMC: Tensor, iteration: int = 0) -> Tensor:
         """The denoising loop of an iteration: tokens x_MC."""
         scale = noise_IMC.new_tensor(self.plan.scales[iteration])
-        return self.denoiser(z_GMD, noise_IMC, self.plan.tables[iteration], scale)
+        return self.denoiser(z_GMD, noise_IMC, self.plan.table, scale)
 
     def _halves(self, conditions: Conditions) -> Conditions:
         """On the device; under guidance with label and action, then without."""

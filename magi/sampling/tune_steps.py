@@ -90,7 +90,7 @@ class ScoredSteps:
 @torch.inference_mode()
 def scored(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, seed: int = 0) -> ScoredSteps:
     """The energy score of the head without guidance; the same random numbers for any schedule of as many steps."""
-    table = make_objective(model.config).steps(settings, settings.steps)
+    table = make_objective(model.config).steps(settings)
     count, channels = held_out.token_MC.shape
     noise_IMC = draw_noise([torch.Generator().manual_seed(seed)], len(table), SAMPLES * count, channels)
     z_GMD = held_out.z_MD.repeat(SAMPLES, 1)[None]
@@ -108,7 +108,7 @@ def best_placed(model: Magi, settings: SamplingConfig, held_out: HeldOutTokens, 
     whole = model.config.diffusion_steps - 1
     ends = {(0, 0)} | {(round(first * whole), round(last * whole)) for first in FIRST for last in LAST}
     candidates = [
-        settings.changed(steps=steps, first_timestep=first, last_timestep=last, last_steps=0)
+        settings.changed(steps=steps, first_timestep=first, last_timestep=last)
         for first, last in sorted(ends)
         if steps <= (first or whole) - last + 1
     ]

@@ -39,8 +39,8 @@ def prepared(name: str) -> PreparedCase:
         ),
         (
             "sample.cheaper",
-            {"64x50 to 5": 0.5, "32x25": 0.25, "16x10": 0.2},
-            {"fps SD 64x50 to 5": 2, "fps SD 32x25": 4, "fps SD 16x10": 5},
+            {"64x4": 0.5, "32x25": 0.25, "16x10": 0.2},
+            {"fps SD 64x4": 2, "fps SD 32x25": 4, "fps SD 16x10": 5},
         ),
     ],
 )

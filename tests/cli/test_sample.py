@@ -20,7 +20,7 @@ from magi.sampling.prepared import PreparedSampler
 from tests.sampling.test_pipeline import some_video, tiny_pipeline
 
 OTHER: dict[str, Any] = {
-    "iterations": 1, "steps": 4, "last_steps": 2, "temperature": 0.5, "x0_limit": 2.0,
+    "iterations": 1, "steps": 4, "temperature": 0.5, "x0_limit": 2.0,
     "guidance": 3.0, "guidance_schedule": "constant", "noise_level": 2, "precision": "fp32", "context_frames": 2,
     "longer": "interpolate", "window_keep": 1, "first_timestep": 15, "last_timestep": 5,
     "first_frame_steps": 6, "fast_steps": 5, "fast_first_timestep": 12, "fast_last_timestep": 3,
@@ -75,14 +75,14 @@ def test_every_setting_reaches_the_sampler(
 def test_settings_are_those_of_the_config_and_go_over_a_speed(
     pipeline: MagiPipeline, sampled_with: list[SamplingConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = pipeline.config.sampling.changed(steps=10, last_steps=4, first_timestep=18)
+    base = pipeline.config.sampling.changed(steps=10, first_timestep=18)
     pipeline.config = pipeline.config.model_copy(update={"sampling": base})
     assert run(tmp_path, "--speed", "fast") == 2
     assert "speed 'fast': no steps are known that keep this model's quality" in capsys.readouterr().err
     base = base.changed(fast_steps=5, fast_first_timestep=12, fast_last_timestep=3)
     pipeline.config = pipeline.config.model_copy(update={"sampling": base})
     assert run(tmp_path) == run(tmp_path, "--speed", "fast") == run(tmp_path, "--speed", "fast", "--steps", 7) == 0
-    fast = base.changed(steps=5, last_steps=0, first_timestep=12, last_timestep=3)
+    fast = base.changed(steps=5, first_timestep=12, last_timestep=3)
     assert sampled_with == [base, fast, fast.changed(steps=7)]
     printed = capsys.readouterr().out
     assert "speed fast: 5 steps a token, timestep 12 to 3" in printed

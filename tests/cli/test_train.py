@@ -58,7 +58,10 @@ def test_parallelism_has_options(capsys: pytest.CaptureFixture[str]) -> None:
         ("train k600-omni --training.parallel fsdq --dry-run", "--training.parallel"),
         ("train digits --run x --sampling.iterations 99", "sampling.iterations 99: at most 16, the tokens of a frame"),
         ("train digits --run x --sampling.steps 5000", "sampling.steps: expected 1..1000, got 5000"),
-        ("train digits --run x --sampling.last-steps 5000", "sampling.steps: expected 1..1000, got 5000"),
+        (
+            "train digits --run x --sampling.first-frame-steps 5000",
+            "sampling.first_frame_steps 5000: at most 1000, model.diff",
+        ),
         ("train digits --run x --sampling.first-timestep 1000", "sampling.first_timestep 1000"),
         ("train digits --run x --model.diffusion-steps 20", "sampling.steps: expected 1..20, got 50"),
         ("train digits --run x --sampling.noise-level 6", "sampling.noise_level 6: at most 5, model.noise_levels"),

@@ -15,7 +15,7 @@ from magi.model.objectives.ddpm import cosine_schedule, respace, reverse_table
 from magi.sampling import execution
 from magi.sampling.denoise import Denoiser, denoise_tokens, draw_noise, padded_rows
 from magi.sampling.execution import Execution, choose_execution, in_format
-from magi.sampling.frame import annealed_steps, generate_frame, plan_frame
+from magi.sampling.frame import generate_frame, plan_frame
 from magi.sampling.history import History
 from tests.sampling.test_generate import FAST, normal, sample, seeded, tiny_model, told
 
@@ -126,33 +126,6 @@ def test_a_copy_in_another_format_leaves_the_model_alone() -> None:
     assert copied.mask_token.dtype == BF16 and not any(module.training for module in copied.modules())
 
 
-# Fewer steps
-
-
-def test_steps_fall_linearly_over_the_iterations() -> None:
-    annealed = SamplingConfig(iterations=10, steps=50, last_steps=5)
-    assert annealed_steps(annealed) == [50, 45, 40, 35, 30, 25, 20, 15, 10, 5]
-    assert annealed_steps(SamplingConfig(iterations=3, steps=7)) == [7, 7, 7]
-    assert annealed_steps(SamplingConfig(iterations=1, steps=7, last_steps=2)) == [7]
-    plan = plan_frame(tiny_model(), SamplingConfig(iterations=4, steps=11, last_steps=2))
-    assert [len(table) for table in plan.tables] == [11, 8, 5, 2]
-
-
-def test_annealed_steps_are_those_of_the_iteration() -> None:
-    """The first iteration's tokens are those of a run without annealing; the last one's are not."""
-    model = tiny_model()
-    order_BN = torch.stack([torch.randperm(12, generator=generator) for generator in seeded(1, 2)])
-    frames = []
-    for last in (0, 2):
-        config = SamplingConfig(iterations=3, steps=8, last_steps=last)
-        past, denoiser = History(model, told(2), seeded(1, 2), 3, config), Denoiser(model.head, 1.0)
-        with torch.inference_mode():
-            frames.append(generate_frame(model, past, seeded(5, 6), plan_frame(model, config), denoiser, order_BN))
-    first = order_BN[:, :1, None].expand(-1, -1, 2)
-    assert torch.equal(frames[0].gather(1, first), frames[1].gather(1, first))
-    assert not torch.allclose(frames[0], frames[1])
-
-
 # On a GPU
 
 
@@ -190,7 +163,7 @@ def test_a_gpu_makes_the_cpus_video_in_float32() -> None:
     torch.testing.assert_close(made.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_noise_rows_are_as_many_as_the_steps_of_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_rows_are_as_many_as_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     from magi.sampling import frame
 
     drawn: list[int] = []
@@ -200,8 +173,8 @@ def test_noise_rows_are_as_many_as_the_steps_of_each_iteration(monkeypatch: pyte
         return draw_noise(generators, steps, *rest)
 
     monkeypatch.setattr(frame, "draw_noise", spy)
-    sample(tiny_model(), SamplingConfig(iterations=3, steps=6, last_steps=2), frames=1)
-    assert drawn == [6, 4, 2]
+    sample(tiny_model(), SamplingConfig(iterations=3, steps=6), frames=1)
+    assert drawn == [6, 6, 6]
 
 
 def test_a_frame_with_none_before_it_has_steps_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,18 +184,18 @@ def test_a_frame_with_none_before_it_has_steps_of_its_own(monkeypatch: pytest.Mo
     plain = frame.generate_frame
 
     def spy(model: Any, history: Any, generators: Any, plan: Any, *rest: Any) -> Tensor:
-        tables.append([table.timesteps.tolist() for table in plan.tables])
+        tables.append(plan.table.timesteps.tolist())
         return plain(model, history, generators, plan, *rest)
 
     monkeypatch.setattr("magi.sampling.prepared.generate_frame", spy)
     config = SamplingConfig(iterations=2, steps=2, first_timestep=40, last_timestep=10, first_frame_steps=3)
     model = tiny_model()
     made = sample(model, config, frames=3)
-    assert tables == [[[0, 24, 49]] * 2, [[10, 40]] * 2, [[10, 40]] * 2]
+    assert tables == [[0, 24, 49], [10, 40], [10, 40]]
     first = sample(model, SamplingConfig(iterations=2, steps=3), frames=1)
     assert torch.equal(made[:, 0], first[:, 0])
     tables.clear()
     sample(model, config, frames=3, context_BTCHW=normal(2, 1, 2, 3, 4))
-    assert tables == [[[10, 40]] * 2] * 2, "a context is before it"
+    assert tables == [[10, 40]] * 2, "a context is before it"
     with pytest.raises(ValueError, match=r"sampling.steps: expected 1..50, got 51"):
         sample(model, config.changed(first_frame_steps=51), frames=2)

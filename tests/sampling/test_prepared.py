@@ -59,8 +59,8 @@ FITS: list[dict[str, Any]] = [
     {"guidance": 5.0}, {"guidance_schedule": "constant"}, {"noise_level": 2}, {"context_frames": 1},
 ]  # fmt: skip
 FITS_NOT: list[dict[str, Any]] = [
-    {"guidance": 1.0}, {"seeds": (1,)}, {"seeds": (1, 2, 3)}, {"temperature": 0.5}, {"steps": 5}, {"last_steps": 2},
-    {"iterations": 2}, {"x0_limit": 0.5}, {"window_keep": 2}, {"longer": "interpolate"},
+    {"guidance": 1.0}, {"seeds": (1,)}, {"seeds": (1, 2, 3)}, {"temperature": 0.5}, {"steps": 5},
+    {"first_frame_steps": 3}, {"iterations": 2}, {"x0_limit": 0.5}, {"window_keep": 2}, {"longer": "interpolate"},
     {"last_timestep": 5}, {"frames": 2, "context": 0}, {"precision": "bf16"},
 ]  # fmt: skip
 
@@ -192,10 +192,10 @@ def test_beginning_anew_leaves_in_place_what_graphs_hold() -> None:
     model, other = tiny_model(), told(2)
     asked: Any = (FAST.changed(guidance=2.0), told(2), seeded(1, 2))
     sampler = PreparedSampler(model, *asked, frames=5)
-    before = [sampler.plan.tables, sampler.history, sampler.history.frame_pass, sampler.denoiser]
+    before = [sampler.plan.table, sampler.history, sampler.history.frame_pass, sampler.denoiser]
     other = type(other)(other.interval_B, other.noise_level_B, 2 - other.label_B)  # type: ignore[operator]
     sampler.begin(FAST.changed(guidance=5.0), other, seeded(3, 4))
-    after = [sampler.plan.tables, sampler.history, sampler.history.frame_pass, sampler.denoiser]
+    after = [sampler.plan.table, sampler.history, sampler.history.frame_pass, sampler.denoiser]
     assert all(one is two for one, two in zip(before, after, strict=True))
     assert sampler.plan.scales[-1] == 5.0
     assert sampler.history.conditions.label_B.tolist() == [2, 1, 3, 3]  # type: ignore[union-attr]

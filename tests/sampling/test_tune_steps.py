@@ -55,7 +55,7 @@ def test_a_head_that_knows_its_tokens_scores_by_its_own_spread() -> None:
     torch.nn.init.zeros_(model.head.output.bias)
     held_out = HeldOutTokens(normal(4000, 16), torch.zeros(4000, 2, dtype=torch.float64))
     settings = SamplingConfig(steps=1, first_timestep=5, x0_limit=1000.0)
-    alpha_bar = float(tune_steps.make_objective(model.config).steps(settings, 1).x0_from_xt[0]) ** -2
+    alpha_bar = float(tune_steps.make_objective(model.config).steps(settings).x0_from_xt[0]) ** -2
     # |x| is Rayleigh, and a difference of two as wide by sqrt(2): 2 E|x| - E|x - x'| = (2 - sqrt 2) sigma sqrt(pi / 2).
     expected = (2 - 2**0.5) * (torch.pi / 2 / alpha_bar) ** 0.5
     assert scored(model, settings, held_out).score == pytest.approx(expected, rel=0.03)
@@ -79,9 +79,9 @@ def test_the_best_of_all_ends_is_found_and_the_fewest_steps_as_good(monkeypatch:
 
     monkeypatch.setattr(tune_steps, "scored", score)
     held_out = HeldOutTokens(normal(40, 16), normal(40, 2))
-    base = SamplingConfig(temperature=0.7, steps=30, last_steps=2)
+    base = SamplingConfig(temperature=0.7, steps=30)
     found = best_placed(model, base, held_out, 3)
-    assert found.settings == base.changed(steps=3, first_timestep=42, last_timestep=7, last_steps=0)
+    assert found.settings == base.changed(steps=3, first_timestep=42, last_timestep=7)
     sizes = [size for _, size in tried]
     assert sizes == [10] * (len(sizes) - 6) + [40] * 6 and len(sizes) == 27, (
         "a quarter of the tokens, then the best four"

@@ -53,8 +53,8 @@ class Objective(Protocol):
     def loss(self, prediction: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, time: Tensor) -> DiffusionLoss:
         """The parts of the loss of every token; an objective without a variational term gives zeros there."""
 
-    def steps(self, settings: SamplingConfig, count: int) -> ReverseSteps:
-        """``count`` reverse steps; ValueError for more than there are."""
+    def steps(self, settings: SamplingConfig) -> ReverseSteps:
+        """Reverse steps as the settings place them; ValueError for more than there are."""
 
     def to(self, device: torch.device) -> Objective:
         """The same on another device."""

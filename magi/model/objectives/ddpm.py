@@ -218,9 +218,9 @@ class DdpmObjective:
         """``diffusion_loss``."""
         return diffusion_loss(self.schedule, prediction, x0, x_t, noise, time)
 
-    def steps(self, settings: SamplingConfig, count: int) -> ReverseTable:
-        """``count`` ancestral steps; ValueError for more than the schedule has between its ends."""
-        schedule = respace(self.schedule, count, settings.first_timestep, settings.last_timestep)
+    def steps(self, settings: SamplingConfig) -> ReverseTable:
+        """Ancestral steps; ValueError for more than the schedule has between its ends."""
+        schedule = respace(self.schedule, settings.steps, settings.first_timestep, settings.last_timestep)
         return reverse_table(schedule, settings.x0_limit)
 
     def to(self, device: torch.device) -> DdpmObjective:

@@ -51,8 +51,8 @@ class FlowObjective:
         mse = (prediction - (noise - x0)).square().mean(-1)
         return DiffusionLoss(mse, torch.zeros_like(mse))
 
-    def steps(self, settings: SamplingConfig, count: int) -> EulerSteps:
-        return EulerSteps(torch.arange(count))
+    def steps(self, settings: SamplingConfig) -> EulerSteps:
+        return EulerSteps(torch.arange(settings.steps))
 
     def to(self, device: torch.device) -> "FlowObjective":
         return self
