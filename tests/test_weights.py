@@ -240,3 +240,16 @@ def test_weights_are_as_readable_as_other_files(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
     assert read_tensors(tmp_path / "model.safetensors")["weight"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_floating_point_numbers_are_refused(kind: torch.dtype) -> None:
+    """Copied into a model they would be numbers of another meaning; published weights come in any of the others."""
+    model = nn.Linear(2, 2)
+    before = model.weight.clone()
+    tensors = {"weight": torch.ones(2, 2).to(kind), "bias": torch.ones(2).double()}
+    with pytest.raises(CheckpointError, match=rf"file: .*: weight is {str(kind)[6:]}, in the model float32; use"):
+        load_weights(model, tensors, Path("file"))
+    assert torch.equal(model.weight, before)
+    load_weights(model, tensors | {"weight": torch.full((2, 2), 3.0).bfloat16()}, Path("file"))
+    assert model.weight.detach().eq(3).all() and model.bias.dtype == torch.float32
