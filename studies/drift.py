@@ -18,9 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from magi.evaluation.metrics.bootstrap import mean_band
+from magi.evaluation.metrics.bootstrap import Curve, mean_curve
 from magi.evaluation.plots import COLOURS, INTERVAL_STYLES, REAL_COLOUR, draw_curve, figure_of
-from magi.evaluation.protocol.result import Curve
 from studies.commands import run_command
 from studies.measures import LONG_FRAMES
 from studies.results import write_trained
@@ -75,7 +74,7 @@ def numbers_of(found: VariantMeasures) -> dict[str, Any]:
     }
     return {
         "log_ratio": ratios,
-        "curves": {name: asdict(Curve.of(mean_band(values_BT, 0))) for name, values_BT in curves.items()},
+        "curves": {name: asdict(mean_curve(values_BT, 0)) for name, values_BT in curves.items()},
     }
 
 

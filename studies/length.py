@@ -18,9 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from magi.evaluation.metrics.bootstrap import mean_band
+from magi.evaluation.metrics.bootstrap import mean_curve
 from magi.evaluation.plots import COLOURS, REAL_COLOUR, draw_curve, figure_of
-from magi.evaluation.protocol.result import Curve
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.adapters import load_vae
 from studies.commands import run_command
@@ -155,7 +154,7 @@ def draw(found: Predicted) -> Figure:
             curves[mode] = torch.cat([one[prefix + name] for one in found.generated])
         for label, values_BT in curves.items():
             first = found.frames - values_BT.shape[1] + 1
-            draw_curve(axes, Curve.of(mean_band(values_BT, 0)), SERIES[label], "-", label, first)
+            draw_curve(axes, mean_curve(values_BT, 0), SERIES[label], "-", label, first)
         axes.axvline(TRAINED_FRAMES + 0.5, color="black", linewidth=0.8, linestyle=":")
         axes.set_title(PANELS[name], fontsize=11)
         axes.set_xlabel("frame number (dotted: trained length)")

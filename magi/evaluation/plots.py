@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from magi.data.sample_grid import contact_sheet
-from magi.evaluation.protocol.result import Curve, FrechetScores, GroundTruthScores, JudgedTarget
+from magi.evaluation.metrics.bootstrap import Curve
+from magi.evaluation.protocol.result import FrechetScores, GroundTruthScores, JudgedTarget
 from magi.training.log import read_metrics
 
 METRIC_TITLES = {

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from magi.evaluation.metrics.bootstrap import Estimate
+from magi.evaluation.metrics.bootstrap import Curve, Estimate
 from magi.evaluation.protocol.card import NetworkDescription, make_card
 from magi.evaluation.protocol.protocols import protocol
 from magi.evaluation.protocol.result import (
-    Curve,
     EvaluationResult,
     FrameMetric,
     GroundTruthScores,

@@ -29,12 +29,19 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Band:
-    """A value at every frame, and its 95% interval."""
+class Curve:
+    """A mean at every frame with its 95% interval; None where it is not finite (a ratio to no change at all)."""
 
-    mean_T: Tensor
-    low_T: Tensor
-    high_T: Tensor
+    mean: tuple[float | None, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+
+
+def _curve(*values: Tensor) -> Curve:
+    """Of a mean and both bounds, rounded."""
+    return Curve(
+        *(tuple(round(value, 6) if math.isfinite(value) else None for value in one_T.tolist()) for one_T in values)
+    )
 
 
 def resamples(clips: int, count: int, *key: int | str) -> Tensor:
@@ -60,19 +67,18 @@ def interval_95(draws_RT: Tensor) -> tuple[Tensor, Tensor]:
     return low_T, high_T
 
 
-def mean_band(values_BT: Tensor, *key: int | str) -> Band:
+def mean_curve(values_BT: Tensor, *key: int | str) -> Curve:
     """Mean over clips at every frame, with the interval of the means of resampled clips."""
-    low_T, high_T = interval_95(resampled_means(values_BT, RESAMPLES, *key))
-    return Band(values_BT.double().mean(0), low_T, high_T)
+    return _curve(values_BT.double().mean(0), *interval_95(resampled_means(values_BT, RESAMPLES, *key)))
 
 
-def ratio_band(generated_BT: Tensor, real_BT: Tensor, *key: int | str) -> Band:
+def ratio_curve(generated_BT: Tensor, real_BT: Tensor, *key: int | str) -> Curve:
     """Mean of the generated values over mean of the real ones at every frame; clips of both are resampled."""
     frames = min(generated_BT.shape[1], real_BT.shape[1])
     generated_BT, real_BT = generated_BT[:, :frames].double(), real_BT[:, :frames].double()
     means_RT = resampled_means(generated_BT, RESAMPLES, *key, "generated")
-    low_T, high_T = interval_95(means_RT / resampled_means(real_BT, RESAMPLES, *key, "real"))
-    return Band(generated_BT.mean(0) / real_BT.mean(0), low_T, high_T)
+    ratios_RT = means_RT / resampled_means(real_BT, RESAMPLES, *key, "real")
+    return _curve(generated_BT.mean(0) / real_BT.mean(0), *interval_95(ratios_RT))
 
 
 def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magi.evaluation.metrics.bootstrap import RESAMPLES, Estimate, interval_95, mean_band, resampled_means
+from magi.evaluation.metrics.bootstrap import RESAMPLES, Estimate, interval_95, mean_curve, resampled_means
 from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED, Evaluation
-from magi.evaluation.protocol.result import Curve, GroundTruthSeries, JudgedTarget, RangeScore, Target
+from magi.evaluation.protocol.result import GroundTruthSeries, JudgedTarget, RangeScore, Target
 from magi.evaluation.protocol.samples import read_samples, sample_plan
 
 BIN_FRAMES = 10
@@ -76,7 +76,7 @@ def score_series(curves: Curves, badness: Mapping[str, Badness], ranges: Sequenc
         for metric, how_bad in badness.items():
             worst, value = worst_bin(how_bad, curves[metric], part)
             scores[part.name][metric] = RangeScore(range_mean(curves[metric], part), round(value, 4), worst.name)
-    bands = {metric: Curve.of(mean_band(torch.from_numpy(curves[metric]), 0)) for metric in badness}
+    bands = {metric: mean_curve(torch.from_numpy(curves[metric]), 0) for metric in badness}
     return GroundTruthSeries(scores, bands)
 
 

@@ -4,7 +4,6 @@ A result has the protocol card with its hash, the models, and either scores by a
 ground truth of built-in videos. Knows how nothing is computed.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,30 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from magi.errors import DataError
-from magi.evaluation.metrics.bootstrap import Band, Estimate
+from magi.evaluation.metrics.bootstrap import Curve, Estimate
 from magi.evaluation.protocol.card import ProtocolCard, differing_fields
 from magi.files import write_json
 
 RESULT_FILE = "result.json"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A mean at every frame with its 95% interval; None where it is not finite (a ratio to no change at all)."""
-
-    mean: tuple[float | None, ...]
-    low: tuple[float | None, ...]
-    high: tuple[float | None, ...]
-
-    @classmethod
-    def of(cls, band: Band) -> "Curve":
-        """The values of ``band``, rounded."""
-        return cls(
-            *(
-                tuple(round(value, 6) if math.isfinite(value) else None for value in values_T.tolist())
-                for values_T in (band.mean_T, band.low_T, band.high_T)
-            )
-        )
 
 
 @dataclass(frozen=True)

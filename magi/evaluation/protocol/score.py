@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from magi.data.clips import clip_span
-from magi.evaluation.metrics.bootstrap import Estimate, mean_band, ratio_band, student_interval
+from magi.evaluation.metrics.bootstrap import Curve, Estimate, mean_curve, ratio_curve, student_interval
 from magi.evaluation.metrics.frechet import (
     distance_of,
     expected_floor,
@@ -31,7 +31,6 @@ from magi.evaluation.protocol.features import FEATURES, IMAGES, FeatureSet, Pair
 from magi.evaluation.protocol.motion_controls import CorruptedSet, corrupted_sets
 from magi.evaluation.protocol.result import (
     RESULT_FILE,
-    Curve,
     EvaluationResult,
     FrameMetric,
     FrechetScores,
@@ -109,14 +108,14 @@ class _FrechetScorer:
         generated = self._features(f"{name}-{plan.key[:12]}", self._pairs(plan), name, images=True)
         features_ND, real_ND = generated.values(FEATURES), self.real_set.values(FEATURES)
         enough = len(features_ND) // 3 > features_ND.shape[1]
-        ratio = ratio_band(generated.values("adjacent_l2"), self.real_set.values("adjacent_l2"), self.evaluation.seed)
+        ratio = ratio_curve(generated.values("adjacent_l2"), self.real_set.values("adjacent_l2"), self.evaluation.seed)
         return ModelScores(
             score=self._estimate(generated),
             score_at_infinity=_short(extrapolated_distance(real_ND, features_ND)) if enough else None,
             vae_reconstruction=self._estimate(self._reconstruction(model)),
             samples_key=plan.key,
             curves=self._curves(generated),
-            drift_ratio=Curve.of(ratio),
+            drift_ratio=ratio,
             frames=self._frame_metrics(generated),
             frame_fid=self._frame_fid(generated),
         )
@@ -166,11 +165,11 @@ class _FrechetScorer:
             if len(rows) > 1:
                 videos = clips.batches(rows, self.evaluation.batch, interval=interval)
                 values_BT = torch.cat([CURVES["adjacent_l2"](video_BTHWC) for video_BTHWC in videos])
-                curves[str(interval)] = Curve.of(mean_band(values_BT, self.evaluation.seed))
+                curves[str(interval)] = mean_curve(values_BT, self.evaluation.seed)
         return curves
 
     def _curves(self, features: FeatureSet) -> dict[str, Curve]:
-        return {name: Curve.of(mean_band(features.values(name), self.evaluation.seed)) for name in CURVES}
+        return {name: mean_curve(features.values(name), self.evaluation.seed) for name in CURVES}
 
     def _frame_metrics(self, generated: FeatureSet) -> dict[str, FrameMetric]:
         """PSNR, SSIM and learned distances of the predicted frames."""

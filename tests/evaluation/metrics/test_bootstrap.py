@@ -5,19 +5,38 @@ import math
 import pytest
 import torch
 
-from magi.evaluation.metrics.bootstrap import mean_band, ratio_band, resampled_means, student_interval, t_quantile
+from magi.evaluation.metrics.bootstrap import (
+    Curve,
+    mean_curve,
+    ratio_curve,
+    resampled_means,
+    student_interval,
+    t_quantile,
+)
 
 
-def test_band_holds_the_mean_and_shrinks_with_clips() -> None:
+def tensors(curve: Curve) -> tuple[torch.Tensor, ...]:
+    """Mean, low and high."""
+    return tuple(torch.tensor(values, dtype=torch.float64) for values in (curve.mean, curve.low, curve.high))
+
+
+def test_an_interval_holds_the_mean_and_shrinks_with_clips() -> None:
     values = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)).double() + 5
-    few, many = mean_band(values[:25], 0), mean_band(values, 0)
-    torch.testing.assert_close(many.mean_T, values.mean(0))
-    assert (few.low_T < few.mean_T).all() and (few.mean_T < few.high_T).all()
-    width = (many.high_T - many.low_T) * 400**0.5 / (2 * 1.96)  # of a unit normal: 1
+    (few, few_low, few_high), (many, low, high) = (tensors(mean_curve(part, 0)) for part in (values[:25], values))
+    torch.testing.assert_close(many, values.mean(0), atol=1e-6, rtol=0)
+    assert (few_low < few).all() and (few < few_high).all()
+    width = (high - low) * 400**0.5 / (2 * 1.96)  # of a unit normal: 1
     assert ((width > 0.8) & (width < 1.2)).all()
-    assert ((few.high_T - few.low_T) > 2.5 * (many.high_T - many.low_T)).all()
+    assert ((few_high - few_low) > 2.5 * (high - low)).all()
     with pytest.raises(ValueError, match="at least one clip"):
-        mean_band(torch.zeros(0, 3), 0)
+        mean_curve(torch.zeros(0, 3), 0)
+
+
+def test_an_interval_is_that_of_its_quantiles() -> None:
+    """Of 0 and 1 in equal parts the mean of 400 is normal: 2.5% of its resamples lie below 0.5 - 1.96 / 40."""
+    values = (torch.arange(400.0) % 2)[:, None]
+    mean, low, high = (float(one) for one in tensors(mean_curve(values, 0)))
+    assert (mean, low, high) == pytest.approx((0.5, 0.5 - 1.96 / 40, 0.5 + 1.96 / 40), abs=0.004)
 
 
 def test_resamples_are_of_clips_and_depend_on_the_key_alone() -> None:
@@ -31,9 +50,9 @@ def test_resamples_are_of_clips_and_depend_on_the_key_alone() -> None:
 
 def test_ratio_to_real_is_one_for_real_clips() -> None:
     real = torch.rand(60, 4, generator=torch.Generator().manual_seed(1)) + 1
-    ratio = ratio_band(2 * real, real, 0)
-    torch.testing.assert_close(ratio.mean_T, torch.full((4,), 2.0).double())
-    assert (ratio.low_T < 2).all() and (ratio.high_T > 2).all()
+    mean, low, high = tensors(ratio_curve(2 * real, real, 0))
+    torch.testing.assert_close(mean, torch.full((4,), 2.0).double())
+    assert (low < 2).all() and (high > 2).all()
 
 
 def test_students_interval_of_few_repetitions() -> None:

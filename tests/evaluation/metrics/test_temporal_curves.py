@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from magi.data.moving_digits import digit_video
-from magi.evaluation.metrics.bootstrap import mean_band, ratio_band
+from magi.evaluation.metrics.bootstrap import Curve, mean_curve, ratio_curve
 from magi.evaluation.metrics.temporal_curves import (
     CURVES,
     INTERVALS,
@@ -15,7 +15,6 @@ from magi.evaluation.metrics.temporal_curves import (
     motion,
     sharpness,
 )
-from magi.evaluation.protocol.result import Curve
 
 
 def moving_bar(speed: float, frames: int = 5, level: int = 200) -> Tensor:
@@ -80,13 +79,9 @@ def test_curves_have_a_value_a_clip_and_frame_and_are_kept_as_numbers() -> None:
     for name, curve in CURVES.items():
         values = curve(video)
         assert values.shape == (2, 5 if name in ("adjacent_l2", "motion") else 6) and values.dtype == torch.float64
-    assert len(Curve.of(mean_band(adjacent_l2(video), 0)).mean) == 5
-    band = mean_band(torch.tensor([[0.0, 1.0], [2.0, 5.0], [4.0, 9.0]]), 0)
-    curve = Curve.of(band)
-    for kept, values_T in ((curve.mean, band.mean_T), (curve.low, band.low_T), (curve.high, band.high_T)):
-        assert kept == pytest.approx(values_T.tolist(), abs=1e-6)
-    still = ratio_band(torch.ones(3, 2), torch.tensor([[0.0, 2.0]] * 3), 0)  # nothing moves at the first real frame
-    assert Curve.of(still) == Curve((None, 0.5), (None, 0.5), (None, 0.5))
+    assert len(mean_curve(adjacent_l2(video), 0).mean) == 5
+    still = ratio_curve(torch.ones(3, 2), torch.tensor([[0.0, 2.0]] * 3), 0)  # nothing moves at the first real frame
+    assert still == Curve((None, 0.5), (None, 0.5), (None, 0.5))
 
 
 def test_what_does_not_fit_is_refused() -> None:

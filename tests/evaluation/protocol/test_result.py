@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from magi.errors import DataError
-from magi.evaluation.metrics.bootstrap import Estimate
+from magi.evaluation.metrics.bootstrap import Curve, Estimate
 from magi.evaluation.protocol.card import NetworkDescription, ProtocolCard, make_card
 from magi.evaluation.protocol.protocols import protocol
 from magi.evaluation.protocol.result import (
-    Curve,
     EvaluationResult,
     FrechetScores,
     GroundTruthScores,
