@@ -25,7 +25,6 @@ MODEL_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 VAE_FOLDER = "vae"
 CHECKPOINTS_FOLDER = "checkpoints"
-SAMPLES_FOLDER = "samples"
 METRICS_FILE = "metrics.jsonl"
 # A folder of weights with what they are.
 MANIFEST_FILE = "manifest.json"

@@ -23,6 +23,7 @@ from magi.files import (
     NORMALIZATION_FILE,
     SHIPPED,
     VAE_FOLDER,
+    read_text,
     write_text,
 )
 from magi.model.magi import Magi
@@ -108,7 +109,7 @@ def _read_classes(path: Path, expected: int) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         raise CheckpointError(f"{path}: damaged, not readable as JSON; copy it again") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from magi.errors import DataError
 from magi.evaluation.metrics.bootstrap import Curve, Estimate
 from magi.evaluation.protocol.card import ProtocolCard, differing_fields
-from magi.files import write_json
+from magi.files import read_text, write_json
 
 RESULT_FILE = "result.json"
 
@@ -174,8 +174,8 @@ def read_result(path: Path) -> EvaluationResult:
     if not path.is_file():
         raise ValueError(f"{path}: no such result; 'magi evaluate' writes {RESULT_FILE}")
     try:
-        result = _RESULT.validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        result = _RESULT.validate_json(read_text(path))
+    except (ValidationError, OSError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: not a result of 'magi evaluate' ({said}); evaluate again") from None
     if ProtocolCard(result.card).hash != result.card_sha256:

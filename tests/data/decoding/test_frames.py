@@ -263,12 +263,16 @@ def test_a_slanted_display_matrix_is_refused_and_an_empty_one_is_none(tmp_path: 
 
 @pytest.mark.parametrize("space", [Colorspace.ITU601, Colorspace.ITU709])
 @pytest.mark.parametrize("span", [ColorRange.MPEG, ColorRange.JPEG])
-def test_colours_follow_the_matrix_and_range_that_the_file_names(tmp_path: Path, space: Any, span: Any) -> None:
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_colours_follow_the_matrix_and_range_that_the_file_names(
+    tmp_path: Path, space: Any, span: Any, interlaced: bool
+) -> None:
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[:] = (220, 60, 30)
     path = tmp_path / "colour.mp4"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
+        options = {"crf": "4"} | ({"x264-params": "tff=1"} if interlaced else {})
+        stream = container.add_stream("libx264", rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt, stream.thread_count = 64, 64, "yuv420p", 1
         stream.codec_context.colorspace, stream.codec_context.color_range = space, span
         for _ in range(3):
