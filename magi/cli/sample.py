@@ -84,6 +84,7 @@ def sample(argv: list[str]) -> None:
     actions = None
     if options.actions is not None:
         actions = _read_actions(options.actions, pipeline.config.model.actions, options.frames)
+    _tell_of_earlier_files(options)
     began = time.monotonic()
     with progress("generating frames", "frames") as report:
         videos = _generate(pipeline, options, settings, context, actions, report, began)
@@ -209,6 +210,15 @@ def _write(options: SampleOptions, videos: "Sequence[np.ndarray]", given: int, f
     labels = [f"seed {options.seed + number}" for number in range(len(videos))]
     write_png(sheet, contact_sheet(list(videos), given, labels=labels))
     print(sheet)
+
+
+def _tell_of_earlier_files(options: SampleOptions) -> None:
+    """Say, before anything is generated, what becomes of the files of earlier calls in the folder."""
+    seeds = range(options.seed, options.seed + options.count)
+    ours = {f"video_{seed:05d}{suffix}" for seed in seeds for suffix in (".mp4", ".gif")} | {"contact_sheet.png"}
+    there = {path.name for path in options.out.glob("*") if path.suffix in (".mp4", ".gif", ".png")}
+    if there:
+        print(f"{options.out}: of {len(there)} files there {len(there & ours)} are overwritten, the others stay")
 
 
 @dataclass(frozen=True)

@@ -153,3 +153,15 @@ def test_videos_that_break_leave_no_file(
     assert run(tmp_path / "out", "--count", 2, "--batch", 1) == NumericsError.exit_code
     assert "frame 0 is not finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_an_earlier_call_are_told_and_those_of_other_seeds_stay(
+    pipeline: MagiPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--count", 2) == 0
+    assert "overwritten" not in capsys.readouterr().out
+    first = written(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    assert run(tmp_path, "--seed", 1, "--count", 2) == 0
+    assert f"{tmp_path}: of 5 files there 3 are overwritten, the others stay\n" in capsys.readouterr().out
+    assert written(tmp_path) == first and (tmp_path / "video_00002.mp4").is_file()
