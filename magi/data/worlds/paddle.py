@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from magi.data.worlds.contract import Frame, World, WorldState, held
-from magi.data.worlds.shapes import Box, ColourReader, find_box, is_filled, paint
+from magi.data.worlds.shapes import Box, ColourReader, paint
 
 SKY, PADDLE, BALL, BRICK = (30, 34, 60), (90, 210, 120), (250, 220, 70), (225, 80, 90)
 
@@ -74,9 +74,9 @@ class Paddle(World[PaddleState]):
 
     def step(self, state: PaddleState, action: int) -> PaddleState:
         """The paddle moves; then the ball, up to a wall; then it takes the bricks that it touches, and turns."""
-        x = float(np.clip(state.x + (0, -RUN, RUN)[action], 0.0, FRAME_SIZE - WIDTH))
-        ball_x = float(np.clip(state.ball_x + state.ball_vx, 0.0, FRAME_SIZE - BALL_SIZE))
-        ball_y = float(np.clip(state.ball_y + state.ball_vy, 0.0, FLOOR - BALL_SIZE))
+        x = min(max(state.x + (0, -RUN, RUN)[action], 0.0), FRAME_SIZE - WIDTH)
+        ball_x = min(max(state.ball_x + state.ball_vx, 0.0), FRAME_SIZE - BALL_SIZE)
+        ball_y = min(max(state.ball_y + state.ball_vy, 0.0), FLOOR - BALL_SIZE)
         moved = replace(state, x=x, ball_x=ball_x, ball_y=ball_y)
         left = tuple(
             there and not moved.ball.overlaps(brick) for brick, there in zip(BRICKS, state.bricks, strict=True)
@@ -95,10 +95,9 @@ class Paddle(World[PaddleState]):
 
     def read(self, frame_HWC: Frame, before: PaddleState | None = None) -> PaddleState:
         """Centres of the colours; the ball's speed is its way from ``before``, without which it falls to the right."""
-        shares_HWK = _READER.shares(frame_HWC)
-        x = find_box(shares_HWK[..., 0], WIDTH, HEIGHT, int(FLOOR), FRAME_SIZE).x
-        ball = find_box(shares_HWK[..., 1], BALL_SIZE, BALL_SIZE, 0, int(FLOOR))
-        bricks = tuple(is_filled(shares_HWK[..., 2], brick) for brick in BRICKS)
+        x = _READER.find(frame_HWC, 0, WIDTH, HEIGHT, int(FLOOR), FRAME_SIZE).x
+        ball = _READER.find(frame_HWC, 1, BALL_SIZE, BALL_SIZE, 0, int(FLOOR))
+        bricks = _READER.things_there(frame_HWC)
         state = PaddleState(x, ball.x, ball.y, AIMS[2], FALL, bricks)
         if before is None:
             return state
@@ -138,4 +137,4 @@ def _turned(state: PaddleState, before: PaddleState) -> PaddleState:
     return replace(state, ball_vx=vx, ball_vy=vy)
 
 
-_READER = ColourReader(np.full((FRAME_SIZE, FRAME_SIZE, 3), SKY, np.float64), SKY, (PADDLE, BALL, BRICK))
+_READER = ColourReader(np.full((FRAME_SIZE, FRAME_SIZE, 3), SKY, np.float64), SKY, (PADDLE, BALL, BRICK), BRICKS)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi.data.worlds.contract import Frame, World, WorldState, held
-from magi.data.worlds.shapes import Box, ColourReader, find_box, is_filled, paint
+from magi.data.worlds.shapes import Box, ColourReader, paint
 
 SKY, SOLID = (34, 38, 66), (120, 130, 150)
 PLAYER, ENEMY, COIN = (235, 70, 60), (60, 220, 110), (250, 205, 40)
@@ -120,12 +120,11 @@ class Platform(World[PlatformState]):
         Speeds come from ``before``; without it the player has none and the enemy goes right. Where the player hides
         the enemy, the enemy is where it must have come from ``before``.
         """
-        shares_HWK = _READER.shares(frame_HWC)
-        player = find_box(shares_HWK[..., 0], WIDTH, HEIGHT, 0, FRAME_SIZE)
+        player = _READER.find(frame_HWC, 0, WIDTH, HEIGHT, 0, FRAME_SIZE)
         x, y = player.x, player.y
         top = int(GROUND.y - ENEMY_HEIGHT)
-        enemy_x = find_box(shares_HWK[..., 1], ENEMY_WIDTH, ENEMY_HEIGHT, top, int(GROUND.y)).x
-        coins = tuple(is_filled(shares_HWK[..., 2], coin) for coin in COINS)
+        enemy_x = _READER.find(frame_HWC, 1, ENEMY_WIDTH, ENEMY_HEIGHT, top, int(GROUND.y)).x
+        coins = _READER.things_there(frame_HWC)
         speed = ENEMY_SPEED
         if before is not None:
             expected_x, speed = _patrolled(before.enemy_x, before.enemy_speed)
@@ -137,7 +136,7 @@ class Platform(World[PlatformState]):
         gap = 1.0 if still else 0.25  # a fall is about to end within a pixel of the block, a stand is not in motion
         on_ground = any(abs(y + HEIGHT - solid.y) < gap and player.is_over(solid) for solid in SOLIDS)
         under = any(abs(y - solid.y - solid.height) < 0.5 and player.is_over(solid) for solid in SOLIDS)
-        vy = 0.0 if before is None or on_ground or under else float(np.clip(y - before.y, -JUMP, FALL))
+        vy = 0.0 if before is None or on_ground or under else min(max(y - before.y, -JUMP), FALL)
         return _thrown(PlatformState(x, y, vy, on_ground, coins, enemy_x, speed))
 
     def alike(self, state: PlatformState, before: PlatformState) -> tuple[PlatformState, ...]:
@@ -146,7 +145,7 @@ class Platform(World[PlatformState]):
         A player read as within a block by less than that is beside it: the simulator would push it to the other side.
         """
         state = _pushed_out(state)
-        vy = float(np.clip(state.y - before.y, -JUMP, FALL))
+        vy = min(max(state.y - before.y, -JUMP), FALL)
         moving = (state, replace(state, on_ground=False, vy=vy))
         for solid in SOLIDS:
             if abs(state.y + HEIGHT - solid.y) < 1 and state.player.is_over(solid):
@@ -166,7 +165,7 @@ def _moved_across(state: PlatformState, distance: float) -> float:
     for solid in SOLIDS:
         if Box(x, state.y, WIDTH, HEIGHT).overlaps(solid):
             x = solid.x - WIDTH if distance > 0 else solid.x + solid.width
-    return float(np.clip(x, 0.0, FRAME_SIZE - WIDTH))
+    return float(min(max(x, 0.0), FRAME_SIZE - WIDTH))
 
 
 def _moved_down(x: float, y: float, vy: float) -> tuple[float, float, bool]:
@@ -199,7 +198,8 @@ def _patrolled(x: float, speed: float) -> tuple[float, float]:
 
 def _taken(state: PlatformState) -> PlatformState:
     """Coins that the player touches are gone, for good."""
-    coins = tuple(there and not state.player.overlaps(coin) for coin, there in zip(COINS, state.coins, strict=True))
+    player = state.player
+    coins = tuple(there and not player.overlaps(coin) for coin, there in zip(COINS, state.coins, strict=True))
     return replace(state, coins=coins)
 
 
@@ -217,4 +217,4 @@ def _background() -> NDArray[np.float64]:
 
 
 _BACKGROUND_HWC = _background()
-_READER = ColourReader(_BACKGROUND_HWC, SKY, (PLAYER, ENEMY, COIN))
+_READER = ColourReader(_BACKGROUND_HWC, SKY, (PLAYER, ENEMY, COIN), COINS)

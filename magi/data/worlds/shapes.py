@@ -1,5 +1,6 @@
 """Rectangles of flat colours: how worlds draw them, each pixel by the exact share covered, and find them in pixels."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,41 +44,68 @@ def paint(image_HWC: NDArray[np.float64], box: Box, colour: Colour) -> None:
 
 def _cover(start: float, length: float, size: int) -> tuple[slice, NDArray[np.float64]]:
     """The pixels of a line of ``size`` that [start, start + length] touches, and the share of each that it covers."""
-    first, last = (int(np.clip(end, 0, size)) for end in (np.floor(start), np.ceil(start + length)))
+    first, last = (min(max(end, 0), size) for end in (math.floor(start), math.ceil(start + length)))
     edges = np.arange(first, last)
     return slice(first, last), np.minimum(edges + 1, start + length) - np.maximum(edges, start)
 
 
 class ColourReader:
-    """Finds boxes of three colours, which span the three channels, in front of a background of one."""
+    """Finds boxes of three colours, which span the three channels, in front of a background of one.
 
-    def __init__(self, background_HWC: NDArray[np.float64], sky: Colour, colours: Sequence[Colour]) -> None:
-        self._sky = np.array(sky)
-        self._is_sky_HW = (self._sky == background_HWC).all(axis=-1)
-        self._to_shares = np.linalg.inv(np.array(colours) - self._sky)
+    The last colour is that of ``things``, boxes of whole pixels that are there or not, all of one size.
+    """
 
-    def shares(self, frame_HWC: Frame) -> NDArray[np.float64]:
-        """(H, W, 3): how much of each pixel is of each colour; none where the background is not sky."""
-        shares_HWK: NDArray[np.float64] = (frame_HWC.astype(np.float64) - self._sky) @ self._to_shares
-        shares_HWK = np.where(shares_HWK < 0.08, 0.0, shares_HWK.clip(0.0, 1.0))
-        return shares_HWK * self._is_sky_HW[..., None]
+    def __init__(
+        self, background_HWC: NDArray[np.float64], sky: Colour, colours: Sequence[Colour], things: Sequence[Box]
+    ) -> None:
+        self._to_shares = np.linalg.inv(np.array(colours) - np.array(sky))
+        self._of_sky = np.array(sky) @ self._to_shares
+        self._is_sky_HW = (np.array(sky) == background_HWC).all(axis=-1)
+        numbers_HW = np.arange(self._is_sky_HW.size).reshape(self._is_sky_HW.shape)
+        self._things_XP = np.stack([
+            numbers_HW[int(box.y) : int(box.y + box.height), int(box.x) : int(box.x + box.width)].ravel()
+            for box in things
+        ])  # fmt: skip
+
+    def _share(self, pixels_HWC: NDArray[np.uint8], colour: int) -> NDArray[np.float64]:
+        """How much of each pixel is of a colour."""
+        share: NDArray[np.float64] = pixels_HWC.astype(np.float64) @ self._to_shares[:, colour]
+        share -= self._of_sky[colour]
+        share *= share >= 0.08
+        return np.minimum(share, 1.0, out=share)
+
+    def things_there(self, frame_HWC: Frame) -> tuple[bool, ...]:
+        """Whether more than half of each thing is of its colour."""
+        share_XP = self._share(frame_HWC.reshape(-1, 3)[self._things_XP], 2)
+        return tuple((share_XP.sum(1) > 0.5 * share_XP.shape[1]).tolist())
+
+    def find(self, frame_HWC: Frame, colour: int, width: float, height: float, top: int, bottom: int) -> Box:
+        """The rectangle of a colour between two rows: its centroid where most of the colour is, in front of sky."""
+        share_HW = self._share(frame_HWC[top:bottom], colour)
+        share_HW *= self._is_sky_HW[top:bottom]
+        wide, high = int(width) + 2, min(int(height) + 2, bottom - top)
+        share_H, share_W = share_HW.sum(1), share_HW.sum(0)
+        rows, columns = share_H.nonzero()[0], share_W.nonzero()[0]
+        first_y = first_x = 0
+        # Where all of the colour lies in one window, which one need not be searched for.
+        if len(rows) and (rows[-1] - rows[0] >= high or columns[-1] - columns[0] >= wide):
+            first_y, first_x = _fullest_window(share_HW, wide, high)
+            near_HW = share_HW[first_y : first_y + high, first_x : first_x + wide]
+            share_H, share_W = near_HW.sum(1), near_HW.sum(0)
+        total = max(float(share_H.sum()), 1e-9)
+        x = float(share_W @ _CENTRES[: len(share_W)]) / total + first_x
+        y = float(share_H @ _CENTRES[: len(share_H)]) / total + first_y + top
+        return Box(x - width / 2, y - height / 2, width, height)
 
 
-def is_filled(share_HW: NDArray[np.float64], box: Box) -> bool:
-    """Whether more than half of a box of whole pixels is of the colour of ``share_HW``."""
-    x, y = int(box.x), int(box.y)
-    return bool(share_HW[y : y + int(box.height), x : x + int(box.width)].sum() > 0.5 * box.width * box.height)
+_CENTRES = np.arange(256) + 0.5
 
 
-def find_box(share_HW: NDArray[np.float64], width: float, height: float, top: int, bottom: int) -> Box:
-    """The rectangle of one colour between two rows: its centroid where most of the colour is."""
-    share_HW = share_HW[top:bottom]
-    wide, high = int(width) + 2, min(int(height) + 2, len(share_HW))
-    padded_HW = np.pad(share_HW, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    sums_YX = padded_HW[high:, wide:] - padded_HW[:-high, wide:] - padded_HW[high:, :-wide] + padded_HW[:-high, :-wide]
-    first_y, first_x = np.unravel_index(int(sums_YX.argmax()), sums_YX.shape)
-    near_HW = share_HW[first_y : first_y + high, first_x : first_x + wide]
-    total = max(float(near_HW.sum()), 1e-9)
-    x = float(near_HW.sum(0) @ (np.arange(wide) + 0.5)) / total + float(first_x)
-    y = float(near_HW.sum(1) @ (np.arange(high) + 0.5)) / total + float(first_y) + top
-    return Box(x - width / 2, y - height / 2, width, height)
+def _fullest_window(share_HW: NDArray[np.float64], wide: int, high: int) -> tuple[int, int]:
+    """(y, x) of the window that holds most of the colour."""
+    height, width = share_HW.shape
+    sums = np.zeros((height + 1, width + 1))
+    sums[1:, 1:] = share_HW.cumsum(0).cumsum(1)
+    sums_YX = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    y, x = divmod(int(sums_YX.argmax()), sums_YX.shape[1])
+    return y, x

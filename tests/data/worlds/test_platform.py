@@ -11,6 +11,7 @@ from magi.data.worlds.platform import (
     GROUND,
     HEIGHT,
     JUMP,
+    PLAYER,
     RUN,
     SOLIDS,
     WIDTH,
@@ -63,3 +64,9 @@ def test_coins_are_taken_by_touch_and_the_enemy_throws() -> None:
     assert played(replace(STANDING, x=8.0), LEFT).coins == STANDING.coins
     met = played(replace(STANDING, x=36.0, enemy_speed=-1.0), RIGHT, RIGHT)
     assert met.vy == -JUMP and not met.on_ground
+
+
+def test_specks_of_the_players_colour_do_not_move_what_is_read() -> None:
+    frame_HWC = WORLD.draw(STANDING)
+    frame_HWC[2:4, 2:4] = frame_HWC[30, 60] = PLAYER
+    assert WORLD.read(frame_HWC) == WORLD.read(WORLD.draw(STANDING))
