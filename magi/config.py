@@ -4,13 +4,14 @@ Every default is written here once, as the paper's (arXiv 2501.12389) value wher
 "the paper leaves this open" are decisions of this project. This module knows no torch and no room.
 """
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from magi.errors import hint
 
 # Of a stranger's file, before anything is built from it.
 _YAML_BYTES, _YAML_DEPTH, _YAML_SCALAR = 1_000_000, 20, 10_000
@@ -318,11 +319,6 @@ def _with_new_keys(name: Any, section: Any) -> Any:
     return {new if (new := renamed.get(key, key)) not in section else key: value for key, value in section.items()}
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{match[0]}'?" if match else f"; known keys: {', '.join(known)}"
-
-
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for part in path:
         annotation = model.model_fields[str(part)].annotation
@@ -337,8 +333,9 @@ def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "config"
         if item["type"] == "extra_forbidden":
-            nearest = _nearest(str(item["loc"][-1]), _known_keys(model, item["loc"][:-1]))
-            lines.append(f"{source}: {key}: unknown key{nearest}")
+            known = _known_keys(model, item["loc"][:-1])
+            nearest = hint(str(item["loc"][-1]), known, f"known keys: {', '.join(known)}")
+            lines.append(f"{source}: {key}: unknown key; {nearest}")
         else:
             got = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
             lines.append(f"{source}: {key}: {item['msg']}{got}")

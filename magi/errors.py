@@ -4,7 +4,17 @@ A mistake in arguments or configuration is a plain ``ValueError`` (exit code 2).
 that a script may want to distinguish. A message is one line: what, which file or field, what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 USAGE_EXIT_CODE = 2
+
+
+def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The known word that is nearly ``word``, as a question; where there is none, ``otherwise`` or all known ones."""
+    names = list(known)
+    nearest = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean '{nearest[0]}'?" if nearest else otherwise or f"there are: {', '.join(names)}"
 
 
 class DataError(Exception):

@@ -6,12 +6,12 @@ paper's smaller variants do (names and exact shapes are this project's). A prese
 each, citing the table it scales down. Knows neither torch nor files.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, TrainingConfig, VaeConfig
+from magi.errors import hint
 
 T = TypeVar("T")
 
@@ -270,7 +270,5 @@ def preset(name: str) -> Config:
 
 def _lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     if name not in table:
-        nearest = difflib.get_close_matches(name, list(table), n=1)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(table)}"
-        raise ValueError(f"unknown {kind} '{name}'; {hint}")
+        raise ValueError(f"unknown {kind} '{name}'; {hint(name, table)}")
     return table[name]

@@ -3,12 +3,12 @@
 The first frame comes before everything that builds the same kernels, or it would not be cold.
 """
 
-import difflib
 from collections.abc import Sequence
 from functools import partial
 
 from magi.bench import attention, cpu, frame_parts, sampling, training
 from magi.bench.case import Case, Goal
+from magi.errors import hint
 
 _LONG = "a frame of a long video, 8 from frame 101 against 8 from 11"
 _LONG_GOALS = (Goal("late over early", 1.05, 1.02, smaller=True),)
@@ -101,10 +101,7 @@ def choose(names: Sequence[str]) -> list[Case]:
         return list(CASES)
     for name in names:
         if not any(_is(case, name) for case in CASES):
-            known = [case.name for case in CASES]
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(known)}"
-            raise ValueError(f"unknown case '{name}'; {hint}")
+            raise ValueError(f"unknown case '{name}'; {hint(name, (case.name for case in CASES))}")
     return [case for case in CASES if any(_is(case, name) for name in names)]
 
 

@@ -1,6 +1,5 @@
 """What a user asks of the pipeline, checked: context video, labels, seeds, settings. It knows no files."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from magi.config import Config, ModelConfig, SamplingConfig
+from magi.errors import hint
 from magi.model.conditioning import Conditions, action_rows
 
 Labels = int | str | Sequence[int | str | None] | None
@@ -98,9 +98,8 @@ def _label_number(label: int | str | None, count: int, classes: Sequence[str] | 
         if label in names:
             return names.index(label)
         if not label.isdecimal():
-            nearest = difflib.get_close_matches(label, names, n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"expected a number in 0..{count - 1}"
-            raise ValueError(f"label '{label}': no such class; {hint}")
+            expected = hint(label, names, f"expected a number in 0..{count - 1}")
+            raise ValueError(f"label '{label}': no such class; {expected}")
         label = int(label)
     if not 0 <= label < count:
         raise ValueError(f"label {label}: expected 0..{count - 1}")

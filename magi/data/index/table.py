@@ -4,7 +4,6 @@ A table is read through, never held in memory: some 20 bytes a row are.
 """
 
 import csv
-import difflib
 import json
 from array import array
 from collections.abc import Callable, Collection, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magi.errors import DataError
+from magi.errors import DataError, hint
 from magi.files import text_lines
 
 _VALIDATION = ("val", "validate", "validation", "valid")
@@ -140,9 +139,8 @@ def _read_json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _check_columns(path: Path, names: list[str], columns: tuple[str, ...], needed: tuple[str, ...]) -> None:
     for name in names:
         if name not in columns:
-            match = difflib.get_close_matches(name or "", columns, n=1)
-            hint = f"did you mean '{match[0]}'?" if match else f"expected {', '.join(columns)}"
-            raise TableError(f"{path}: unknown column {name!a}; {hint}")
+            expected = hint(name or "", columns, f"expected {', '.join(columns)}")
+            raise TableError(f"{path}: unknown column {name!a}; {expected}")
     for name in needed:
         if name not in names:
             raise TableError(f"{path}: the column '{name}' is missing; it has {', '.join(names)}")

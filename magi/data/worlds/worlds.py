@@ -1,6 +1,5 @@
 """The built-in worlds by name, and their videos: pure functions of (world, seed, clip number)."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from magi.data.built_in import Progress, write_built_in
 from magi.data.worlds.contract import World, WorldState
 from magi.data.worlds.paddle import Paddle
 from magi.data.worlds.platform import Platform
+from magi.errors import hint
 from magi.seeding import numpy_generator, seed_of
 
 WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(), Paddle())}
@@ -19,13 +19,8 @@ WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(), Pad
 def find_world(name: str) -> World[Any]:
     """The world of that name; ``ValueError`` with the nearest one if there is none."""
     if name not in WORLDS:
-        nearest = difflib.get_close_matches(name, WORLDS, n=1)
-        raise ValueError(f"no world '{name}'" + (f"; did you mean '{nearest[0]}'?" if nearest else f"; {_known()}"))
+        raise ValueError(f"no world '{name}'; {hint(name, WORLDS)}")
     return WORLDS[name]
-
-
-def _known() -> str:
-    return f"known: {', '.join(WORLDS)}"
 
 
 def play_clip(world: World[Any], seed: int, clip_number: int, frames: int) -> tuple[list[int], list[WorldState]]:

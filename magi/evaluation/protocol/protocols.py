@@ -5,12 +5,12 @@ number of clips and the network; published numbers differ by factors for reasons
 all of them. What the paper leaves open is a decision, and a variant has the other choice. Knows no files and no models.
 """
 
-import difflib
 from typing import Literal
 
 from pydantic import Field
 
 from magi.config import Section
+from magi.errors import hint
 
 ClipSampling = Literal["one_window", "centre_window", "random_window", "random_clip", "windows", "grid", "in_order"]
 
@@ -259,9 +259,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {one.name: one for one in _ALL}
 def protocol(name: str) -> EvaluationProtocol:
     """The protocol called ``name``; a ``ValueError`` names the nearest."""
     if name not in PROTOCOLS:
-        nearest = difflib.get_close_matches(name, list(PROTOCOLS), n=1)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are: {', '.join(PROTOCOLS)}"
-        raise ValueError(f"unknown protocol '{name}'; {hint}")
+        raise ValueError(f"unknown protocol '{name}'; {hint(name, PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
