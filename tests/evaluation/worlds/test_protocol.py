@@ -18,7 +18,7 @@ from magi.evaluation.protocol.clip_table import build_table
 from magi.evaluation.protocol.evaluation import Evaluation
 from magi.evaluation.protocol.features import Metrics
 from magi.evaluation.protocol.protocols import overridden, protocol
-from magi.evaluation.protocol.real_clips import PlayedClips
+from magi.evaluation.protocol.real_clips import RealClips
 from magi.evaluation.protocol.result import EvaluationResult, GroundTruthScores, read_result
 from magi.evaluation.protocol.samples import generate_samples
 from magi.evaluation.protocol.score import score
@@ -69,7 +69,7 @@ class Simulator:
 def evaluation(videos: Path, out: Path, models: dict[str, Any], **changes: Any) -> Evaluation:
     one, overrides = overridden(protocol("world"), **({"frames": FRAMES, "count": CLIPS} | changes))
     index = open_index(DataConfig(root=str(videos), workers=0))
-    return Evaluation(one, overrides, Metrics(), PlayedClips(one, index), build_table(one, index), out, models, batch=3)
+    return Evaluation(one, overrides, Metrics(), RealClips(one, index), build_table(one, index), out, models, batch=3)
 
 
 @pytest.fixture(scope="module")
