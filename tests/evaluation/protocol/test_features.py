@@ -8,6 +8,7 @@ import torch
 
 from magi.errors import DataError
 from magi.evaluation.metrics.frechet import FeatureStatistics
+from magi.evaluation.metrics.psnr_ssim import psnr, ssim
 from magi.evaluation.protocol.features import CHUNK, FEATURES, IMAGES, FeatureSet, Metrics, feature_set
 from tests.fakes.look_alikes import Projection
 
@@ -67,3 +68,33 @@ def test_frames_are_measured_of_the_first_clips_of_a_large_set(tmp_path: Path, m
     assert found.values(FEATURES).shape == (COUNT, 6)
     torch.testing.assert_close(found.values(IMAGES), video[:CHUNK].float().mean((2, 3)))
     torch.testing.assert_close(found.values(IMAGES, 3), video[:CHUNK, 3].float().mean((1, 2)))
+
+
+def test_pairs_are_compared_after_the_context_by_every_metric(tmp_path: Path) -> None:
+    """Generated against true clips, each with its own: SSIM in colour and in grey are two numbers."""
+
+    class Difference:
+        name, hash = "difference", "0" * 64
+
+        def distances(self, first_BTHWC: torch.Tensor, second_BTHWC: torch.Tensor) -> torch.Tensor:
+            return (second_BTHWC.float() - first_BTHWC.float()).mean((2, 3, 4))
+
+    draw = torch.Generator().manual_seed(2)
+    real, made = (torch.randint(0, 256, (6, 9, 12, 12, 3), generator=draw).to(torch.uint8) for _ in range(2))
+
+    def read(first: int, last: int) -> Any:
+        return zip(made[first:last].split(4), real[first:last].split(4), strict=True)
+
+    metrics = Metrics(Projection(), distances=(Difference(),), context_frames=5)
+    found = feature_set(metrics, tmp_path, "x", 6, read, lambda *_: None)
+    later = (real[:, 5:], made[:, 5:])
+    for name, expected_BT in {
+        "psnr": psnr(*later),
+        "ssim": ssim(*later),
+        "ssim_grey": ssim(*later, grey=True),
+        "difference": Difference().distances(*later),
+        "brightness": made.float().mean((2, 3, 4)) / 255,
+    }.items():
+        torch.testing.assert_close(found.values(name), expected_BT.float(), rtol=1e-4, atol=1e-5)
+    assert float((found.values("ssim") - found.values("ssim_grey")).abs().min()) > 1e-4
+    assert "difference" in found.names() and "numbers_B" not in found.names()

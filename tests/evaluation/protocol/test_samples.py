@@ -180,7 +180,7 @@ def test_context_is_the_real_clip_of_the_same_number(index: VideoIndex, tmp_path
     given, decoded = chosen("k600-64-f5-50k-given", count=6), chosen(count=6)
     model = Painter()
     model.vae.decode = lambda latents: torch.full((len(latents), 5, 32, 32, 3), 9, dtype=torch.uint8)  # type: ignore[method-assign]
-    plan, table = generated(model, given, index, tmp_path / "given")
+    plan, table = generated(model, given, index, tmp_path / "given", batch=4)
     clips = RealClips(given, index)
     video = torch.cat(list(plan.read(0, 6, 6)))
     for number, row in enumerate(table.of("real", 0)):
@@ -192,11 +192,13 @@ def test_context_is_the_real_clip_of_the_same_number(index: VideoIndex, tmp_path
 
 def test_labels_are_none_real_or_uniform(index: VideoIndex, tmp_path: Path) -> None:
     model = Painter()
-    _, table = generated(model, chosen("ucf101-128-class-10k", folds=1, count=6), index, tmp_path / "real")
-    assert model.asked[0]["labels"] == [row.video.split("/")[0] for row in table.of("real", 0)]
+    _, table = generated(model, chosen("ucf101-128-class-10k", folds=1, count=6), index, tmp_path / "real", batch=4)
+    assert [label for call in model.asked for label in call["labels"]] == [
+        row.video.split("/")[0] for row in table.of("real", 0)
+    ]
     model = Painter()
-    generated(model, chosen("ucf101-128-class-2048", count=6), index, tmp_path / "uniform")
-    assert model.asked[0]["labels"] == [uniform_label(0, k, 3) for k in range(6)]
+    generated(model, chosen("ucf101-128-class-2048", count=6), index, tmp_path / "uniform", batch=4)
+    assert [label for call in model.asked for label in call["labels"]] == [uniform_label(0, k, 3) for k in range(6)]
     draws = [uniform_label(0, k, 4) for k in range(400)]
     assert all(70 < draws.count(label) < 130 for label in range(4))
     model = Painter()
