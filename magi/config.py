@@ -6,15 +6,20 @@ Every default is written here once, as the paper's (arXiv 2501.12389) value wher
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from magi.errors import hint
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 # Of a stranger's file, before anything is built from it.
 _YAML_BYTES, _YAML_DEPTH, _YAML_SCALAR = 1_000_000, 20, 10_000
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -266,10 +271,7 @@ class SamplingConfig(Section):
 
     def changed(self, **fields: Any) -> "SamplingConfig":
         """These settings with other values of some fields; ValueError for an unknown field or a value out of range."""
-        try:
-            return SamplingConfig.model_validate(self.model_dump() | fields)
-        except ValidationError as error:
-            raise ValueError(explain(error, "sampling", SamplingConfig)) from None
+        return validated(SamplingConfig, self.model_dump() | fields, "sampling")
 
 
 class LatentShape(Section):
@@ -327,29 +329,34 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
     return list(model.model_fields)
 
 
-def explain(error: ValidationError, source: str, model: type[BaseModel]) -> str:
-    """One line for each mistake in ``error``: ``source: key: what is wrong (got value)``."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "config"
-        if item["type"] == "extra_forbidden":
-            known = _known_keys(model, item["loc"][:-1])
-            nearest = hint(str(item["loc"][-1]), known, f"known keys: {', '.join(known)}")
-            lines.append(f"{source}: {key}: unknown key; {nearest}")
-        else:
-            got = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
-            lines.append(f"{source}: {key}: {item['msg']}{got}")
-    return "\n".join(lines)
+def validated(kind: type[AnyModel], values: Any, source: str, refusal: type[Exception] = ValueError) -> AnyModel:
+    """``values`` as a ``kind``.
+
+    ``ValueError`` has a line for each mistake, ``source: key: what is wrong (got value)``, with the nearest name of an
+    unknown key; another ``refusal`` has the first line alone.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explained(item, source, kind) for item in error.errors()]
+    raise refusal("\n".join(lines) if refusal is ValueError else lines[0])
+
+
+def _explained(item: "ErrorDetails", source: str, kind: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "config"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(kind, item["loc"][:-1])
+        nearest = hint(str(item["loc"][-1]), known, f"known keys: {', '.join(known)}")
+        return f"{source}: {key}: unknown key; {nearest}"
+    got = "" if isinstance(item["input"], (dict, BaseModel)) else f" (got {item['input']!r})"
+    return f"{source}: {key}: {item['msg']}{got}"
 
 
 def parse_config(values: Any, source: str) -> Config:
     """Check a mapping; a ``ValueError`` names the source, the key, the value and the nearest known key."""
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected a mapping of sections, got {type(values).__name__}")
-    try:
-        return Config.model_validate({name: _with_new_keys(name, section) for name, section in values.items()})
-    except ValidationError as error:
-        raise ValueError(explain(error, source, Config)) from None
+    return validated(Config, {name: _with_new_keys(name, section) for name, section in values.items()}, source)
 
 
 def load_config(path: Path) -> Config:

@@ -96,6 +96,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged safetensors file ({' '.join(str(error).split())[:120]})") from None
 
 
+def download(hub_id: str, patterns: Sequence[str], asked: str) -> Path:
+    """Folder of the files of a hub repository that match ``patterns``; ``ValueError`` names what was ``asked`` for."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{asked}: no such folder, and the hub did not provide it ({reason})") from None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically, as readable as other files; ``OSError`` of one line if the disk is full."""
     with atomic_write(path) as temporary:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import tyro
-from pydantic import ValidationError
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from magi.config import Config, SamplingConfig, Section, explain, load_config
+from magi.config import Config, SamplingConfig, Section, load_config, validated
 from magi.presets import PRESETS, preset
 
 Options = TypeVar("Options")
@@ -118,10 +117,7 @@ def _one_line(boxed: str) -> str:
 
 def checked(section: AnySection) -> AnySection:
     """The section that the command line built, checked as a file is; ``ValueError`` has a line for each mistake."""
-    try:
-        return type(section).model_validate(section.model_dump(warnings=False))
-    except ValidationError as error:
-        raise ValueError(explain(error, "command line", type(section))) from None
+    return validated(type(section), section.model_dump(warnings=False), "command line")
 
 
 def preset_or_file(name: str) -> Config:

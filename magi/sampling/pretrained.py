@@ -30,7 +30,7 @@ from magi.model.magi import Magi
 from magi.sampling.model_card import model_card
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
-from magi.weights import load_ema, load_weights, read_tensors, write_tensors
+from magi.weights import download, load_ema, load_weights, read_tensors, write_tensors
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
@@ -61,18 +61,7 @@ def find_model(source: str | Path) -> Path:
         raise ValueError(f"{folder}: the shipped model is missing from this installation; install magi again")
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
         raise ValueError(f"{source}: no such folder; expected a run, an export, 'demo' or a hub id owner/name")
-    return _download(source)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{hub_id}: no such folder, and the hub did not provide it ({reason})") from None
+    return download(source, _HUB_PATTERNS, source)
 
 
 def load_pretrained(source: str | Path) -> Pretrained:

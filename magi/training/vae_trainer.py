@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.optim import AdamW
 
-from magi.config import VaeTrainingConfig, explain
+from magi.config import VaeTrainingConfig, validated
 from magi.data.clips import evenly_spaced
 from magi.data.index.index import VideoIndex
 from magi.data.sample_grid import contact_sheet
@@ -107,10 +106,7 @@ class VaeTrainer(RunState):
 
 def network_shape(config: VaeTrainingConfig) -> SmallVaeShape:
     """The architecture that ``config`` asks for; ``ValueError`` for widths that it cannot have."""
-    try:
-        return SmallVaeShape(channels=config.channels, patch=config.patch, widths=config.widths)
-    except ValidationError as error:
-        raise ValueError(explain(error, "train-vae", SmallVaeShape)) from None
+    return validated(SmallVaeShape, config.model_dump(include={"channels", "patch", "widths"}), "train-vae")
 
 
 def vae_errors(network: Any, images_NCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 
-from magi.config import Section, explain
+from magi.config import Section, validated
 from magi.errors import CheckpointError
 from magi.files import MODEL_FILE, NORMALIZATION_FILE, write_json
 from magi.vae.normalization import Normalization, read_normalization
@@ -51,10 +50,7 @@ def load_folder(
     older = {name: values.pop(f"latents_{name}", ()) for name in ("mean", "std")}
     if values.get("name") != kind.model_fields["name"].default or not isinstance(expected_hash, str):
         raise CheckpointError(f"{path}: not a config that `{command}` writes; give a folder that it wrote")
-    try:
-        shape = kind.model_validate(values)
-    except ValidationError as error:
-        raise CheckpointError(explain(error, str(path), kind).splitlines()[0]) from None
+    shape = validated(kind, values, str(path), CheckpointError)
     state, network = read_tensors(folder / MODEL_FILE), build_network(shape)
     load_weights(network, state, folder / MODEL_FILE)
     if weights_hash(state) != expected_hash:
@@ -71,8 +67,5 @@ def _statistics(folder: Path, older: dict[str, Any], weights: str) -> Normalizat
         return read_normalization(folder / NORMALIZATION_FILE)
     if not older["std"]:
         return None
-    try:
-        return Normalization(weights=weights, source="measured after training", **older)
-    except ValidationError as error:
-        reason = explain(error, str(folder / CONFIG_FILE), Normalization).splitlines()[0]
-        raise CheckpointError(reason) from None
+    values = {"weights": weights, "source": "measured after training", **older}
+    return validated(Normalization, values, str(folder / CONFIG_FILE), CheckpointError)

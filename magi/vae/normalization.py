@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from magi.config import Section, explain
+from magi.config import Section, validated
 from magi.errors import CheckpointError
 from magi.files import write_json
 from magi.weights import read_json
@@ -43,10 +43,7 @@ def read_normalization(path: Path) -> Normalization:
     """Read what ``write_normalization`` wrote; a missing, damaged or wrong file is a one-line ``CheckpointError``."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such normalisation file; name the one in the folder 'vae' of a run")
-    try:
-        return Normalization.model_validate(read_json(path))
-    except ValidationError as error:
-        raise CheckpointError(explain(error, str(path), Normalization).splitlines()[0]) from None
+    return validated(Normalization, read_json(path), str(path), CheckpointError)
 
 
 def write_normalization(path: Path, normalization: Normalization) -> None:

@@ -93,7 +93,7 @@ MISTAKES = [
         "height 30 x width 32: both must be divisible by the autoencoder's stride 8",
     ),
     ("ltx:{cosmos} {videos}", 5, "config of AutoencoderKLCosmos, not of AutoencoderKLLTXVideo; use --vae.name cosmos"),
-    ("cosmos:owner/name {videos}", 2, "owner/name: no such folder, and not available from the hub"),
+    ("cosmos:owner/name {videos}", 2, "owner/name: no such folder, and the hub did not provide it"),
     ("small:{cosmos} {videos}", 5, "config.json: not a config that `magi train-vae` writes"),
 ]
 

@@ -79,7 +79,7 @@ def test_a_hub_id_may_name_a_folder_in_it_and_only_safe_files_are_asked_for(
         raise LocalEntryNotFoundError("not here\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
-    with pytest.raises(ValueError, match=r"^owner/other: no such folder, and not available from the hub \(not here\)$"):
+    with pytest.raises(ValueError, match=r"^owner/other: no such folder, and the hub did not provide it \(not here\)$"):
         load_vae(VaeConfig(name="sd", weights="owner/other"))
 
 

@@ -20,7 +20,7 @@ import torch
 from magi.errors import CheckpointError
 from magi.files import NORMALIZATION_FILE, atomic_write
 from magi.vae.adapters import adapter_of_class
-from magi.weights import load_weights, read_json, read_tensors
+from magi.weights import download, load_weights, read_json, read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -68,20 +68,12 @@ def find_files(name: str, weights: str, single_file: bool = False) -> WeightFile
 
 
 def _download(weights: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     match = _HUB_ID.fullmatch(weights)
     if not match or ".." in weights:
         raise ValueError(f"{weights}: no such folder or file; expected one, or a hub id owner/name[/folder]")
     repository, folder = match[1], match[2] or "."
     names = (CONFIG_FILE, WEIGHTS_FILE, NORMALIZATION_FILE)
-    try:
-        root = snapshot_download(repository, allow_patterns=[os.path.normpath(f"{folder}/{name}") for name in names])
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{weights}: no such folder, and not available from the hub ({reason})") from None
-    return Path(root) / folder
+    return download(repository, [os.path.normpath(f"{folder}/{name}") for name in names], weights) / folder
 
 
 def read_config(folder: Path, class_name: str) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from magi.config import explain
+from magi.config import validated
 from magi.errors import CheckpointError
 from magi.untrusted.reader import ReadLimits, UntrustedCheckpoint, read_untrusted
 from magi.vae.native_folder import CONFIG_FILE
@@ -104,12 +103,8 @@ def _shape(checkpoint: Path, released: UntrustedCheckpoint) -> OmniShape:
                 f"{checkpoint}: hyper-parameter {key} is {hyper_parameters[key]!r}, only {wanted!r} is supported; "
                 "use a released VAE checkpoint (imagenet_k600_vae.ckpt, imagenet_ucf_vae.ckpt)"
             )
-    try:
-        shape = OmniShape.model_validate(
-            {ours: hyper_parameters[theirs] for theirs, ours in _SIZES.items() if theirs in hyper_parameters}
-        )
-    except ValidationError as error:
-        raise CheckpointError(explain(error, f"{checkpoint}: hyper-parameters", OmniShape).splitlines()[0]) from None
+    sizes = {ours: hyper_parameters[theirs] for theirs, ours in _SIZES.items() if theirs in hyper_parameters}
+    shape = validated(OmniShape, sizes, f"{checkpoint}: hyper-parameters", CheckpointError)
     if MOMENTS_WEIGHT in tensors and tensors[MOMENTS_WEIGHT].shape == (shape.channels, shape.width):
         raise CheckpointError(
             f"{checkpoint}: the quantised tokenizer ({MOMENTS_WEIGHT} has {shape.channels} rows, the continuous one "
