@@ -16,6 +16,7 @@ from torch import Tensor
 
 from magi.config import SamplingConfig
 from magi.data.actions import as_rows
+from magi.data.moving_digits import CLASSES, digit_video
 from magi.data.worlds.contract import World
 from magi.data.worlds.worlds import play_clip
 from magi.errors import NumericsError
@@ -116,6 +117,12 @@ class Dream:
         """Height and width of a frame."""
         return self.pipeline.config.data.height, self.pipeline.config.data.width
 
+    @property
+    def bytes_a_player(self) -> int:
+        """Memory of the history of one dream."""
+        guided = self.settings.guidance != 1
+        return int(self.pipeline.model.new_cache(1 + guided, self.pipeline.config.model.frames - 1).nbytes)
+
     def begin(self, start: int, seed: int) -> DreamState:
         """A dream that goes on from ``starts[start]``."""
         clip = self.starts[start]
@@ -191,6 +198,12 @@ def world_starts(world: World[Any], frames: int) -> list[StartClip]:
         video_THWC = np.stack([world.draw(state) for state in states])
         clips.append(StartClip(f"{world.name} {number + 1}", video_THWC, (NO_ACTION, *actions[1:]), state=states[-1]))
     return clips
+
+
+def digit_starts(frames: int, size: int) -> list[StartClip]:
+    """Clips of the built-in moving digits, one a class; the class is not told."""
+    clips = [digit_video(0, number, size, frames).video_THWC for number in range(len(CLASSES))]
+    return [StartClip(name, clip, (NO_ACTION,) * frames) for name, clip in zip(CLASSES, clips, strict=True)]
 
 
 def generated_starts(pipeline: MagiPipeline, frames: int) -> list[StartClip]:

@@ -62,7 +62,9 @@ def create_app(
     dream = Dream(pipeline, world, starts)
     dream.warm_up(players)
     rate = fps or (world.fps if world else 0) or pipeline.config.data.fps or FPS
-    return serve(Engine(dream, players, rate), hosts, token)
+    app = serve(Engine(dream, players, rate), hosts, token)
+    app.state.bytes_a_player = dream.bytes_a_player
+    return app
 
 
 def serve(engine: Engine, hosts: Collection[str] | None = LOOPBACK_HOSTS, token: str = "") -> Starlette:

@@ -16,6 +16,7 @@ import tyro
 
 from magi.cli.options import Device, SamplingChanges, Speed, check_device, parse
 from magi.cli.sample import read_context
+from magi.files import SHIPPED
 from magi.presets import at_speed
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from magi.app.dream import StartClip
     from magi.config import Config
 
+# The game once it is there; a package without it plays the digits.
+SHIPPED_GAME = "platform" if SHIPPED["platform"].is_dir() else "demo"
 PORT, PORTS_TRIED = 8188, 100
 LEAST_TOKEN = 16
 LOOPBACK, ANY_ADDRESS = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
@@ -36,10 +39,11 @@ class PlayOptions:
     A model with actions answers to them; another one goes on by itself, in the class of your choice.
     """
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "demo"
-    """run directory, exported folder, hub id, or 'demo'"""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = SHIPPED_GAME
+    """run directory, exported folder, hub id, or a shipped model: 'platform', 'demo'"""
     world: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """built-in world that the model was trained on: its exact simulator runs beside the dream under the same keys"""
+    """built-in world that the model was trained on: its exact simulator runs beside the dream under the same keys;
+    known of a shipped model"""
     context: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...")] = ()
     """videos to start from; by default those of the world, or what the model makes from nothing"""
     players: int = 4
@@ -114,6 +118,7 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()  # so that the address can be opened from the moment it is printed
     except OSError:
         listening.close()
         raise
@@ -129,6 +134,7 @@ def _serve(options: PlayOptions, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     page = f"{address}?token={options.token}" if options.token else address
+    print(f"{options.players} at once, {app.state.bytes_a_player / 1e6:.1f} MB of history each; others wait")
     print(f"play at {page} (Ctrl-C ends it)", flush=True)
     if options.open_page and (
         sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
@@ -145,17 +151,21 @@ def _serve(options: PlayOptions, listening: socket.socket) -> None:
 
 def _app(options: PlayOptions) -> "Starlette":
     """The application, its model loaded and warmed up."""
+    from magi.app.dream import digit_starts, keep_frames
     from magi.app.guard import LOOPBACK_HOSTS
     from magi.app.server import create_app
-    from magi.data.worlds.worlds import find_world
+    from magi.data.worlds.worlds import WORLDS, find_world
     from magi.devices import resolve_device
     from magi.sampling.pipeline import MagiPipeline
 
-    world = None if options.world is None else find_world(options.world)
+    shipped = WORLDS.get(options.model) if options.model in SHIPPED else None
+    world = find_world(options.world) if options.world else shipped
     pipeline = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
     settings = at_speed(pipeline.config.sampling, options.speed).changed(**options.sampling.fields)
     pipeline.config = pipeline.config.model_copy(update={"sampling": settings})
     starts = _starts(options.context, pipeline.config)
+    if options.model == "demo" and not starts:
+        starts = digit_starts(keep_frames(settings, pipeline.config.model.frames), pipeline.config.data.height)
     print("warming up", flush=True)
     return create_app(
         pipeline,

@@ -1,0 +1,99 @@
+"""``magi play``: every mistake is one line, and Ctrl-C ends it and leaves nothing behind."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magi.cli import play
+from magi.cli.main import main
+from magi.data.video_writer import write_mp4
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of a refusal."""
+    assert main(["play", *map(str, arguments)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--players", "0"], "--players 0: expected at least 1"),
+        (["--fps", "-1"], "--fps -1: expected 0 to 240"),
+        (["--port", "70000"], "--port 70000: expected 0 to 65535"),
+        (["--host", "0.0.0.0"], "everyone who reaches this machine could play"),
+        (["--host", "0.0.0.0", "--token", "short"], "add --token with at least 16 characters"),
+        (["--token", "with spaces and ; more"], "--token: expected letters"),
+        (["--host", "203.0.113.9", "--token", "a-long-enough-token"], "--host 203.0.113.9 --port 8188: "),
+        (["./nowhere", "--port", "0"], "./nowhere"),
+        (["demo", "--world", "plattform", "--port", "0"], "no world 'plattform'; did you mean 'platform'?"),
+        (
+            ["demo", "--world", "platform", "--port", "0"],
+            "--world platform has 6 actions and 64x64 pixels, this model 0",
+        ),
+        (["demo", "--context", "missing.mp4", "--port", "0"], "missing.mp4: no such video file (--context)"),
+        (["demo", "--sampling.temperature", "-1", "--port", "0"], "temperature"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert line in refused(capsys, *arguments)
+
+
+def test_a_port_in_use_names_a_free_one(taken: int, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--port", taken)
+    assert f"--port {taken}: in use; --port " in line
+    free = int(line.split("--port ")[2].split()[0])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", free))
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(play, "find_spec", lambda name: None if name == "uvicorn" else object())
+    assert "magi play needs uvicorn: pip install 'magi-video[app]'" in refused(capsys)
+
+
+def test_a_dream_starts_from_a_video_and_its_actions(tmp_path: Path) -> None:
+    from magi.presets import preset
+
+    video_THWC = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+    write_mp4(tmp_path / "mine.mp4", video_THWC, 15)
+    np.save(tmp_path / "mine.actions.npy", np.arange(12) % 6)
+    (start,) = play._starts([tmp_path / "mine.mp4"], preset("world-platform"))
+    assert (start.name, start.video_THWC.shape, start.actions) == ("mine", (8, 64, 64, 3), (0, 1, 2, 3, 4, 5, 0, 1))
+    (tmp_path / "mine.actions.npy").unlink()
+    assert play._starts([tmp_path / "mine.mp4"], preset("world-platform"))[0].actions == (-1,) * 8
+
+
+def test_it_serves_until_ctrl_c() -> None:
+    command = [sys.executable, "-m", "magi", "play", "demo", "--players", "1", "--port", "0", "--no-open-page"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        guard = threading.Timer(90, process.kill)
+        guard.start()
+        lines = iter(process.stdout.readline, "")
+        address = next(line for line in lines if "play at" in line).split()[2]
+        assert b"<canvas" in urllib.request.urlopen(address, timeout=30).read()
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.wait(30) == 0 and process.stderr.read() == ""
+        guard.cancel()
+        assert time.monotonic() - began < 10  # two seconds on a machine that does nothing else
