@@ -105,6 +105,18 @@ def text_lines(path: Path) -> Iterator[str]:
             yield line
 
 
+@contextmanager
+def utf8_name(path: Path) -> Iterator[Path]:
+    """Context of a name of the file in UTF-8, as safetensors asks for: its own, or on Linux that of the opened file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with open_file(path) as file:
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+    else:
+        yield path
+
+
 def write_text(path: Path, text: str) -> None:
     r"""Write a UTF-8 text file atomically.
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from magi.errors import CheckpointError, OtherRunError
-from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, atomic_write, read_text
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, atomic_write, read_text, utf8_name
 
 MANIFEST_FORMAT = 1
 EMA_FILE = "ema.safetensors"
@@ -91,7 +91,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if len(start) < 9 or start[8:9] != b"{":
         raise CheckpointError(f"{path}: not a safetensors file, or truncated; use another checkpoint")
     try:
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        with utf8_name(path) as name_of_file:
+            return {name: tensor.clone() for name, tensor in load_file(name_of_file).items()}
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({' '.join(str(error).split())[:120]})") from None
 

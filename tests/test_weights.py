@@ -253,3 +253,10 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(kind: torch.dtyp
     assert torch.equal(model.weight, before)
     load_weights(model, tensors | {"weight": torch.full((2, 2), 3.0).bfloat16()}, Path("file"))
     assert model.weight.detach().eq(3).all() and model.bias.dtype == torch.float32
+
+
+def test_weights_in_a_folder_whose_name_is_no_text_are_read(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/v\xe9"))
+    folder.mkdir()
+    save_file({"a": torch.arange(3.0)}, folder / "w.safetensors")
+    assert torch.equal(read_tensors(folder / "w.safetensors")["a"], torch.arange(3.0))

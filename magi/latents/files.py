@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from magi.errors import DataError
-from magi.files import read_text
+from magi.files import read_text, utf8_name
 from magi.vae.normalization import ChannelStatistics, Normalization
 
 HEADER_NAME = "magi-latents.json"
@@ -198,7 +198,7 @@ def map_shard(folder: Path, number: int, header: LatentHeader, frames: int) -> S
     """The tensors of a shard, which should hold ``frames`` latent frames; errors as for ``read_shard``."""
     path = tensors_path(folder, number)
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as utf8, safe_open(utf8, framework="pt") as file:
             _check_settings(path, (file.metadata() or {}).get("settings"), header)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:

@@ -70,7 +70,12 @@ def test_names_that_are_no_text_are_used_whatever_the_locale(data: Path, tmp_pat
     done = subprocess.run(magi, env=os.environ | plain, capture_output=True, check=False)
     assert done.returncode == 0 and b"2 videos in 2 classes, 0 skipped" in done.stdout, done.stderr
     words = ("--vae", "pixel", "--height", HEIGHT, "--width", WIDTH, "--device", "cpu")
-    assert run("encode", root, tmp_path / "out", *words) == 0
+    assert run("encode", root, root / "out", *words) == 0
+    dataset = LatentDataset(root / "out", DataConfig(frames=2, height=HEIGHT, width=WIDTH), 0, "pixel-8")
+    assert [label in dataset.classes for label in ("caf\udce9", "caf\u00e9")] == [True, True] and dataset[0].label in (
+        0,
+        1,
+    )
 
 
 def test_what_is_worth_a_line_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
