@@ -244,7 +244,8 @@ def _explain(path: Path, error: Exception) -> RejectedFile:
         return RejectedFile(truncated.reason, str(truncated))
     if end == 0:
         return RejectedFile("not_a_video", "is no mp4, mov, avi, mkv or webm file inside")
-    return RejectedFile("decode_error", one_line(error))
+    _, name, text = getattr(error, "log", None) or (0, "", "")
+    return RejectedFile("decode_error", one_line(error) + (f" ({name}: {' '.join(text.split())})" if name else ""))
 
 
 def pack_steps(pts: Sequence[int]) -> bytes:

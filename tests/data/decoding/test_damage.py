@@ -1,6 +1,7 @@
 """Damage in the middle of a stream is noticed, as far as the codec lets its decoder notice; a cut is none."""
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,19 @@ def test_4_kilobytes_overwritten_in_the_middle_are_noticed(tmp_path: Path, name:
     path = write(tmp_path / name, count=FRAMES, draw=moving_texture, **KINDS[name])
     content, choose = path.read_bytes(), random.Random(name)
     assert len(content) > 30_000 and good(path).frames == FRAMES
-    reasons = Counter[str]()
+    reasons, details = Counter[str](), []
     for _ in range(TRIES):
         at = int(len(content) * choose.uniform(0.3, 0.7))
         path.write_bytes(content[:at] + choose.randbytes(4096) + content[at + 4096 :])
         outcome = probe_file(path, DecodeLimits())
         reasons[outcome.reason if isinstance(outcome, RejectedFile) else "good"] += 1
-        if not isinstance(outcome, RejectedFile):  # what is not noticed is at least the same however it is reached
+        if isinstance(outcome, RejectedFile):
+            details.append(outcome.detail)
+        else:  # what is not noticed is at least the same however it is reached
             numbers = sorted(choose.sample(range(outcome.frames), 6))
             from_start = read_frames(path, range(outcome.frames), outcome)
             assert np.array_equal(read_frames(path, numbers, outcome), from_start[numbers])
+    assert all(re.search(r"\(\S+: .+\)|\(the decoder marks it", detail) for detail in details), details
     assert set(reasons) <= {"damaged", "decode_error", "good"}
     assert reasons["damaged"] + reasons["decode_error"] >= NOTICED[name], reasons
 
