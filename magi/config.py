@@ -111,8 +111,10 @@ class ModelConfig(Section):
     teacher_forcing: Literal["complete", "masked"] = Field(
         "complete", description="complete is the paper's, masked the baseline"
     )
-    objective: Literal["ddpm"] = Field(
-        "ddpm", description="what the head is trained on: ddpm is the paper's noise prediction with a learned variance"
+    objective: Literal["ddpm", "energy"] = Field(
+        "ddpm",
+        description="what the head is trained on: ddpm is the paper's noise prediction with a learned variance; energy "
+        "goes from noise to the token in one step, by the energy score (sampling.steps is then 1)",
     )
     diffusion_steps: int = Field(1000, ge=2, description="steps of the cosine noise schedule in training")
 

@@ -41,8 +41,8 @@ def denoise_tokens(
     halves share x_t and noise, and ``scale`` guides. ``time_IW`` are the table's timesteps, embedded by the head, if
     they are known.
     """
-    x_MC = noise_IMC[0]
-    noise_IMC = noise_IMC * temperature
+    scaled_IMC = noise_IMC * temperature
+    x_MC = table.start(noise_IMC[0], scaled_IMC[0])
     if time_IW is None:
         time_IW = head.embed_time(table.timesteps.to(z_GMD.device))
     for chunk in _chunks(head, z_GMD, len(table)):
@@ -50,7 +50,7 @@ def denoise_tokens(
         modulations_I = head.modulations(time_I11W, z_GMD[None]).unbind()
         for index, modulations in zip(chunk, modulations_I, strict=True):
             prediction_GMC = head.denoise(x_MC.to(z_GMD.dtype), modulations).to(x_MC.dtype)
-            x_MC = table.step(index, x_MC, prediction_GMC, scale, noise_IMC[index])
+            x_MC = table.step(index, x_MC, prediction_GMC, scale, scaled_IMC[index])
     return x_MC
 
 

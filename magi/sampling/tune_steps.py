@@ -18,8 +18,8 @@ from magi.model.diffusion_head import FoldedHead
 from magi.model.magi import Magi
 from magi.model.masking import cosine_counts, random_order
 from magi.model.objectives.contract import make_objective
+from magi.model.objectives.energy import energy_score
 from magi.sampling.denoise import denoise_tokens, draw_noise
-from magi.sampling.energy_score import energy_score
 from magi.sampling.history import History
 
 FIRST, LAST = (0.95, 0.9, 0.85, 0.8), (0.0, 0.08, 0.15, 0.22, 0.3)

@@ -1,6 +1,6 @@
 """What the diffusion head is trained on, and how sampling takes a step with it: the contract of an objective.
 
-Another objective, such as flow matching or an energy score, is one file beside ``ddpm.py``, its name in
+Another objective, such as flow matching, is one file beside ``ddpm.py`` and ``energy.py``, its name in
 ``model.objective`` of the config, and its line in ``make_objective``; loss, head and sampler know this contract alone.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from magi.model.objectives.ddpm import DdpmObjective, DiffusionLoss
+from magi.model.objectives.energy import EnergyObjective
 
 if TYPE_CHECKING:
     from magi.config import ModelConfig, SamplingConfig
@@ -26,6 +27,9 @@ class ReverseSteps(Protocol):
     def __len__(self) -> int: ...
 
     def __hash__(self) -> int: ...
+
+    def start(self, noise_MC: Tensor, scaled_noise_MC: Tensor) -> Tensor:
+        """x of the first step, from unit noise; ``scaled_noise_MC`` is the same times temperature."""
 
     def step(
         self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor
@@ -51,7 +55,10 @@ class Objective(Protocol):
         """The noisy tokens x_t."""
 
     def loss(self, prediction: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, time: Tensor) -> DiffusionLoss:
-        """The parts of the loss of every token; an objective without a variational term gives zeros there."""
+        """The parts of the loss of every token, whose noisings are the first axis (R, ..., C).
+
+        An objective without a variational term gives zeros there.
+        """
 
     def steps(self, settings: SamplingConfig) -> ReverseSteps:
         """Reverse steps as the settings place them; ValueError for more than there are."""
@@ -62,5 +69,6 @@ class Objective(Protocol):
 
 def make_objective(config: ModelConfig) -> Objective:
     """The objective that ``model.objective`` names."""
-    assert config.objective == "ddpm", config.objective
+    if config.objective == "energy":
+        return EnergyObjective(config.diffusion_steps - 1)
     return DdpmObjective.of(config.diffusion_steps)

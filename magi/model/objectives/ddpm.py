@@ -91,7 +91,10 @@ def add_noise(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, timestep: Tens
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """Per-token losses: ``mse`` of the noise and ``vlb`` in bits a channel, which trains the variance only."""
+    """Per-token losses: ``mse`` of the noise and ``vlb`` in bits a channel, which trains the variance only.
+
+    Another objective has its own measure in place of the first.
+    """
 
     mse: Tensor
     vlb: Tensor
@@ -155,6 +158,10 @@ class ReverseTable:
 
     def __len__(self) -> int:
         return len(self.log_std)
+
+    def start(self, noise_MC: Tensor, scaled_noise_MC: Tensor) -> Tensor:
+        """Unit noise: temperature is of the noise that steps add."""
+        return noise_MC
 
     def step(
         self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor

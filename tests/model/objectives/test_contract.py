@@ -27,6 +27,9 @@ class EulerSteps:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def start(self, noise_MC: Tensor, scaled_noise_MC: Tensor) -> Tensor:
+        return noise_MC
+
     def step(
         self, index: int, x_t: Tensor, prediction_GMC: Tensor, scale: float | Tensor, scaled_noise: Tensor
     ) -> Tensor:
