@@ -70,3 +70,15 @@ def test_training_is_reproducible_learns_and_leaves_global_randomness_alone(tmp_
 def test_training_on_the_held_out_digits_is_refused() -> None:
     with pytest.raises(ValueError, match="held-out"):
         train_classifier(seed=HELD_OUT_SEED, clips=10)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_crop_is_a_window_of_five_eighths_of_the_frame(size: int) -> None:
+    """32 points: on a ramp they read their own places, 5/8 of the frame's height from the first outwards."""
+    ramp_HW = np.tile(np.arange(size, dtype=np.float32), (size, 1))
+    centre = size / 2 + 0.25
+    for frame_HW, axis in ((ramp_HW, 0), (ramp_HW.T, 1)):
+        crop_HW = centred_crops(np.ascontiguousarray(frame_HW)[None], np.array([[centre, centre]]))[0, 0]
+        places_P = centre + (torch.arange(32) - 15.5) * (5 / 8 * size / 32)
+        expected_HW = (places_P / places_P[-1]).expand(32, -1)
+        torch.testing.assert_close(crop_HW, expected_HW if axis == 0 else expected_HW.T, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,8 @@ from magi.errors import DataError
 from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.moving_digits.ground_truth import BADNESS, NEAR_FRAMES, RealClip, measure
 from magi.evaluation.moving_digits.intensity import THRESHOLD, centroids, foreground_intensity
-from magi.evaluation.protocol.ground_truth import Curves, FrameRange, frame_ranges, range_mean, worst_bin
+from magi.evaluation.protocol.ground_truth import Curves, FrameRange, frame_ranges, judge, range_mean, worst_bin
+from magi.evaluation.protocol.result import JudgedTarget, Target
 
 FRAMES = 20
 
@@ -148,6 +149,7 @@ def test_range_mean_takes_its_frames_and_resamples_clips() -> None:
     assert same.low == same.high == 10.5  # equal clips leave no doubt, however frames differ
     unlike = range_mean(np.array([[0.0] * 50, [1.0] * 50]), FrameRange(1, 50))
     assert (unlike.value, unlike.low, unlike.high) == (0.5, 0.0, 1.0)  # many frames do not make two clips more
+    assert unlike.std == pytest.approx(0.125**0.5, abs=0.02)  # 0, 1/2, 1 in a quarter, half and a quarter of the draws
 
 
 def test_interval_is_about_two_standard_errors_wide() -> None:
@@ -167,3 +169,13 @@ def test_worst_bin_is_where_each_metric_is_worst() -> None:
     assert worst_bin(BADNESS["intensity_ratio"], values_BT, part) == (FrameRange(25, 34), pytest.approx(0.8))
     assert worst_bin(BADNESS["position_error_px"], values_BT, part) == (FrameRange(95, 104), pytest.approx(1.2))
     assert worst_bin(BADNESS["position_error_px"], values_BT, FrameRange(5, 16))[0] == FrameRange(5, 14)
+
+
+def test_a_target_is_judged_on_the_range_and_the_metric_that_it_names() -> None:
+    ranges = [FrameRange(1, 2), FrameRange(3, 4)]
+    curves = {"a": np.array([[1.0, 1.0, 5.0, 5.0]] * 2), "b": np.array([[7.0, 7.0, 9.0, 9.0]] * 2)}
+    targets = [Target("3-4", "a", None, 4.0), Target("1-2", "b", 6.0, 8.0), Target("5-6", "a", 0.0, 9.0)]
+    assert judge(curves, targets, ranges) == (
+        JudgedTarget("3-4", "a", None, 4.0, 5.0, False),
+        JudgedTarget("1-2", "b", 6.0, 8.0, 7.0, True),
+    )
