@@ -96,6 +96,10 @@ def test_runs_are_trained_and_sampled_with_the_settings_of_their_variant() -> No
     assert differing == {"--model.teacher-forcing", "--data.interval-max", "--model.noise-max"}
 
 
+def test_a_budget_is_short_below_the_clips_that_the_studies_are_meant_for() -> None:
+    assert not Budget().is_short and Budget(steps=2999).is_short and Budget(batch=15).is_short
+
+
 def test_settings_distinguish_runs() -> None:
     one = Run("ctf", "digits", 0, BUDGET)
     others = [Run("mtf", "digits", 0, BUDGET), Run("ctf", "pendulum", 0, BUDGET), Run("ctf", "digits", 1, BUDGET)]

@@ -1,10 +1,12 @@
 """Every study end to end on measures with known differences: the verdicts, and the files."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from magi.errors import DataError
 from runs.study_page import listing
@@ -134,9 +136,18 @@ def test_drift_near_the_real_curve(tmp_path: Path) -> None:
     assert set(verdicts(report).values()) == {"contradicted"}
 
 
+def test_drift_is_of_the_last_frames() -> None:
+    generated_BT, real_BT = torch.ones(2, 103), torch.ones(2, 103)
+    generated_BT[:, -26:], real_BT[:, -27] = 3, 100
+    assert drift.log_ratio(generated_BT, real_BT) == pytest.approx(math.log(3))
+    assert drift.log_ratio(torch.zeros(2, 103), real_BT) == pytest.approx(math.log(1e-3)), "frozen"
+
+
 def test_length_judges_both_ways(tmp_path: Path) -> None:
     lost = {f"interpolated_{key}": value for key, value in curves(0.2, class_accuracy=0.1).items()}
-    write_run(tmp_path, "ctf", 0, **lost)
+    shown = torch.ones(8, 104)
+    shown[:, :16] = 0  # up to the trained length, where nothing is judged
+    write_run(tmp_path, "ctf", 0, class_accuracy=shown, **lost)
     report = read(length.study(options(LengthOptions, tmp_path, seeds=1)))
     assert (
         report["numbers"]["verdicts"] == {"window": "supported", "interpolate": "contradicted"}

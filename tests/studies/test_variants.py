@@ -1,6 +1,8 @@
 """One real run at toy size: videos, latents, training, generation, measures; and what is measured of known videos."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +43,30 @@ def test_features_are_a_row_a_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["grey_edges"][1, :, 64:].abs().max() < 1e-6, "an even frame has no edges"
     monkeypatch.setattr(measures, "BATCH", 2)
     torch.testing.assert_close(clip_features(video, "cpu")["digits3d"], found["digits3d"], rtol=1e-4, atol=1e-4)
+
+
+def test_every_clip_has_its_own_seed_context_and_class_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the guidance of the scale that is measured."""
+    calls: list[dict[str, Any]] = []
+
+    def pipe(**given: Any) -> Any:
+        calls.append(given | {"seeds": list(given["seeds"])})
+        shape = (len(calls[-1]["seeds"]), given["frames"], 64, 64, 3)
+        return SimpleNamespace(video_BTHWC=torch.zeros(shape, dtype=torch.uint8))
+
+    monkeypatch.setattr(measures, "BATCH", 2)
+    context_BTHWC = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1, 1)
+    measures.predicted(pipe, context_BTHWC, 3, [4, 5, 6, 7, 8], longer="window")  # type: ignore[arg-type]
+    assert [call["seeds"] for call in calls] == [[0, 1], [2, 3], [4]]
+    assert [call["labels"] for call in calls] == [[4, 5], [6, 7], [8]]
+    assert [call["context"].flatten().tolist() for call in calls] == [[0, 1], [2, 3], [4]]
+    assert all(call["sampling"] == {"longer": "window"} and call["frames"] == 3 for call in calls)
+    calls.clear()
+    found = measures.guided_measures(pipe, [1, 2, 3], 2.5, "cpu")  # type: ignore[arg-type]
+    assert set(found) == {"digits3d_guidance_2.5", "class_guidance_2.5"} and not found["class_guidance_2.5"].any()
+    assert [call["labels"] for call in calls] == [[1, 2], [3]]
+    assert [call["sampling"] for call in calls] == [{"guidance": 2.5}] * 2
+    assert all(call["context"] is None for call in calls)
 
 
 def test_measures_are_saved_with_their_settings(tmp_path: Path) -> None:
