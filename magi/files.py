@@ -44,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Folders above ``path`` are made. If anything goes wrong the temporary file is removed and an older ``path`` stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
+    _remove_leftovers_once(path.parent)
     # Not the process number: it is the same in containers that share a folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -64,14 +64,17 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
-@lru_cache
-def _remove_leftovers(folder: Path) -> None:
-    """Once a process and folder, which may be large; who is still writing holds a lock on his file."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left there; who is still writing holds a lock on his file."""
     for path in folder.glob(".*.part"):
         if is_temporary(path.name):
             with suppress(OSError), open(path, "rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+_remove_leftovers_once = lru_cache(remove_leftovers)
+"""Of a process: a folder may be large, and every writer of a file asks."""
 
 
 @contextmanager

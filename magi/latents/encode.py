@@ -22,7 +22,7 @@ from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
 from magi.errors import DataError
-from magi.files import write_text
+from magi.files import remove_leftovers, write_text
 from magi.latents.files import (
     FORMAT,
     HEADER_NAME,
@@ -80,6 +80,7 @@ def write_latents(
         raise ValueError(f"worker {mine}/{of}: expected i/N with i from 0 to N - 1")
     job = _Job(index, out, config, vae, settings or EncodeSettings())
     _claim(out, job.header)
+    remove_leftovers(out)
     shards = range(mine, job.header.shards, of)
     done, total, written = 0, sum(len(job.header.videos_of(shard)) for shard in shards), 0
     for shard in shards:
@@ -89,8 +90,6 @@ def write_latents(
             job.write_shard(shard, videos, lambda here, before=before: on_progress(before + here, total))  # type: ignore[misc]
             written += 1
         done += len(videos)
-    for stale in out.glob(f".{HEADER_NAME}.*"):  # left by a kill: nobody writes a header where there is one
-        stale.unlink(missing_ok=True)
     on_progress(done, total)
     return written
 
@@ -157,8 +156,6 @@ class _Job:
         if header.actions:
             tensors["actions"] = torch.cat(actions)
         path = tensors_path(self.out, shard)
-        for stale in (*self.out.glob(f".{path.name}.*"), *self.out.glob(f".{path.stem}.jsonl.*")):
-            stale.unlink(missing_ok=True)  # what a kill has left of this very shard
         write_tensors(path, tensors, {"settings": header.digest})
         found = (statistics.count, list(statistics.mean), list(statistics.squares))
         write_text(lines_path(self.out, shard), shard_text(Shard(header.digest, path.stat().st_size, *found, encoded)))
