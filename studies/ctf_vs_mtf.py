@@ -13,7 +13,7 @@ from pathlib import Path
 
 from studies.commands import run_command
 from studies.measures import FID, FVD
-from studies.results import compared, write_prediction
+from studies.results import compared, write_trained
 from studies.variants import StudyOptions, load_or_train
 
 STUDY = "ctf_vs_mtf"
@@ -34,7 +34,7 @@ def study(options: StudyOptions) -> Path:
         compared(found, f"{noisy}{FVD} is lower than with MTF", "ctf", "mtf", FVD),
         compared(found, f"{noisy}{FID} about equal or better", "ctf", "mtf", FID, *equal),
     ]
-    return write_prediction(options, STUDY, found, parts, others)
+    return write_trained(STUDY, options, found, parts, others)
 
 
 if __name__ == "__main__":

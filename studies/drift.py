@@ -96,7 +96,7 @@ def draw(numbers: Mapping[str, Any], real: Mapping[str, Any]) -> Figure:
 def study(options: StudyOptions) -> Path:
     """Train what is missing, judge and write the result."""
     found = load_or_train(options, (WITH, WITHOUT))
-    return write_trained(STUDY, options, found, draw, numbers_of(found), judged(found))
+    return write_trained(STUDY, options, found, judged(found), (), numbers_of(found), draw)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from studies.commands import run_command
 from studies.measures import FVD
-from studies.results import compared, write_prediction
+from studies.results import compared, write_trained
 from studies.variants import OneSeedOptions, load_or_train
 
 STUDY = "exposure_bias"
@@ -33,7 +33,7 @@ def study(options: OneSeedOptions) -> Path:
     names = (NONE, INTERVAL, NOISE, BOTH, MASKED, MASKED_INTERVAL)
     found = load_or_train(options, names)
     parts = [compared(found, text, one, other, FVD) for text, one, other in COMPARISONS]
-    return write_prediction(options, STUDY, found, parts)
+    return write_trained(STUDY, options, found, parts)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ much from frame to frame as a real one, is as sharp, and (digits) still shows it
 not judged: a bounce that comes a frame late is a path that is off for good, however good the video.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from studies.measures import (
 )
 from studies.results import training_settings, write_outcome
 from studies.sources import Source, held_out_clips
-from studies.statistics import Judged, Statement, Verdict, all_of, effect_of, judge
+from studies.statistics import Judged, Statement, all_of, effect_of, judge
 from studies.variants import ModelOptions, check_options, load_or_train, open_model
 
 MODES: dict[str, Literal["window", "interpolate"]] = {"": "window", "interpolated_": "interpolate"}
@@ -89,12 +90,6 @@ def of_model(options: LengthOptions) -> tuple[Predicted, dict[str, Any]]:
     return Predicted([tensors], real, options.frames), settings | {"clips": options.count}
 
 
-def _check_frames(options: LengthOptions) -> None:
-    least = TRAINED_FRAMES + LAST_FRAMES
-    if options.frames < least or (options.frames != LONG_FRAMES and not options.model):
-        raise ValueError(f"--frames {options.frames}: expected at least {least}, and {LONG_FRAMES} without --model")
-
-
 def _measured(
     options: LengthOptions, pipe: MagiPipeline, place: Source, mode: Literal["window", "interpolate"]
 ) -> Measures:
@@ -117,31 +112,24 @@ def of_runs(options: LengthOptions) -> tuple[Predicted, dict[str, Any]]:
 def judged(found: Predicted) -> list[Judged]:
     """Both ways of growing longer: change and sharpness of the last frames against real ones, and the class."""
     parts = []
+
+    def add(statement: Statement, name: str, statistic: Callable[..., float]) -> None:
+        clips = len(found.generated[0][name])
+        parts.append(judge(statement, effect_of([partial(statistic, one[name]) for one in found.generated], clips)))
+
     for prefix, mode in MODES.items():
-        for name, (low, high) in RATIOS.items():
-            statement = Statement(
-                f"{mode}: {name} of the last {LAST_FRAMES} frames near real", f"ratio of {name}", low, high
-            )
-            statistics = [_ratio(one[prefix + name], found.real[name]) for one in found.generated]
-            parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + name]))))
+        for name, bounds in RATIOS.items():
+            text = f"{mode}: {name} of the last {LAST_FRAMES} frames near real"
+            add(Statement(text, f"ratio of {name}", *bounds), prefix + name, partial(_ratio, found.real[name]))
         if prefix + "class_accuracy" in found.generated[0]:
-            statement = Statement(
-                f"{mode}: class accuracy after frame {TRAINED_FRAMES}", "share of frames", LEAST_CLASS_ACCURACY, None
-            )
-            statistics = [_accuracy(one[prefix + "class_accuracy"]) for one in found.generated]
-            parts.append(judge(statement, effect_of(statistics, len(found.generated[0][prefix + "class_accuracy"]))))
+            text = f"{mode}: class accuracy after frame {TRAINED_FRAMES}"
+            statement = Statement(text, "share of frames", LEAST_CLASS_ACCURACY, None)
+            add(statement, prefix + "class_accuracy", lambda shown_BT, N: float(shown_BT[N, TRAINED_FRAMES:].mean()))
     return parts
 
 
-def _ratio(generated_BT: Tensor, real_BT: Tensor) -> Any:
-    def ratio(picked_N: Tensor) -> float:
-        return float(generated_BT[picked_N, -LAST_FRAMES:].mean() / real_BT[picked_N, -LAST_FRAMES:].mean())
-
-    return ratio
-
-
-def _accuracy(generated_BT: Tensor) -> Any:
-    return lambda picked_N: float(generated_BT[picked_N, TRAINED_FRAMES:].mean())
+def _ratio(real_BT: Tensor, generated_BT: Tensor, picked_N: Tensor) -> float:
+    return float(generated_BT[picked_N, -LAST_FRAMES:].mean() / real_BT[picked_N, -LAST_FRAMES:].mean())
 
 
 def draw(found: Predicted) -> Figure:
@@ -188,19 +176,20 @@ def numbers_of(found: Predicted) -> dict[str, Any]:
 def study(options: LengthOptions) -> Path:
     """Generate, judge and write the result."""
     check_options(options)
-    _check_frames(options)
+    least = TRAINED_FRAMES + LAST_FRAMES
+    if options.frames < least or (options.frames != LONG_FRAMES and not options.model):
+        raise ValueError(f"--frames {options.frames}: expected at least {least}, and {LONG_FRAMES} without --model")
     found, settings = of_model(options) if options.model else of_runs(options)
     parts, notes = judged(found), ["one seed: intervals are over clips"] if len(found.generated) == 1 else []
     if not options.model and options.budget.is_short:
         notes.append(f"short training: {options.budget.steps * options.budget.batch} clips a run")
-    numbers = numbers_of(found) | {"verdicts": {mode: _verdict(parts, mode) for mode in MODES.values()}}
+    verdicts = {
+        mode: all_of(part.verdict for part in parts if part.statement.text.startswith(mode)) for mode in MODES.values()
+    }
+    numbers = numbers_of(found) | {"verdicts": verdicts}
     settings |= {"context": LONG_CONTEXT, "frames": found.frames}
     scale = options.result_scale + (f"-{options.frames}" if options.model else "")
     return write_outcome("length", options, draw(found), parts, numbers, settings, notes, scale)
-
-
-def _verdict(parts: Sequence[Judged], mode: str) -> Verdict:
-    return all_of(part.verdict for part in parts if part.statement.text.startswith(mode))
 
 
 if __name__ == "__main__":

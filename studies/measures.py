@@ -47,9 +47,6 @@ LONG_CONTEXT = 4
 LONG_CLIPS = 64
 BATCH = 64
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 9.0)
-EDGE_WEIGHT = 1.0
-"""Of edges against grey levels: blur of one pixel, which leaves the grey of a cell as it is, then shows clearly."""
-BLUR_PIXELS = 1.0
 
 
 Measures = Mapping[str, Tensor]
@@ -113,11 +110,11 @@ def frame_features(video_BTHWC: Tensor) -> Tensor:
         scaled = F.avg_pool2d(grey_BTHW, stride)
         across = scaled[..., 1:-1, 2:] - scaled[..., 1:-1, :-2]
         down = scaled[..., 2:, 1:-1] - scaled[..., :-2, 1:-1]
-        found.append(EDGE_WEIGHT * F.adaptive_avg_pool2d(across**2 + down**2, 4).sqrt())
+        found.append(F.adaptive_avg_pool2d(across**2 + down**2, 4).sqrt())
     return torch.cat([cells.flatten(2) for cells in found], dim=2)
 
 
-def blurred(video_BTHWC: Tensor, pixels: float = BLUR_PIXELS) -> Tensor:
+def blurred(video_BTHWC: Tensor, pixels: float = 1.0) -> Tensor:
     """Every frame under a Gaussian of standard deviation ``pixels``; uint8."""
     radius = math.ceil(3 * pixels)
     weight_K = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * pixels**2))
@@ -211,7 +208,7 @@ def real_settings(source: Source, vae_id: str) -> str:
 @cache
 def features_id() -> str:
     """Names the features of this module, whose numbers are not to be mixed with those of others."""
-    return f"digits3d-{Digits3d.load().hash[:12]} grey8+edges4x{EDGE_WEIGHT:g}"
+    return f"digits3d-{Digits3d.load().hash[:12]} grey8+edges4x1"
 
 
 def load_or_compute(path: Path, settings: str, compute: Callable[[], Mapping[str, Tensor]]) -> Measures:

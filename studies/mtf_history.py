@@ -26,7 +26,7 @@ from magi.sampling.history import History
 from magi.sampling.pipeline import MagiPipeline
 from studies.commands import run_command
 from studies.measures import BATCH, FID, FVD, PREDICTED_FRAMES, Measures, clip_features, load_or_compute
-from studies.results import compared, write_prediction
+from studies.results import compared, write_trained
 from studies.sources import held_out_clips
 from studies.variants import OneSeedOptions, Run, VariantMeasures, load_or_train, settings_of
 
@@ -106,7 +106,7 @@ def study(options: OneSeedOptions) -> Path:
     found = with_both_histories(options, load_or_train(options, (CTF, MTF)))
     parts = [compared(found, f"MTF has a lower {name} from a masked history", MASKED, MTF, name) for name in (FID, FVD)]
     others = [compared(found, f"CTF has a lower {name} still", CTF, MASKED, name) for name in (FID, FVD)]
-    return write_prediction(options, STUDY, found, parts, others)
+    return write_trained(STUDY, options, found, parts, others)
 
 
 if __name__ == "__main__":

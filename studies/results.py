@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -209,47 +208,37 @@ def write_trained(
     study: str,
     options: StudyOptions,
     found: VariantMeasures,
-    draw: Callable[[Any, Mapping[str, Any]], Figure],
-    numbers: Mapping[str, Any],
     parts: Sequence[Judged],
     others: Sequence[Judged] = (),
+    numbers: Mapping[str, Any] | None = None,
+    draw: Callable[[Any, Mapping[str, Any]], Figure] | None = None,
 ) -> Path:
     """Write the result of a study that trains, whose claim is supported where all ``parts`` are.
 
-    The ``others`` are judged and shown, and the claim does not depend on them. ``draw`` gets the numbers and the scores
-    of real clips.
+    The ``others`` are judged and shown, and the claim does not depend on them. ``draw`` gets the ``numbers`` and the
+    scores of real clips; without both the distances of every variant are written and drawn.
     """
     real = real_scores(found.real)
+    numbers = {"variants": scores(found)} if numbers is None else numbers
     settings = training_settings(options, [name for name in found.by_name if name in VARIANTS])
-    figure, verdict = draw(numbers, real), all_of(part.verdict for part in parts)
+    figure, verdict = (draw or draw_distances)(numbers, real), all_of(part.verdict for part in parts)
     judged, notes = [*parts, *others], training_notes(options, real)
     return write_outcome(study, options, figure, judged, {**numbers, "real": real}, settings, notes, verdict=verdict)
 
 
-def write_prediction(
-    options: StudyOptions, study: str, found: VariantMeasures, parts: Sequence[Judged], others: Sequence[Judged] = ()
-) -> Path:
-    """The same of a study of first-frame prediction: both distances of every variant."""
-    return write_trained(study, options, found, draw, {"variants": scores(found)}, parts, others)
-
-
-def draw(numbers: Mapping[str, Any], real: Mapping[str, Any]) -> Figure:
+def draw_distances(numbers: Mapping[str, Any], real: Mapping[str, Any]) -> Figure:
     """Both distances of every variant: a bar for the mean, dots for seeds, a line for real against real."""
-    values = numbers["variants"]
+    values: dict[str, dict[str, list[float]]] = numbers["variants"]
     figure = figure_of(1.6 * len(values) * 2 + 3, 4)
     for axes, distance in zip(figure.subplots(1, 2), DISTANCES, strict=True):
-        draw_bars(axes, {name: found[distance] for name, found in values.items()})
-        axes.axhline(real["floor"][distance], color=REAL_COLOUR, linestyle="--", linewidth=1, label="real against real")
-        axes.axhline(real["vae"][distance], color=REAL_COLOUR, linestyle=":", linewidth=1, label="through autoencoder")
+        for number, (found, colour) in enumerate(zip(values.values(), COLOURS * len(values), strict=False)):
+            seeds = found[distance]
+            axes.bar(number, sum(seeds) / len(seeds), color=colour, alpha=0.35)
+            axes.plot([number] * len(seeds), seeds, "o", color=colour)
+        axes.set_xticks(range(len(values)), [name.replace("-without-", "\nwithout ") for name in values], fontsize=8)
+        for name, style, label in (("floor", "--", "real against real"), ("vae", ":", "through autoencoder")):
+            axes.axhline(real[name][distance], color=REAL_COLOUR, linestyle=style, linewidth=1, label=label)
+        axes.set_ylim(bottom=0)
         axes.set_title(f"{distance} (lower is better)", fontsize=11)
         axes.legend(frameon=False)
     return figure
-
-
-def draw_bars(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
-    """A bar for the mean of each name and a dot for each of its values."""
-    for number, (found, colour) in enumerate(zip(values.values(), COLOURS * len(values), strict=False)):
-        axes.bar(number, sum(found) / len(found), color=colour, alpha=0.35)
-        axes.plot([number] * len(found), found, "o", color=colour)
-    axes.set_xticks(range(len(values)), [name.replace("-without-", "\nwithout ") for name in values], fontsize=8)
-    axes.set_ylim(bottom=0)

@@ -37,7 +37,6 @@ class Source:
     folder: Path
     train_videos: int
     held_out_videos: int
-    classes: int
 
     @property
     def train(self) -> Path:
@@ -68,8 +67,8 @@ class Source:
 def source(name: SourceName, folder: Path) -> Source:
     """The source called ``name`` in ``folder``, prepared or not."""
     if name == "digits":
-        return Source(name, folder / name, 1000, HELD_OUT_VIDEOS, 10)
-    return Source(name, folder / name, 300, HELD_OUT_VIDEOS, 0)
+        return Source(name, folder / name, 1000, HELD_OUT_VIDEOS)
+    return Source(name, folder / name, 300, HELD_OUT_VIDEOS)
 
 
 def prepare(source: Source, device: str) -> None:

@@ -140,7 +140,7 @@ def test_missing_gymnasium_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_sources_train_on_other_videos_than_they_judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[tuple[object, ...]] = []
     monkeypatch.setattr("studies.sources.magi", lambda *argv: commands.append(argv))
-    prepare(Source("digits", tmp_path, 3, 2, 10), "cpu")
+    prepare(Source("digits", tmp_path, 3, 2), "cpu")
     written = {words[2]: words[-1] for words in commands if words[:2] == ("data", "digits")}
     assert written == {tmp_path / "train": 0, tmp_path / "held_out": 1}
     assert commands[-1][:3] == ("encode", tmp_path / "train", tmp_path / "latents")

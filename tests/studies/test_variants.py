@@ -109,7 +109,7 @@ def test_a_toy_run_is_trained_measured_and_read_again(
         monkeypatch.setattr(module, "LONG_FRAMES", 20)
         monkeypatch.setattr(module, "LONG_CLIPS", 2)
         monkeypatch.setattr(module, "GUIDANCE_SCALES", (1.0, 3.0))
-    place, run = Source("digits", tmp_path / "digits", 10, 8, 10), Run(name, "digits", 0, Budget(steps=2, batch=2))
+    place, run = Source("digits", tmp_path / "digits", 10, 8), Run(name, "digits", 0, Budget(steps=2, batch=2))
     prepare(place, "cpu")
     assert labels_of(place, 4) == [0, 1, 2, 3]
     folder = run.folder(tmp_path)
