@@ -195,6 +195,25 @@ def test_progressive_frames_of_an_interlaced_video_stay_as_they_are(tmp_path: Pa
     assert [frame for _, frame, _ in deinterlaced(iter(numbered), range(6))] == frames
 
 
+def test_an_interlaced_frame_depends_on_its_neighbours_alone(tmp_path: Path) -> None:
+    """Also where some of the frames are progressive, as in a film that was broadcast."""
+    decoded = []
+    for name, options in (("interlaced.mp4", {"x264-params": "tff=1"}), ("progressive.mp4", {})):
+        with av.open(write(tmp_path / name, draw=two_fields, count=16, options=options)) as container:
+            decoded.append(list(container.decode(video=0)))
+    progressive = (0, 1, 2, 7, 8, 12)
+    frames = [(number, decoded[number in progressive][number], None) for number in range(16)]
+
+    def shown(first: int, wanted: set[int]) -> dict[int, np.ndarray]:
+        answers = deinterlaced(iter(frames[first:]), wanted)
+        return {number: frame.to_ndarray() for number, frame, _ in answers if number in wanted}
+
+    whole = shown(0, set(range(16)))
+    for number in range(1, 16):
+        again = shown(number - 1, {number, min(number + 4, 15)})
+        assert all(np.array_equal(again[at], whole[at]) for at in again), number
+
+
 def test_interlaced_frames_too_small_for_the_filter_are_named(tmp_path: Path) -> None:
     small = np.zeros((2, 16, 3), np.uint8)
     path = write(tmp_path / "small.mkv", "mpeg2video", 6, draw=lambda _: small, prepare=in_fields)
