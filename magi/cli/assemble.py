@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from magi.config import Config, LatentShape
 from magi.files import NORMALIZATION_FILE, VAE_FOLDER
-from magi.progress import Report
+from magi.progress import Report, progress
 
 if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
@@ -116,6 +116,17 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
         if reasons:
             warnings.warn(f"{len(reasons)} videos left out; {reasons[0]}", stacklevel=2)
     return ClipDataset(index, config.data, seed, config.model.actions)
+
+
+def open_data_together(
+    config: Config, vae: "VideoAutoencoder", process: "Distributed"
+) -> "ClipDataset | LatentDataset":
+    """``open_data`` in every process; the first one indexes the videos, the others then read its index."""
+    if process.is_main:
+        with progress("decoding videos", "videos") as report:
+            dataset = open_data(config, vae, report)
+    process.barrier()
+    return dataset if process.is_main else open_data(config, vae, None)
 
 
 def choose_normalization(

@@ -46,6 +46,7 @@ VERBS = (
     Verb("train-vae", "train", "train_vae", "train a small autoencoder on your own videos"),
     Verb("train", "train", "train", "train a preset or a config file; the same command again resumes"),
     Verb("tune-steps", "tune_steps", "tune_steps", "place a model's denoising steps by their energy score; its config"),
+    Verb("distill", "distill", "distill", "train a head of one step a token on a frozen model, by the energy score"),
     Verb("sample", "sample", "sample", "generate or continue videos: mp4, GIF and a contact sheet"),
     Verb("play", "play", "play", "a page in the browser where the model dreams under your keys", alone=True),
     Verb("export", "sample", "export", "write the folder that MagiPipeline.from_pretrained loads"),

@@ -5,7 +5,7 @@ Which of a run's settings may change when it is continued, and what a checkpoint
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -18,6 +18,7 @@ from magi.cli.assemble import (
     data_summary,
     model_summary,
     open_data,
+    open_data_together,
     planned_latent,
 )
 from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
@@ -26,12 +27,6 @@ from magi.config import Config, DataConfig, VaeTrainingConfig, dump_config
 from magi.errors import CheckpointError, DataError
 from magi.presets import resized
 from magi.progress import progress
-
-if TYPE_CHECKING:
-    from magi.data.clips import ClipDataset
-    from magi.latents.dataset import LatentDataset
-    from magi.training.parallelize import Distributed
-    from magi.vae.contract import VideoAutoencoder
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def train(words: list[str]) -> None:
 
     with init_distributed(options.device) as process:
         vae, latent = autoencoder(config)
-        dataset = _open_data_together(config, vae, process)
+        dataset = open_data_together(config, vae, process)
         if process.is_main:
             print("\n".join([model_summary(config, latent), *data_summary(config, dataset)]), flush=True)
         vae.to(process.device)
@@ -133,17 +128,6 @@ def _dry_run(config: Config) -> None:
     print("\n".join(f"# {line}" for line in "\n".join(lines).splitlines()))
 
 
-def _open_data_together(
-    config: Config, vae: "VideoAutoencoder", process: "Distributed"
-) -> "ClipDataset | LatentDataset":
-    """The dataset in every process; the first one indexes the videos, the others then read its index."""
-    if process.is_main:
-        with progress("decoding videos", "videos") as report:
-            dataset = open_data(config, vae, report)
-    process.barrier()
-    return dataset if process.is_main else open_data(config, vae, None)
-
-
 @dataclass(frozen=True)
 class TrainVaeOptions:
     """Train a small 2-D autoencoder on your own videos; OUT is then what vae.weights names.
@@ -167,7 +151,7 @@ def train_vae(words: list[str]) -> None:
     existing_folder(options.data)
     check_device(options.device)
     from magi.data.index.index import open_index
-    from magi.training.vae_trainer import train_vae as train_autoencoder
+    from magi.training.small_vae.trainer import train_vae as train_autoencoder
 
     data = DataConfig(root=str(options.data), max_bad_fraction=config.max_bad_fraction)
     with progress("decoding videos", "videos") as report:

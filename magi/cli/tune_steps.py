@@ -65,6 +65,8 @@ def tune_steps(words: list[str]) -> None:
     from magi.sampling.tune_steps import best_placed, fewest, scored
 
     loaded = load_pretrained(options.model)
+    if loaded.config.model.objective == "energy":
+        raise ValueError(f"{options.model}: its head takes one step, there is nothing to place")
     model, own, most = loaded.model, loaded.config.sampling.steps, loaded.config.model.diffusion_steps
     if max(options.steps) > most:
         raise ValueError(f"--steps {max(options.steps)}: the model was trained with {most} timesteps; ask for fewer")

@@ -26,8 +26,11 @@ def model_card(model: Magi, config: Config, vae_id: str, classes: Sequence[str] 
         ("autoencoder", f"`{vae_id}`, latents {latent.channels}x{latent.height}x{latent.width}"),
         ("classes", listed or (str(config.model.classes) if config.model.classes else "none")),
         ("sampling", f"{sampling.iterations} iterations, {sampling.steps} steps, guidance {sampling.guidance:g}"),
-        ("timesteps", f"{first or config.model.diffusion_steps - 1} to {sampling.last_timestep}"),
     ]
+    if config.model.objective == "energy":
+        rows.append(("head", "one step a token, trained by the energy score"))
+    else:
+        rows.append(("timesteps", f"{first or config.model.diffusion_steps - 1} to {sampling.last_timestep}"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""---
 library_name: magi

@@ -65,7 +65,7 @@ _MAY_CHANGE = (
     "workers",
     "max_bad_fraction",
 )
-_MAY_BE_UNKNOWN = {"vae": "the autoencoder", "data": "the data"}
+_MAY_BE_UNKNOWN = {"vae": "the autoencoder", "data": "the data", "teacher": "the frozen weights"}
 """Fields of the state that tell another run's, or are None, and their names in words."""
 
 

@@ -24,13 +24,14 @@ def decayed_parameters(model: nn.Module) -> set[str]:
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
-    """AdamW over the model's parameters in two groups, with and without weight decay.
+    """AdamW over the parameters that are not frozen, in two groups, with and without weight decay.
 
     On a GPU one kernel reads and writes every number once a step; elsewhere the loop over lists of tensors is faster.
     """
     decayed = decayed_parameters(model)
-    with_decay = [value for name, value in model.named_parameters() if name in decayed]
-    without = [value for name, value in model.named_parameters() if name not in decayed]
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    with_decay = [value for name, value in trained if name in decayed]
+    without = [value for name, value in trained if name not in decayed]
     groups = [{"params": with_decay, "weight_decay": config.weight_decay}, {"params": without, "weight_decay": 0.0}]
     fused = all(value.is_cuda for value in model.parameters())
     return AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), foreach=not fused, fused=fused)
@@ -64,6 +65,7 @@ def every_optimizer_tensor(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{kind}/{name}": torch.empty(() if kind == "step" else value.shape, dtype=torch.float32, device="meta")
         for name, value in model.named_parameters()
+        if value.requires_grad
         for kind in _STATE
     }
 

@@ -20,6 +20,7 @@ from magi.training.optimizer import learning_rate, make_optimizer
 from magi.training.parallelize import Distributed, gather, gradients_stay_local, parallelize
 from magi.training.run_state import RunState, StepResult
 from magi.vae.contract import VideoAutoencoder
+from magi.weights import weights_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Trainer(RunState):
         self.clips, self.model = clips, model.to(process.device)
         self.vae = vae.to(process.device) if vae is not None else None
         self.shape = TokenShape(model.latent.frames, model.tokens_per_frame, model.token_channels)
+        frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+        self.teacher = weights_hash(frozen)[:16] if frozen else None
         # Sharding replaces the parameters, so what holds on to them comes after.
         self.wrapped = parallelize(self.model, config.training, process)
         optimizer = make_optimizer(self.model, config.training)
@@ -48,8 +51,9 @@ class Trainer(RunState):
         self._batches: Generator[Batch, None, None] | None = None
 
     def identity(self) -> dict[str, str | None]:
-        """The autoencoder and the data."""
-        return {"vae": self.vae.id if self.vae is not None else None, "data": data_identity(self.clips)}
+        """The autoencoder, the data, and of frozen weights their hash."""
+        vae = self.vae.id if self.vae is not None else None
+        return {"vae": vae, "data": data_identity(self.clips)} | ({"teacher": self.teacher} if self.teacher else {})
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, constant, cool-down."""

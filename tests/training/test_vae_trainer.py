@@ -19,11 +19,11 @@ from magi.config import DataConfig, VaeTrainingConfig
 from magi.data.index.index import VideoIndex, open_index
 from magi.data.moving_digits import write_digits
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
-from magi.training import vae_trainer
 from magi.training.log import read_metrics
 from magi.training.run_folder import locked
-from magi.training.vae_frames import PooledFrames, ReadFrames, open_frames, split_index, spread_count
-from magi.training.vae_trainer import VaeTrainer, cosine_rate, psnr, train_vae, vae_errors
+from magi.training.small_vae import trainer as vae_trainer
+from magi.training.small_vae.frames import PooledFrames, ReadFrames, open_frames, split_index, spread_count
+from magi.training.small_vae.trainer import VaeTrainer, cosine_rate, psnr, train_vae, vae_errors
 from magi.vae.diffusers.small import SmallVae, pixels_to_network
 from tests.fakes.training_runs import told
 

@@ -1,7 +1,7 @@
 """The small adapter: diffusers' AutoencoderKL in a small configuration, for the user's own videos.
 
 A 2-D autoencoder as the paper's Stable Diffusion one (section 4), with the frames folded into the batch axis. How it is
-trained is magi/training/vae_trainer.py's.
+trained is magi/training/small_vae/trainer.py's.
 """
 
 from functools import partial

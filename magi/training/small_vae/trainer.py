@@ -27,7 +27,7 @@ from magi.training.loop import continue_run, run_steps
 from magi.training.parallelize import Distributed
 from magi.training.run_folder import locked
 from magi.training.run_state import RunState, StepResult
-from magi.training.vae_frames import FrameSource, Log, open_frames, some_frames, split_index, spread_frames
+from magi.training.small_vae.frames import FrameSource, Log, open_frames, some_frames, split_index, spread_frames
 from magi.vae.contract import check_size
 from magi.vae.diffusers.small import SmallVae, SmallVaeShape, build_network, pixels_to_network
 from magi.vae.native_folder import CONFIG_FILE
