@@ -59,7 +59,7 @@ class PlayOptions:
     allow_host: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """further names that the page is reached by, as behind a reverse proxy"""
     speed: Speed = "full"
-    """full is the model's config; fast halves the denoising steps and costs quality"""
+    """full is the model's config; fast has the fewest denoising steps that score as well (magi tune-steps)"""
     sampling: SamplingChanges = field(default_factory=lambda: SamplingChanges({}))
     device: Device = "auto"
     """auto takes a GPU where there is one"""
