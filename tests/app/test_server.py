@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
@@ -282,3 +284,13 @@ def test_a_flood_ends_the_connection(client: TestClient) -> None:
         assert refused.value.code == 1008
     with page_of(client) as page:
         page.frame()
+
+
+def test_it_can_be_mounted_in_another_application() -> None:
+    app = Starlette(routes=[Mount("/dream", serve(Engine(FakeDreams(), 4, 0)))])
+    with TestClient(app, base_url=f"http://{HOST}") as client:
+        assert "canvas" in client.get("/dream/").text and client.get("/dream/start/0.png").status_code == 200
+        with client.websocket_connect("/dream/play", headers=OWN) as socket:
+            page = Page(socket)
+            page.say(type="start", start=0)
+            page.frame()

@@ -198,7 +198,7 @@ function begin(number) {
   $("class").value = welcome.starts[number].label ?? -1;
   say({ type: "start", start, seed: Math.floor(Math.random() * 2 ** 32) });
   say({ type: "keys", action, seq: stats.seq });
-  $("stage").focus();
+  $("stage").focus({ preventScroll: true });
 }
 
 function makeStarts() {
