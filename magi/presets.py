@@ -111,6 +111,13 @@ def world_paddle() -> Config:
     )
 
 
+def world_maze() -> Config:
+    """The maze under its six actions (`magi data world maze`), 64x64: as ``world_platform``, not trained yet."""
+    config = world_platform()
+    data = config.data.model_copy(update={"root": "build/maze"})
+    return config.model_copy(update={"data": data, "vae": VaeConfig(name="small", weights="build/maze/vae")})
+
+
 @dataclass(frozen=True)
 class VideoSet:
     """Facts of a published data set: how many videos a preset trains on, and frames of a video on average."""
@@ -230,6 +237,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "world-platform": world_platform,
     "world-paddle": world_paddle,
+    "world-maze": world_maze,
     "ucf101-sd": ucf101_sd,
     "ucf101-cosmos": ucf101_cosmos,
     "ucf101-cosmos-class": ucf101_cosmos_class,

@@ -56,7 +56,8 @@ class WorldOptions:
     """
 
     world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """platform: a player who runs and jumps among platforms, coins and an enemy; or paddle: a paddle, a ball, bricks"""
+    """platform: a player who runs and jumps among platforms, coins and an enemy; paddle: a paddle, a ball, bricks; or
+    maze: first person, walls of one hue a cell"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder to write to"""
     clips: int = 1000

@@ -66,8 +66,11 @@ class World(Protocol[S]):
         """The next state."""
         ...
 
-    def policy(self, frames: int, rng: np.random.Generator) -> list[int]:
-        """Actions of a video of ``frames`` frames, the first unused: keys held for random lengths, none rare."""
+    def policy(self, state: S, frames: int, rng: np.random.Generator) -> list[int]:
+        """Actions of a video of ``frames`` frames from ``state`` on, the first unused.
+
+        Keys are held for random lengths, and none is rare.
+        """
         ...
 
     def draw(self, state: S) -> Frame:

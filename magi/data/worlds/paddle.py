@@ -68,7 +68,7 @@ class Paddle(World[PaddleState]):
         speed = FALL if rng.random() < 0.5 else -FALL
         return PaddleState(float(x), float(ball_x), float(ball_y), float(rng.choice(AIMS)), speed, bricks)
 
-    def policy(self, frames: int, rng: np.random.Generator) -> list[int]:
+    def policy(self, state: PaddleState, frames: int, rng: np.random.Generator) -> list[int]:
         """A key, held for 1 to 6 frames: longer, and the paddle would spend half of a video at a wall."""
         return held(frames, np.array([0.2, 0.4, 0.4]), rng, longest=6)
 

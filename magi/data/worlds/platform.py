@@ -86,7 +86,7 @@ class Platform(World[PlatformState]):
         falling = PlatformState(float(x), float(y), 0.0, False, coins, float(rng.uniform(ENEMY_FROM, ENEMY_TO)), speed)
         return _taken(falling)
 
-    def policy(self, frames: int, rng: np.random.Generator) -> list[int]:
+    def policy(self, state: PlatformState, frames: int, rng: np.random.Generator) -> list[int]:
         """A direction and the jump key, each held for 1 to 12 frames."""
         for_direction, for_jump = rng.spawn(2)
         across = held(frames, np.array([0.2, 0.4, 0.4]), for_direction)

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from magi.data.built_in import Progress, write_built_in
 from magi.data.worlds.contract import World, WorldState
+from magi.data.worlds.maze import Maze
 from magi.data.worlds.paddle import Paddle
 from magi.data.worlds.platform import Platform
 from magi.errors import hint
 from magi.seeding import numpy_generator, seed_of
 
-WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(), Paddle())}
+WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(), Paddle(), Maze())}
 
 
 def find_world(name: str) -> World[Any]:
@@ -27,7 +28,7 @@ def play_clip(world: World[Any], seed: int, clip_number: int, frames: int) -> tu
     """Actions (the first is never used) and states of a clip under the world's policy; more frames continue it."""
     rng = numpy_generator(seed_of("world", world.name, seed, clip_number))
     state = world.start(rng)
-    actions, states = world.policy(frames, rng), [state]
+    actions, states = world.policy(state, frames, rng), [state]
     for action in actions[1:]:
         state = world.step(state, action)
         states.append(state)

@@ -16,7 +16,9 @@ from magi.data.worlds.contract import World
 from magi.data.worlds.worlds import WORLDS, find_world, play_clip, world_path, write_world
 from magi.evaluation.worlds.ground_truth import PlayedClip, measure, read_videos, residual_limit
 
-ALSO_READ = {"platform": ["enemy_x"], "paddle": ["ball_x", "ball_y", "ball_vx", "ball_vy"]}
+ALSO_READ = {"platform": ["enemy_x"], "paddle": ["ball_x", "ball_y", "ball_vx", "ball_vy"], "maze": ["heading"]}
+EXACT = {"platform": 0.1, "paddle": 0.1, "maze": 0.5}
+"""Units of length that a drawn frame is read to; 1 in the maze is a tenth of a cell."""
 
 
 @pytest.fixture(params=list(WORLDS))
@@ -47,8 +49,8 @@ def test_nothing_ends_and_no_rule_is_broken(world: World[Any]) -> None:
 def test_the_oracle_reads_what_was_drawn(world: World[Any]) -> None:
     """Up to where the player hides something: there 1 % may be off."""
     errors, other_errors = [], []
-    for clip in range(10):
-        _, states = play_clip(world, 3, clip, 120)
+    for clip in range(6):
+        _, states = play_clip(world, 3, clip, 60)
         read = None
         for number, state in enumerate(states):
             read = world.read(world.draw(state), read)
@@ -56,14 +58,15 @@ def test_the_oracle_reads_what_was_drawn(world: World[Any]) -> None:
             assert getattr(read, world.things) == getattr(state, world.things)
             if number > 1:  # speeds need two frames
                 other_errors.append([abs(getattr(read, name) - getattr(state, name)) for name in ALSO_READ[world.name]])
-    assert max(errors) < 0.1 and np.percentile(other_errors, 99, axis=0).max() < 0.1, np.max(other_errors, axis=0)
+    exact = EXACT[world.name]
+    assert max(errors) < exact and np.percentile(other_errors, 99, axis=0).max() < exact, np.max(other_errors, axis=0)
 
 
 def test_what_the_oracle_reads_goes_on_as_the_world_does(world: World[Any]) -> None:
     """Hidden speeds are read well enough: the next state from the read one is where the next frame is."""
     near = total = 0
-    for clip in range(10):
-        actions, states = play_clip(world, 3, clip, 120)
+    for clip in range(6):
+        actions, states = play_clip(world, 3, clip, 60)
         read = world.read(world.draw(states[0]))
         for action, state in zip(actions[1:], states[1:], strict=True):
             expected, read = world.step(read, action), world.read(world.draw(state), read)
@@ -103,7 +106,7 @@ def test_videos_hold_their_actions_and_states(world: World[Any], tmp_path: Path)
     stored_THWC = read_frames(path, range(12), record)
     for frame_HWC, state in zip(stored_THWC, states, strict=True):
         read = world.read(frame_HWC)
-        assert np.abs(position(world, read) - position(world, state)).max() < 0.3
+        assert np.abs(position(world, read) - position(world, state)).max() < 3 * EXACT[world.name]
         assert getattr(read, world.things) == getattr(state, world.things)
 
 
