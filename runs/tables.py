@@ -5,6 +5,7 @@
 A table stands between the lines ``<!-- results:NAME:begin -->`` and ``end``. No number in a page is typed by hand.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,22 @@ def studies(root: Path = ROOT) -> None:
 def world(root: Path = ROOT) -> None:
     """The shipped world model against the exact simulator, in the page on worlds."""
     write_markdown_block(root / "docs/worlds.md", "world", world_table(read_result(root / "results/world.json")))
+
+
+def survival(root: Path = ROOT) -> None:
+    """How often each promise was tried and not kept, in the page on reliability."""
+    reports = [json.loads(path.read_text("utf-8")) for path in sorted((root / "results/survival").glob("*.json"))]
+    write_markdown_block(root / "docs/reliability.md", "survival", survival_table(reports))
+
+
+def survival_table(reports: list[dict[str, Any]]) -> str:
+    """A row for each promise; one that was tried less often than it is meant to be says so."""
+    lines = ["| promise | tries | not kept | each must |", "|---|---:|---:|---|"]
+    for report in reports:
+        short = "" if report["n"] >= report["wanted"] else f" (of {report['wanted']} meant)"
+        lines.append(f"| `{report['promise']}` | {report['n']}{short} | {report['failures']} | {report['goal']} |")
+    failed = [f"- `{report['promise']}`: {what}" for report in reports for what in report["failed"]]
+    return "\n".join([*lines, "", *(["Not kept:", "", *failed] if failed else ["All were kept."])])
 
 
 def world_table(result: EvaluationResult) -> str:
@@ -148,7 +165,7 @@ def score_table(result: EvaluationResult) -> str:
 
 
 TABLES: dict[str, Callable[..., None]] = {
-    table.__name__: table for table in (bench, digits, digits3d, speed, studies, world)
+    table.__name__: table for table in (bench, digits, digits3d, speed, studies, survival, world)
 }
 
 

@@ -11,7 +11,9 @@ from runs import tables
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("page", "name"), [("README.md", "speed"), ("docs/performance.md", "bench")])
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "speed"), ("docs/performance.md", "bench"), ("docs/reliability.md", "survival")]
+)
 def test_a_page_holds_what_its_writer_writes(page: str, name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("studies"))
     (tmp_path / page).parent.mkdir(exist_ok=True)

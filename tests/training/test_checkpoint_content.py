@@ -3,17 +3,14 @@
 The bytes are those that were written, so hashes say nothing: names, shapes, types, finiteness and fields are looked at.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from magi.errors import CheckpointError
 from magi.files import CHECKPOINTS_FOLDER, METRICS_FILE
@@ -21,11 +18,12 @@ from magi.model.magi import Magi
 from magi.training.checkpoint import newest_checkpoint
 from magi.training.log import draw_losses, drop_metrics_after
 from magi.training.trainer import Trainer
-from magi.weights import load_ema, sha256, step_folder
+from magi.weights import load_ema, step_folder
+from studies.survival.damage import CHANGES, MUTATIONS, sign
 from tests.fakes.training_runs import LATENT, ONE_PROCESS, Clips, tiny_config, tiny_model, told, train_tiny
 
 CONFIG = tiny_config(steps=4, checkpoint_every=2)
-Damage = Callable[[Path], object]
+PARTS = ("model", "ema", "optimizer")
 
 
 @pytest.fixture(scope="module")
@@ -37,69 +35,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def newest(run: Path) -> Path:
     return run / CHECKPOINTS_FOLDER / step_folder(4)
-
-
-def sign(folder: Path) -> None:
-    """Let the manifest agree with what is in the files now."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for name, entry in manifest["files"].items():
-        entry |= {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-    path.write_text(json.dumps(manifest))
-
-
-def tensors(part: str, change: Callable[[dict[str, Tensor], str], object]) -> Damage:
-    """Change the file ``part``, given its tensors and the name of the last one that is a matrix."""
-
-    def damage(folder: Path) -> None:
-        path = folder / f"{part}.safetensors"
-        held = load_file(path)
-        change(held, [name for name, tensor in held.items() if tensor.ndim == 2][-1])
-        save_file(held, path)
-
-    return damage
-
-
-def field(name: str, *value: Any) -> Damage:
-    """Give a field of state.json another value, or none."""
-
-    def damage(folder: Path) -> None:
-        path = folder / "state.json"
-        state = json.loads(path.read_text())
-        del state[name]
-        path.write_text(json.dumps(state | dict.fromkeys([name], *value) if value else state))
-
-    return damage
-
-
-def filled(value: float) -> Callable[[dict[str, Tensor], str], object]:
-    return lambda held, name: held[name].view(-1)[0].fill_(value)
-
-
-CHANGES: dict[str, Callable[[dict[str, Tensor], str], object]] = {
-    "bool": lambda held, name: held.update({key: value.bool() for key, value in held.items()}),
-    "int": lambda held, name: held.update({name: held[name].int()}),
-    "float16": lambda held, name: held.update({name: held[name].half()}),
-    "complex": lambda held, name: held.update({name: held[name].to(torch.complex64)}),
-    "missing": lambda held, name: held.pop(name),
-    "more": lambda held, name: held.update({f"{name}.more": torch.zeros(2)}),
-    "transposed": lambda held, name: held.update({name: held[name].reshape(held[name].shape[::-1]).contiguous()}),
-    "flattened": lambda held, name: held.update({name: held[name].flatten()}),
-    "empty": lambda held, name: held.clear(),
-    "NaN": filled(float("nan")),
-    "infinite": filled(float("inf")),
-}
-PARTS = ("model", "ema", "optimizer")
-WRONG_FIELDS: list[tuple[str, Any]] = [
-    ("step", True), ("step", "4"), ("step", 3), ("step", 4.0), ("skips_in_a_row", None), ("skips_in_a_row", "0"),
-    ("skips_in_a_row", [0]), ("config", []), ("config", "x"), ("config", {"model": 3}), ("config", {}),
-]  # fmt: skip
-MUTATIONS: dict[str, Damage] = {
-    **{f"{part}: {what}": tensors(part, change) for part in PARTS for what, change in CHANGES.items()},
-    **{f"state: no {name}": field(name) for name in ("step", "skips_in_a_row", "config", "vae", "data")},
-    **{f"state: {name} {value!r}": field(name, value) for name, value in WRONG_FIELDS},
-    "state: other data": field("data", "3 videos 0123"),
-}
 
 
 @pytest.mark.parametrize("what", MUTATIONS)

@@ -1,0 +1,59 @@
+"""Counts the trials of a promise that were kept, and writes them as JSON."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import magi
+from magi.files import write_json
+
+GOALS = {
+    "kills": (
+        300,
+        "resume by the same command, lose nothing, leave nothing behind, end with the same bytes and losses",
+    ),
+    "damaged": (200, "noticed and named, or harmless; a run goes on from the newest good checkpoint, equal to the bit"),
+}
+"""Promise -> how many trials it is published with, and what each must show."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try: what kind it is of, and a function that says what went wrong, or nothing."""
+
+    kind: str
+    run: Callable[[], str]
+
+
+def conduct(name: str, trials: Iterable[Trial], seed: int = 0) -> dict[str, Any]:
+    """Run all ``trials`` of the promise ``name``, one after the other; returns what ``write`` writes."""
+    begun, kinds, failed = time.monotonic(), Counter[str](), list[str]()
+    for trial in trials:
+        kinds[trial.kind] += 1
+        if wrong := trial.run():
+            failed.append(f"{trial.kind}: {wrong}")
+            print(failed[-1], flush=True)
+    wanted, goal = GOALS[name]
+    return {
+        "promise": name,
+        "goal": goal,
+        "wanted": wanted,
+        "n": kinds.total(),
+        "failures": len(failed),
+        "failed": failed,
+        "kinds": dict(sorted(kinds.items())),
+        "seed": seed,
+        "seconds": round(time.monotonic() - begun, 1),
+        "version": magi.__version__,
+    }
+
+
+def write(report: dict[str, Any], results: Path) -> Path:
+    """Write NAME.json into ``results`` and print the counts."""
+    path = results / f"{report['promise']}.json"
+    write_json(path, report)
+    print(f"{report['promise']}: {report['failures']} of {report['n']} failed, in {report['seconds']} s\n{path}")
+    return path
