@@ -8,11 +8,17 @@ from pathlib import Path
 from magi.cli.main import exit_code_of
 from magi.cli.options import parse
 from magi.errors import hint
-from studies.survival import damage, kills
+from studies.survival import canaries, damage, kills, memory, sameness
 from studies.survival.commands import World
 from studies.survival.report import GOALS, conduct, write
 
-TRIALS = {"damaged": damage.trials, "kills": kills.trials}
+TRIALS = {
+    "kills": kills.trials,
+    "damaged": damage.trials,
+    "canaries": canaries.trials,
+    "reproducibility": sameness.trials,
+    "memory": memory.trials,
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Options:
     """How many trials, and where their count is written."""
 
     count: int = 0
-    """trials; 0 are as many as the promise is published with"""
+    """trials (of memory: steps); 0 are as many as the promise is published with"""
     seed: int = 0
     """of what is drawn: where a file is cut, when a command is killed"""
     results: Path = Path("results/survival")

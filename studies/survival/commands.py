@@ -7,10 +7,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,16 +47,25 @@ class Ended:
     seconds: float
 
 
-def magi(*words: str | Path, kill_after: float | None = None, longest: float = 120.0) -> Ended:
+def magi(
+    *words: str | Path,
+    kill_after: float | None = None,
+    longest: float = 120.0,
+    threads: int = 1,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[int], object] = lambda process: None,
+) -> Ended:
     """Run a command in a forked process, which has loaded torch already; SIGKILL comes after ``kill_after`` seconds.
 
     What takes longer than ``longest`` seconds is killed too. The command has a process group of its own, so that no
-    worker of it outlives it.
+    worker of it outlives it. ``watch`` is called with its number, again and again while it runs.
     """
     sys.stdout.flush()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         child, begun = os.fork(), time.monotonic()
         if not child:
+            os.environ.update(environment or {})
+            torch.set_num_threads(threads)
             _become([str(word) for word in words], said.fileno())
         ended, status = 0, 0
         while not ended:
@@ -63,7 +73,9 @@ def magi(*words: str | Path, kill_after: float | None = None, longest: float = 1
             if not ended and time.monotonic() - begun > (longest if kill_after is None else kill_after):
                 _kill_group(child)
                 ended, status = os.waitpid(child, 0)
-            time.sleep(0 if ended else 0.002)
+            if not ended:
+                watch(child)
+                time.sleep(0.002)
         seconds = time.monotonic() - begun
         _kill_group(child)
         said.seek(0)
@@ -77,7 +89,6 @@ def _become(words: Sequence[str], output: int) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-        torch.set_num_threads(1)
         code = main(words)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -99,8 +110,8 @@ def good(*words: str | Path) -> Ended:
     return ended
 
 
-def train(run: Path, latents: Path, *more: str, kill_after: float | None = None) -> Ended:
-    """``magi train`` of a model so small that a step takes milliseconds."""
+def train(run: Path, latents: Path, *more: str, **how: Any) -> Ended:
+    """``magi train`` of a model so small that a step takes milliseconds; ``how`` is as for ``magi``."""
     words: list[str | Path] = [
         "train",
         "digits",
@@ -112,7 +123,7 @@ def train(run: Path, latents: Path, *more: str, kill_after: float | None = None)
         *TRAINING.split(),
         *more,
     ]
-    return magi(*words, kill_after=kill_after)
+    return magi(*words, **how)
 
 
 def newest(run: Path) -> Path:
@@ -137,10 +148,10 @@ class World:
             assert ended.code == 0, ended.said
         good("export", self.run, self.export)
 
-    def encode(self, out: Path, kill_after: float | None = None) -> Ended:
+    def encode(self, out: Path, kill_after: float | None = None, worker: str = "0/1") -> Ended:
         """``magi encode`` by the pixel adapter."""
         shape = "--vae pixel --height 32 --width 32 --device cpu"
-        return magi("encode", self.videos, out, *shape.split(), kill_after=kill_after)
+        return magi("encode", self.videos, out, *shape.split(), "--worker", worker, kill_after=kill_after)
 
     @contextmanager
     def copy(self, of: Path) -> Iterator[Path]:

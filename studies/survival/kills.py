@@ -10,6 +10,7 @@ from magi.files import is_temporary
 from magi.training.log import read_metrics
 from studies.survival.commands import Ended, World, magi, newest, train
 from studies.survival.report import Trial
+from studies.survival.sameness import differing
 
 Command = Callable[[Path, float | None], Ended]
 """Writes into a folder; SIGKILL comes after some seconds."""
@@ -80,11 +81,5 @@ def _difference(name: str, whole: Path, out: Path) -> str:
         if told[0] != told[1]:
             return "other losses"
         whole, out = newest(whole), newest(out)
-    files = [
-        {path.relative_to(top): path for path in top.rglob("*") if path.is_file() and path.parent.name != INDEX_LOGS}
-        for top in (whole, out)
-    ]
-    names = set(files[0]) ^ set(files[1]) or {
-        path for path in files[0] if files[0][path].read_bytes() != files[1][path].read_bytes()
-    }
-    return f"other files: {', '.join(sorted(map(str, names)))}" if names else ""
+    differ = differing(whole, out, left_out=INDEX_LOGS)
+    return f"other files: {', '.join(differ)}" if differ else ""

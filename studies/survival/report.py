@@ -15,6 +15,9 @@ GOALS = {
         300,
         "resume by the same command, lose nothing, leave nothing behind, end with the same bytes and losses",
     ),
+    "canaries": (20, "run no code, whatever stands in the place of a file that is loaded"),
+    "reproducibility": (8, "write the same bytes"),
+    "memory": (15_000, "stay within 2 % after warming up (10,000 steps of training and 5,000 frames of a stream)"),
     "damaged": (200, "noticed and named, or harmless; a run goes on from the newest good checkpoint, equal to the bit"),
 }
 """Promise -> how many trials it is published with, and what each must show."""
@@ -26,13 +29,15 @@ class Trial:
 
     kind: str
     run: Callable[[], str]
+    units: int = 1
+    """as how many it counts, such as steps"""
 
 
 def conduct(name: str, trials: Iterable[Trial], seed: int = 0) -> dict[str, Any]:
     """Run all ``trials`` of the promise ``name``, one after the other; returns what ``write`` writes."""
     begun, kinds, failed = time.monotonic(), Counter[str](), list[str]()
     for trial in trials:
-        kinds[trial.kind] += 1
+        kinds[trial.kind] += trial.units
         if wrong := trial.run():
             failed.append(f"{trial.kind}: {wrong}")
             print(failed[-1], flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.survival import damage, kills
+from studies.survival import canaries, damage, kills, memory, sameness
 from studies.survival.commands import World, newest
 from studies.survival.report import GOALS, Trial, conduct, write
 
@@ -23,6 +23,23 @@ def test_damage_is_named_or_mended(world: World) -> None:
 
 def test_a_killed_command_ends_as_if_it_had_not_been(world: World) -> None:
     assert conduct("kills", kills.trials(world, 4, seed=1), 1)["failed"] == []
+
+
+def test_nothing_runs_and_the_same_bytes_are_written(world: World) -> None:
+    assert conduct("canaries", canaries.trials(world, 4, seed=1), 1)["failed"] == []
+    ways = [trial for trial in sameness.trials(world, 8, seed=1) if "threads" not in trial.kind]
+    assert conduct("reproducibility", ways)["failed"] == []
+
+
+def test_other_seeds_are_told_apart(world: World) -> None:
+    assert sameness.differing(newest(world.run), newest(world.other)) and sameness._largest(
+        *(newest(run) / "model.safetensors" for run in (world.run, world.other))
+    )
+
+
+def test_memory_that_grows_is_seen() -> None:
+    assert not memory.growth([1000 + min(step, 20) * 50 for step in range(100)]), "warming up"
+    assert memory.growth([1000 + step for step in range(100)]) == "grew by 3.8%"
 
 
 def test_a_difference_after_a_kill_is_seen(world: World, tmp_path: Path) -> None:

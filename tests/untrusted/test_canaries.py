@@ -30,30 +30,12 @@ from magi.latents.files import LatentHeader, map_shard, tensors_path
 from magi.sampling.pretrained import load_pretrained
 from magi.untrusted.child import read
 from magi.weights import read_tensors
-from tests.fakes.untrusted_files import PickledCall, pickle_trap, read_in_process, torchscript_trap
+from studies.survival.canaries import TRAPS
+from tests.fakes.untrusted_files import read_in_process
 
 PACKAGE = Path(__file__).parents[2] / "magi"
 READERS = {"torch.load", "torch.jit.load", "np.load", "np.lib.format.read_array", "safe_open", "load_file", "yaml"}
 """What reads a file that could hold code if it were read by something else; JSON and CSV cannot."""
-
-
-def legacy_trap(path: Path, trace: Path) -> Path:
-    torch.save({"a": PickledCall(trace)}, path, _use_new_zipfile_serialization=False)
-    return path
-
-
-def yaml_trap(path: Path, trace: Path) -> Path:
-    path.write_text(f"!!python/object/apply:os.mkdir ['{trace}']\n")
-    return path
-
-
-def npy_trap(path: Path, trace: Path) -> Path:
-    with path.open("wb") as file:
-        np.save(file, np.array([PickledCall(trace)], dtype=object), allow_pickle=True)
-    return path
-
-
-TRAPS = {"npy": npy_trap, "zip": pickle_trap, "legacy": legacy_trap, "torchscript": torchscript_trap, "yaml": yaml_trap}
 
 
 def shard_of_latents(path: Path) -> object:

@@ -12,13 +12,8 @@ from safetensors.torch import save_file
 from magi.errors import CheckpointError
 from magi.untrusted.child import read
 from magi.untrusted.reader import ReadLimits, read_untrusted
-from tests.fakes.untrusted_files import (
-    PickledCall,
-    PickledCode,
-    compiled,
-    pickle_trap,
-    read_in_process,
-)
+from studies.survival.canaries import PickledCall, PickledCode, pickle_trap
+from tests.fakes.untrusted_files import compiled, read_in_process
 
 
 @pytest.fixture
