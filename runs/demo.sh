@@ -13,14 +13,14 @@ began=$SECONDS
 
 say() { printf '\n== %s (%d min %02d s)\n' "$1" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)); }
 
-say "1/4 videos of bouncing digits, as mp4 files"
+say "1/5 videos of bouncing digits, as mp4 files"
 magi data digits "$out/train" --clips 500 --size 64 --seed 1
 magi data digits "$out/held-out" --clips 16 --size 64 --seed 2
 
-say "2/4 every file decoded once, safely, and encoded with the shipped autoencoder"
+say "2/5 every file decoded once, safely, and encoded with the shipped autoencoder"
 magi encode "$out/train" "$out/latents" --vae demo --height 64 --width 64
 
-say "3/4 training the preset 'digits' from scratch, for at most $seconds s"
+say "3/5 training the preset 'digits' from scratch, for at most $seconds s"
 # --foreground: Ctrl-C reaches the training, which saves and stops; so does the end of its time.
 status=0
 timeout --foreground --signal=TERM "$seconds" magi train "${preset[@]}" || status=$?
@@ -30,8 +30,12 @@ case $status in
     *) exit "$status" ;;
 esac
 
-say "4/4 continuing held-out videos for 100 frames: the fresh model, and the one shipped with the package"
+say "4/5 continuing held-out videos for 100 frames: the fresh model, and the one shipped with the package"
 magi evaluate digits "fresh=$out/run,demo=demo" "$out/held-out" "$out/results" --count 16 --batch 16
+
+say "5/5 dreaming the platform world under recorded keys, against its exact simulator"
+magi data world platform "$out/world" --clips 4 --frames 68 --seed 1
+magi evaluate world platform=platform "$out/world" "$out/world-results" --count 4 --frames 68 --batch 4
 
 say "done"
 cat <<EOF
@@ -40,5 +44,6 @@ The shipped model has trained for longer; the fresh one for minutes, on this mac
   $out/results/comparison.mp4     real and generated side by side
   $out/results/comparison.gif     the same as a GIF
   $out/results/contact_sheet.png  the same as a picture
+  $out/world-results/report.html  the game: real above dreamed under the same keys; play it: magi play (extra 'app')
   $out/run                        the fresh model: magi sample $out/run OUT --frames 60 --label 7
 EOF
