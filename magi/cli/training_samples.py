@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from magi.cli.assemble import open_data
 from magi.config import Config
 from magi.errors import NumericsError
+from magi.training.run_folder import SHEETS_FOLDER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,7 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
             print(f"step {step}: no sample sheet ({error})", flush=True)
             return
         rows = [row for pair in zip(real_BTHWC, made, strict=True) for row in pair]
-        path = run / "samples" / f"step-{step:09d}.png"
+        path = run / SHEETS_FOLDER / f"step-{step:09d}.png"
         write_png(path, contact_sheet(rows, context, frames, ["real", "made"] * len(made)))
         print(f"step {step}: samples in {path}", flush=True)
 

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from magi.files import remove_leftovers
+
 LOCK_FILE = "lock"
+SHEETS_FOLDER = "samples"
 LOSS_FILE = "loss.png"
 STOP_FILE = "stop"
 """Made by anyone, it asks the run to stop, as a signal does: for schedulers whose signals reach no process of it."""
@@ -34,6 +37,7 @@ def locked(run: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise ValueError(f"{run}: in use by process {owner}; wait for it, stop it, or give another --run") from None
+        remove_leftovers(run / SHEETS_FOLDER)  # no later step draws a sheet that a kill has cut short
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()}\n")

@@ -62,3 +62,13 @@ def test_outside_the_main_thread_nothing_is_handled(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_what_a_kill_has_left_of_a_sample_sheet_is_removed(tmp_path: Path) -> None:
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    left, sheet = samples / ".step-000000006.png.0123abcd.part", samples / "step-000000004.png"
+    left.touch()
+    sheet.touch()
+    with locked(tmp_path):
+        assert not left.exists() and sheet.exists()
