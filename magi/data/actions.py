@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from magi.data.index.index import VideoIndex
 from magi.errors import DataError
+from magi.files import open_file, read_text
 
 SUFFIXES = (".actions.npy", ".actions.csv", ".actions.jsonl", ".json")
 MOST_BYTES = 256 * 2**20
@@ -37,13 +38,19 @@ Rows = NDArray[np.float32]
 
 def track_path(video: Path) -> Path | None:
     """The action track beside a video; None if there is none."""
-    paths = [video.with_name(video.stem + suffix) for suffix in SUFFIXES]
-    return next((path for path in paths if path.is_file() and (path.suffix != ".json" or _has_actions(path))), None)
+    found = _find(video)
+    return None if found is None else found[0]
 
 
-def _has_actions(path: Path) -> bool:
-    values = _read_json(path)
-    return isinstance(values, dict) and "actions" in values
+def _find(video: Path) -> tuple[Path, Any] | None:
+    """The track beside a video and, of a sidecar, what it says: it may be large, so whoever finds it has read it."""
+    for suffix in SUFFIXES:
+        path = video.with_name(video.stem + suffix)
+        if path.is_file():
+            sidecar = _read_sidecar(path)
+            if suffix != ".json" or (isinstance(sidecar, dict) and "actions" in sidecar):
+                return path, sidecar
+    return None
 
 
 def read_track(path: Path, actions: int, frames: int | None = None) -> Rows:
@@ -52,7 +59,10 @@ def read_track(path: Path, actions: int, frames: int | None = None) -> Rows:
     ``DataError`` naming the file and what is wrong: unreadable, too short, NaN in part of an entry, an action that is
     not among the A, or entries of another size.
     """
-    entries = _entries(path)
+    return _rows(path, _entries(path, _read_sidecar(path)), actions, frames)
+
+
+def _rows(path: Path, entries: NDArray[np.float64], actions: int, frames: int | None) -> Rows:
     if frames is not None and len(entries) < frames:
         raise DataError(f"{path}: actions of {len(entries)} frames, but the video has {frames}")
     try:
@@ -87,29 +97,27 @@ def count_actions(path: Path) -> int:
 
     ``DataError`` for a track of whole numbers without names, which does not say how many there are.
     """
-    if path.suffix == ".json":
-        names = _read_json(path).get("action_names")
-        if isinstance(names, list) and names:
-            return len(names)
-    entries = _entries(path)
+    sidecar = _read_sidecar(path)
+    names = sidecar.get("action_names") if isinstance(sidecar, dict) else None
+    if isinstance(names, list) and names:
+        return len(names)
+    entries = _entries(path, sidecar)
     if entries.ndim == 2:
         return int(entries.shape[1])
     raise DataError(f"{path}: actions are numbers without names; say how many kinds there are with --actions")
 
 
-def _entries(path: Path) -> NDArray[np.float64]:
+def _entries(path: Path, sidecar: Any) -> NDArray[np.float64]:
     """(T,) or (T, A), NaN where there is no action."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES >> 20} MB")
         if path.suffix == ".npy":
-            with path.open("rb") as file:  # not np.load, which also opens archives
+            with open_file(path, most_bytes=MOST_BYTES) as file:  # not np.load, which also opens archives
                 entries = np.lib.format.read_array(file, allow_pickle=False)
             if entries.dtype.kind not in "iufb":
                 raise ValueError(f"dtype {entries.dtype} holds no numbers")
             entries = entries.astype(np.float64)
         else:
-            entries = as_entries(_listed(path))
+            entries = as_entries(list(sidecar["actions"]) if path.suffix == ".json" else _listed(path))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: no track of actions ({' '.join(str(error).split())[:120]})") from None
     if entries.ndim not in (1, 2) or not entries.size:
@@ -119,10 +127,7 @@ def _entries(path: Path) -> NDArray[np.float64]:
 
 def _listed(path: Path) -> list[Any]:
     """The entries of a text file, each a number, a list of numbers, or None."""
-    if path.suffix == ".json":
-        values = _read_json(path)
-        return list(values["actions"])
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, MOST_BYTES).removeprefix("\ufeff")
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     lines = [line for line in csv.reader(io.StringIO(text)) if line]
@@ -140,9 +145,10 @@ def _is_name(cell: str) -> bool:
     return False
 
 
-def _read_json(path: Path) -> Any:
+def _read_sidecar(path: Path) -> Any:
+    """What a ``.json`` says; {} if nothing that can be read, and for a track of another form."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, MOST_BYTES)) if path.suffix == ".json" else {}
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -159,10 +165,11 @@ def as_entries(entries: Sequence[Any]) -> NDArray[np.float64]:
 
 def video_track(video: Path, actions: int, frames: int) -> Rows:
     """The rows of a video of ``frames`` frames; ``DataError`` as for ``read_track``, or where it has no track."""
-    path = track_path(video)
-    if path is None:
+    found = _find(video)
+    if found is None:
         raise DataError(f"{video}: no actions beside it ({', '.join(video.stem + suffix for suffix in SUFFIXES)})")
-    return read_track(path, actions, frames)
+    path, sidecar = found
+    return _rows(path, _entries(path, sidecar), actions, frames)
 
 
 def actions_between(rows_FA: Rows, start: int, frames: int, interval: int) -> Rows:
