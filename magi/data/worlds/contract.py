@@ -49,14 +49,12 @@ class World(Protocol[S]):
     size: ClassVar[int]
     """Height and width of a frame in pixels."""
     fps: ClassVar[int]
+    state: ClassVar[type[WorldState]]
+    """What its states are."""
     positions: ClassVar[tuple[str, ...]]
     """Fields of the state that are positions of the player, in the world's unit of length."""
     things: ClassVar[str]
     """Field of the state that says of each thing whether it is still there; things never come back."""
-
-    def state_from_json(self, values: dict[str, Any]) -> S:
-        """The inverse of a state's ``to_json``; KeyError or TypeError for values of another kind of state."""
-        ...
 
     def start(self, rng: np.random.Generator) -> S:
         """A state that a video may begin with."""

@@ -74,12 +74,9 @@ class Maze(World[MazeState]):
     actions = ("stand", "left", "right", "forward", "forward left", "forward right")
     size = FRAME_SIZE
     fps = 15
+    state = MazeState
     positions = ("x", "y", "ahead_x", "ahead_y")
     things = "things"
-
-    def state_from_json(self, values: dict[str, Any]) -> MazeState:
-        """A state of a sidecar."""
-        return MazeState.from_json(values)
 
     def start(self, rng: np.random.Generator) -> MazeState:
         """Anywhere with free space around, looking anywhere."""

@@ -6,7 +6,6 @@ enough to train on in a test. Units are pixels and frames; x and y are top left 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -53,12 +52,9 @@ class Paddle(World[PaddleState]):
     actions = ("stand", "left", "right")
     size = FRAME_SIZE
     fps = 15
+    state = PaddleState
     positions = ("x",)
     things = "bricks"
-
-    def state_from_json(self, values: dict[str, Any]) -> PaddleState:
-        """A state of a sidecar."""
-        return PaddleState.from_json(values)
 
     def start(self, rng: np.random.Generator) -> PaddleState:
         """The paddle anywhere; each brick there or not; the ball anywhere between them, up or down."""

@@ -8,7 +8,6 @@ Units are pixels and frames; (x, y) is the top left corner of the player, y grow
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +67,9 @@ class Platform(World[PlatformState]):
     actions = ("stand", "left", "right", "jump", "jump left", "jump right")
     size = FRAME_SIZE
     fps = 15
+    state = PlatformState
     positions = ("x", "y")
     things = "coins"
-
-    def state_from_json(self, values: dict[str, Any]) -> PlatformState:
-        """A state of a sidecar."""
-        return PlatformState.from_json(values)
 
     def start(self, rng: np.random.Generator) -> PlatformState:
         """The player in free space, anywhere; each coin there or not; the enemy anywhere on its way."""

@@ -28,6 +28,7 @@ from magi.evaluation.worlds.ground_truth import (
     read_videos,
     residual_limit,
 )
+from magi.files import read_text
 
 REPEATED = "last frame repeated"
 _NEAR = 32  # generated frames
@@ -103,10 +104,10 @@ def read_clip(path: Path, frames: int) -> PlayedClip:
             f"{sidecar_path}: no such file; a world is measured on its own videos: magi data world NAME OUT"
         )
     try:
-        sidecar: dict[str, Any] = json.loads(sidecar_path.read_text(encoding="utf-8"))
+        sidecar: dict[str, Any] = json.loads(read_text(sidecar_path))
         world: World[Any] = find_world(sidecar["world"])
         actions = (0, *(int(action) for action in sidecar["actions"][1:frames]))
-        states = tuple(world.state_from_json(values) for values in sidecar["states"][:frames])
+        states = tuple(world.state.from_json(values) for values in sidecar["states"][:frames])
         whole = VideoProbe(int(sidecar["frames"]), world.size, world.size, world.fps, pts=None)
         if max(actions) >= len(world.actions) or min(actions) < 0:
             raise ValueError(f"an action is not one of 0..{len(world.actions) - 1}")

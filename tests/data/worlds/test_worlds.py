@@ -101,7 +101,7 @@ def test_videos_hold_their_actions_and_states(world: World[Any], tmp_path: Path)
     path = world_path(tmp_path, world, 1)
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert sidecar["actions"] == [None, *actions[1:]] and len(sidecar["states"]) == 12
-    assert [world.state_from_json(state) for state in sidecar["states"]] == states
+    assert [world.state.from_json(state) for state in sidecar["states"]] == states
     record = open_index(DataConfig(root=str(tmp_path))).videos[1]
     stored_THWC = read_frames(path, range(12), record)
     for frame_HWC, state in zip(stored_THWC, states, strict=True):
