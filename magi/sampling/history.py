@@ -94,7 +94,7 @@ class History:
         One call a frame, from frame 0 on; those of a context come before it is observed.
         """
         self.acted.append(action_BA)
-        self.frame_pass.set_conditions(replace(self.conditions.frame(self.finished), action_BA=action_BA))
+        self._set_conditions(self.finished)
         self.frame_pass.set_time(self.time_T[self.cache.length])
 
     def observe(self, tokens_BTNC: Tensor) -> None:
@@ -139,9 +139,13 @@ class History:
     def _set_frame(self, number: int, position: int) -> None:
         """The next passes are about frame ``number`` of the video, at ``position`` of those in view."""
         if self.conditions.frames is not None:
-            conditions = self.conditions.frame(number)
-            self.frame_pass.set_conditions(replace(conditions, action_BA=self.acted[-1]) if self.acted else conditions)
+            self._set_conditions(number)
         self.frame_pass.set_time(self.time_T[position])
+
+    def _set_conditions(self, number: int) -> None:
+        """Those of frame ``number``, with the newest action where actions are given one by one."""
+        conditions = self.conditions.frame(number)
+        self.frame_pass.set_conditions(replace(conditions, action_BA=self.acted[-1]) if self.acted else conditions)
 
     def _graph_key(self) -> int:
         """Graphs are for one length of the cache, unless what they hold serves any."""
