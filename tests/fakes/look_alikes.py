@@ -96,6 +96,7 @@ class Painter:
         labels: Sequence[int | str | None] | None,
         interval: int,
         seeds: Sequence[int],
+        actions: None,
     ) -> Iterator[Tensor]:
         given = 0 if context is None else context.shape[1]
         self.asked.append({"seeds": list(seeds), "labels": labels, "interval": interval, "context": context})

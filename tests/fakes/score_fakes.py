@@ -52,7 +52,7 @@ class Cheat(Painter):
         self.clips, self.next = clips, 0
         torch.nn.init.constant_(self.model.weight, name)
 
-    def stream(self, *, frames: int, context: Any, labels: Any, interval: int, seeds: Any) -> Any:
+    def stream(self, *, frames: int, context: Any, labels: Any, interval: int, seeds: Any, actions: None) -> Any:
         given = 0 if context is None else context.shape[1]
         first, self.next = self.next, self.next + len(seeds)
         return iter(self.clips[first : self.next].unbind(1)[given:])

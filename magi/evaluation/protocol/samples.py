@@ -9,7 +9,6 @@ everything that its samples depend on; a shard of other settings is not used. Kn
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -171,7 +170,7 @@ class _Generator:
             labels=self._labels(numbers),
             interval=protocol.interval,
             seeds=[sample_seed(self.evaluation.seed, number) for number in numbers],
-            **self._actions(numbers),
+            actions=self._actions(numbers),
         )
         if context_BTHWC is not None:
             yield from self._shown_context(context_BTHWC).unbind(1)
@@ -194,16 +193,16 @@ class _Generator:
             [self.evaluation.clips.read(self.evaluation.predicted[number], size, frames) for number in numbers]
         )
 
-    def _actions(self, numbers: range) -> dict[str, Any]:
-        """Of a world the recorded actions of the clips, (B, T, A); nothing of other videos."""
+    def _actions(self, numbers: range) -> Tensor | None:
+        """Of a world the recorded actions of the clips, (B, T, A); None of other videos."""
         protocol, actions = self.evaluation.protocol, self.model.config.model.actions
         if protocol.network != "world_oracle":
-            return {}
+            return None
         if not actions:
             raise ValueError(f"{protocol.name} plays actions, but this model has none; use a model with actions")
         index, rows = self.evaluation.clips.index, [self.evaluation.predicted[number] for number in numbers]
         tracks = [video_track(index.root / row.video, actions, protocol.frames) for row in rows]
-        return {"actions": torch.from_numpy(np.stack(tracks))}
+        return torch.from_numpy(np.stack(tracks))
 
     def _labels(self, numbers: range) -> list[int | str | None] | None:
         classes = self.model.config.model.classes

@@ -57,7 +57,9 @@ class Repeat:
         torch.nn.init.zeros_(self.model.weight)
         torch.nn.init.zeros_(self.model.bias)
 
-    def stream(self, *, frames: int, context: torch.Tensor, labels: Any, interval: int, seeds: Any) -> Any:
+    def stream(
+        self, *, frames: int, context: torch.Tensor, labels: Any, interval: int, seeds: Any, actions: None
+    ) -> Any:
         self.labels.append(labels)
         return iter([context[:, -1]] * (frames - context.shape[1]))
 
