@@ -23,7 +23,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from magi.config import Config, dump_config, load_config
+    from magi.config import Config
+    from magi.config_files import dump_config, load_config
     from magi.model.magi import Magi
     from magi.presets import preset
     from magi.sampling.pipeline import MagiPipeline
@@ -34,8 +35,8 @@ __all__ = ["Config", "Magi", "MagiPipeline", "__version__", "dump_config", "load
 
 _ROOM_OF = {
     "Config": "magi.config",
-    "dump_config": "magi.config",
-    "load_config": "magi.config",
+    "dump_config": "magi.config_files",
+    "load_config": "magi.config_files",
     "preset": "magi.presets",
     "Magi": "magi.model.magi",
     "MagiPipeline": "magi.sampling.pipeline",

@@ -20,6 +20,7 @@ ROOMS = (
     {"weights"},
     {"untrusted"},
     {"config"},
+    {"config_files"},
     {"presets"},
     {"data"},
     {"vae"},

@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from magi.config import (
-    RENAMED_KEYS,
-    Config,
-    SamplingConfig,
-    TrainingConfig,
-    VaeTrainingConfig,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from magi.config import Config, SamplingConfig, TrainingConfig, VaeTrainingConfig
+from magi.config_files import RENAMED_KEYS, dump_config, load_config, parse_config
 
 
 def test_defaults_are_the_papers() -> None:

@@ -5,16 +5,8 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from magi.config import (
-    Config,
-    DataConfig,
-    LatentShape,
-    ModelConfig,
-    SamplingConfig,
-    VaeConfig,
-    dump_config,
-    parse_config,
-)
+from magi.config import Config, DataConfig, LatentShape, ModelConfig, SamplingConfig, VaeConfig
+from magi.config_files import dump_config, parse_config
 from magi.presets import PAPER, PRESETS, SIZES, SPEEDS, at_speed, preset, resized, size
 from magi.vae.adapters import published_latent
 

@@ -9,7 +9,8 @@ import tyro
 
 from magi.cli.assemble import planned_latent
 from magi.cli.options import parse, preset_or_file
-from magi.config import Config, LatentShape, parse_config
+from magi.config import Config, LatentShape
+from magi.config_files import parse_config
 from magi.presets import PAPER, VideoSet, resized
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import tyro
 from magi.cli.assemble import class_names, data_summary, model_summary, open_data_together
 from magi.cli.options import Device, check_device, checked, parse
 from magi.cli.training_samples import sheet_writer
-from magi.config import DataConfig, TrainingConfig, load_config
+from magi.config import DataConfig, TrainingConfig
+from magi.config_files import load_config
 from magi.files import CONFIG_FILE, MODEL_FILE
 
 

@@ -145,7 +145,7 @@ def compare(argv: list[str]) -> None:
 def list_protocols(argv: list[str]) -> None:
     """Print the names of the protocols, or the fields of one."""
     options = parse(ListOptions, "evaluate protocols", argv)
-    from magi.config import dump_config
+    from magi.config_files import dump_config
     from magi.evaluation.protocol.protocols import PROTOCOLS, protocol
 
     if options.name:

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from magi.config import Config, SamplingConfig, Section, load_config, validated
+from magi.config import Config, SamplingConfig, Section, validated
+from magi.config_files import load_config
 from magi.presets import PRESETS, preset
 
 Options = TypeVar("Options")

@@ -23,7 +23,8 @@ from magi.cli.assemble import (
 )
 from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
 from magi.cli.training_samples import sheet_writer
-from magi.config import Config, DataConfig, VaeTrainingConfig, dump_config
+from magi.config import Config, DataConfig, VaeTrainingConfig
+from magi.config_files import dump_config
 from magi.errors import CheckpointError, DataError
 from magi.presets import resized
 from magi.progress import progress

@@ -12,7 +12,8 @@ import tyro
 
 from magi.cli.assemble import open_data
 from magi.cli.options import Device, check_device, parse
-from magi.config import Config, SamplingConfig, dump_config
+from magi.config import Config, SamplingConfig
+from magi.config_files import dump_config
 from magi.files import CONFIG_FILE, write_text
 from magi.progress import progress
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 import torch
 
-from magi.config import Config, VaeConfig, dump_config, load_config
+from magi.config import Config, VaeConfig
+from magi.config_files import dump_config, load_config
 from magi.errors import CheckpointError
 from magi.files import (
     CARD_FILE,

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magi.config import Config, parse_config
+from magi.config import Config
+from magi.config_files import parse_config
 from magi.errors import CheckpointError, OtherRunError
 from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, write_text
 from magi.weights import (

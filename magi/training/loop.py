@@ -12,7 +12,8 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from magi.config import Config, dump_config
+from magi.config import Config
+from magi.config_files import dump_config
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
 from magi.files import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, VAE_FOLDER, write_text
 from magi.model.magi import Magi

@@ -17,7 +17,8 @@ from magi.cli.data import parse_worker
 from magi.cli.evaluate import model_sources
 from magi.cli.main import VERBS, main
 from magi.cli.sample import read_context
-from magi.config import DataConfig, load_config, parse_config
+from magi.config import DataConfig
+from magi.config_files import load_config, parse_config
 from magi.errors import CheckpointError, DataError, NumericsError, StoppedCleanly
 
 SMALLEST = (

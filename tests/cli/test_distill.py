@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from magi.cli.main import main
-from magi.config import Config, load_config
+from magi.config import Config
+from magi.config_files import load_config
 from magi.data.moving_digits import write_digits
 from magi.sampling.pipeline import MagiPipeline
 from magi.training.distill import distilled_config, one_step_student

@@ -11,7 +11,8 @@ import yaml
 import magi.cli.assemble as assemble
 import magi.cli.train as train
 from magi.cli.main import main
-from magi.config import LatentShape, parse_config
+from magi.config import LatentShape
+from magi.config_files import parse_config
 from magi.presets import PAPER, preset, resized
 from magi.training.cost import GIB, GPUS, changed, plan
 from magi.training.parallelize import Distributed

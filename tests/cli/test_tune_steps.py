@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from magi.cli.main import main
-from magi.config import load_config
+from magi.config_files import load_config
 from magi.data.moving_digits import write_digits
 from magi.sampling import tune_steps
 from magi.sampling.tune_steps import ScoredSteps

@@ -10,7 +10,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, VaeConfig, dump_config, load_config
+from magi.config import Config, DataConfig, ModelConfig, SamplingConfig, VaeConfig
+from magi.config_files import dump_config, load_config
 from magi.errors import CheckpointError
 from magi.model.magi import Magi
 from magi.sampling.pipeline import MagiPipeline

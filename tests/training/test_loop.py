@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from magi.config import Config, load_config
+from magi.config import Config
+from magi.config_files import load_config
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
 from magi.files import CHECKPOINTS_FOLDER
 from magi.model.magi import Magi

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from magi.config import Config, LatentShape, ModelConfig, TrainingConfig, parse_config
+from magi.config import Config, LatentShape, ModelConfig, TrainingConfig
+from magi.config_files import parse_config
 from magi.latents.dataset import LatentClip
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import complete_teacher_forcing, masked_teacher_forcing

@@ -18,7 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 from magi.cli.main import main
-from magi.config import load_config
+from magi.config_files import load_config
 from magi.data.actions import read_track
 from magi.data.index.records import IndexedVideos
 from magi.errors import CheckpointError, DataError
