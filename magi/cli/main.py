@@ -39,6 +39,7 @@ VERBS = (
     Verb("data world", "videos", "data_world", "write videos of a built-in world with actions and exact state"),
     Verb("data record", "videos", "data_record", "write episodes of a Gymnasium environment with their actions"),
     Verb("data import-lerobot", "videos", "data_import_lerobot", "write a LeRobot dataset's episodes with actions"),
+    Verb("data captions", "videos", "data_captions", "write the captions of an annotation file beside their videos"),
     Verb("data index", "data", "data_index", "decode every video once, safely; write the index and a report"),
     Verb("encode", "data", "encode", "latents on disk; restartable; N workers need no coordination"),
     Verb("vae check", "vae", "check", "quality, speed and leaks of an autoencoder on your videos"),

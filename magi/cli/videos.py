@@ -1,14 +1,17 @@
-"""``magi data digits``, ``world``, ``record`` and ``import-lerobot``: what writes videos to train on."""
+"""``magi data digits``, ``world``, ``record``, ``import-lerobot``, ``captions``: what writes videos and captions."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from magi.cli.data import SHOWN
 from magi.cli.options import existing_folder, parse
 from magi.progress import progress
+
+if TYPE_CHECKING:
+    from magi.data.import_captions import CaptionReport
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,79 @@ def data_import_lerobot(words: list[str]) -> None:
     print(f"{options.out}: {written} videos written")
     for reason in reasons[:SHOWN]:
         print(f"skipped {reason}")
+
+
+@dataclass(frozen=True)
+class CaptionsOptions:
+    """Write the captions of an annotation file beside the videos that it names, and account for every row and video.
+
+    NAME.mp4 gets NAME.txt, or NAME.captions.jsonl where captions are of segments; training takes them from there. Read
+    are .csv, .jsonl, .parquet (needs '.[text]') and videos.txt with prompts.txt. Known columns are those of VideoFolder
+    (a folder with metadata.csv is enough), OpenVid, WebVid, Panda-70M, Koala-36M and InternVid; others are named. A row
+    finds its video by its path, or by the end of it; nothing outside VIDEOS is touched.
+    """
+
+    annotations: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ANNOTATIONS")]
+    """file of captions, or a folder that holds metadata.csv, .jsonl, .parquet or videos.txt"""
+    videos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEOS")]
+    """folder of the videos"""
+    path_column: str = ""
+    """column that names the video: a path, with or without its suffix"""
+    caption_column: str = ""
+    """column that holds the caption"""
+    start_column: str = ""
+    """column of the second at which the caption begins, as 12.5 or 0:00:12.5"""
+    end_column: str = ""
+    """column of the second at which it ends"""
+    text_length: int = 128
+    """bytes a caption may have; those that have more are reported (model.text_length cuts them)"""
+    replace: bool = False
+    """overwrite captions that say something else"""
+    max_bad_fraction: float = 0.01
+    """share of unusable rows that is tolerated; above it the exit code is 3"""
+
+
+def data_captions(words: list[str]) -> None:
+    """Write captions beside videos, and say what became of each row."""
+    options = parse(CaptionsOptions, "data captions", words)
+    existing_folder(options.videos)
+    if options.text_length < 1:
+        raise ValueError(f"--text-length {options.text_length}: expected at least 1")
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
+    named = (options.path_column, options.caption_column)
+    if any((*named, options.start_column, options.end_column)) and not all(named):
+        raise ValueError("--path-column and --caption-column: name both, or none where the columns are known")
+    from magi.data.caption_files import CaptionColumns, open_captions
+    from magi.data.import_captions import import_captions
+
+    columns = CaptionColumns(*named, options.start_column, options.end_column) if all(named) else None
+    file = open_captions(options.annotations, columns)
+    report = import_captions(
+        file, options.videos, options.text_length, replace=options.replace, max_bad_fraction=options.max_bad_fraction
+    )
+    if file.columns is not None:
+        print(f"{file.path}: columns {', '.join(map(ascii, file.columns.names))}")
+    kept = f", {report.kept} were there" if report.kept else ""
+    print(f"{options.videos}: captions of {report.written} videos written{kept}, from {report.rows} rows")
+    _say_captions(report, options.text_length)
+
+
+def _say_captions(report: "CaptionReport", budget: int) -> None:
+    """A line for each kind of row or video that needs a look."""
+    for cases, what in (
+        (report.unusable, "rows cannot be used"),
+        (report.outside, "rows lead out of the folder"),
+        (report.unmatched, "rows match no video"),
+        (report.ambiguous, "rows match several videos"),
+        (report.empty, "rows have no caption"),
+        (report.repeated, "rows repeat a video; the first one counts"),
+        (report.too_long, f"captions are above {budget} bytes"),
+        (report.uncaptioned, "videos have no caption"),
+    ):
+        if cases.count:
+            more = ", ..." if cases.count > len(cases.examples) else ""
+            print(f"{cases.count} {what}: {', '.join(cases.examples)}{more}")
 
 
 def _say_written(out: Path, written: int, clips: int) -> None:

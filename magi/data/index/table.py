@@ -95,21 +95,27 @@ def check_split(path: Path, split: str, splits: Collection[str]) -> None:
 
 def read_rows(path: Path, columns: tuple[str, ...], needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of a CSV or JSONL with these columns and no others; ``TableError`` with one line."""
-    reader = _read_json_rows if path.suffix.lower() == ".jsonl" else _read_csv_rows
     checked: frozenset[str] = frozenset()
+    for line, row in open_rows(path):
+        names = frozenset(row)
+        if names != checked:
+            _check_columns(path, list(row), columns, needed)
+            checked = names
+        yield line, {name: _text(path, line, value) for name, value in row.items()}
+
+
+def open_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a CSV or JSONL, whatever its columns; ``TableError`` with one line, or without rows."""
+    reader = _read_json_rows if path.suffix.lower() == ".jsonl" else _read_csv_rows
     empty = True
     try:
         for line, row in reader(path):
-            names = frozenset(row)
-            if names != checked:
-                _check_columns(path, list(row), columns, needed)
-                checked = names
             empty = False
-            yield line, {name: _text(path, line, value) for name, value in row.items()}
+            yield line, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path}: cannot be read as a table ({error})") from None
     if empty:
-        raise TableError(f"{path}: has no rows; expected the columns {', '.join(columns)}")
+        raise TableError(f"{path}: has no rows; expected a table that names its columns")
 
 
 def _read_csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
