@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -19,7 +19,8 @@ class DigitsOptions:
     """Write the built-in videos: ten classes of bouncing digits with exact physics, as mp4 files.
 
     OUT/<digit>/<digit>_<number>.mp4, 25 frames a second, each beside a .json of the exact positions. The same options
-    give the same pixels; clips that are there already are kept.
+    give the same pixels; clips that are there already are kept. With --captions one digit is thin or bold, small or
+    large, dim or bright, and moves slowly or fast in one of eight directions; a .txt says so, true of its first frames.
     """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -32,8 +33,12 @@ class DigitsOptions:
     """another seed gives other videos of the same kind"""
     glyphs: int = 1
     """digits a video; they pass through each other, and the first one is the label"""
-    frames: int = 200
-    """frames a video"""
+    frames: int | None = None
+    """frames a video: 200, or 16 with captions"""
+    captions: bool = False
+    """write a sentence beside each video, as NAME.txt"""
+    combinations: Literal["seen", "held-out"] = "seen"
+    """with captions: held-out shows only the pairs of a digit and a direction that seen leaves out"""
 
 
 def data_digits(words: list[str]) -> None:
@@ -41,12 +46,21 @@ def data_digits(words: list[str]) -> None:
     options = parse(DigitsOptions, "data digits", words)
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: expected 0 or more")
+    if options.captions and options.glyphs != 1:
+        raise ValueError(f"--glyphs {options.glyphs}: captions are of one digit")
+    if options.combinations != "seen" and not options.captions:
+        raise ValueError(f"--combinations {options.combinations}: only with --captions")
+    from magi.data.captioned_digits import FRAMES, write_captioned_digits
     from magi.data.moving_digits import write_digits
 
+    out, clips, size, seed = options.out, options.clips, options.size, options.seed
     with progress("writing videos", "videos") as on_progress:
-        written = write_digits(
-            options.out, options.clips, options.size, options.seed, options.glyphs, options.frames, on_progress
-        )
+        if options.captions:
+            frames = FRAMES if options.frames is None else options.frames
+            written = write_captioned_digits(out, clips, size, seed, options.combinations, frames, on_progress)
+        else:
+            frames = 200 if options.frames is None else options.frames
+            written = write_digits(out, clips, size, seed, options.glyphs, frames, on_progress)
     _say_written(options.out, written, options.clips)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi.data.video_writer import Chroma, write_mp4
-from magi.files import atomic_write, read_text
+from magi.files import atomic_write, read_text, write_text
 
 Progress = Callable[[int, int], None]
 MakeClip = Callable[[int], tuple[NDArray[np.uint8], dict[str, Any]] | None]
@@ -26,24 +26,29 @@ def write_built_in(
     make: MakeClip,
     chroma: Chroma = "yuv420p",
     progress: Progress | None = None,
+    captions: bool = False,
 ) -> int:
     """Write clip i to ``paths[i]`` with a ``.json`` beside it; returns the number of videos written.
 
     Names end in ``_<number>``, the last in the largest. Clips already there are kept, so a second call continues or
-    does nothing. ``settings`` has the rate as ``fps`` and stands in every sidecar. ``progress`` is called with (done,
-    all). Raises ``ValueError`` if ``out`` holds ``what`` of other settings, or more of them.
+    does nothing. ``settings`` has the rate as ``fps`` and stands in every sidecar. With ``captions``, what a sidecar
+    says as ``caption`` also stands in a ``.txt``. ``progress`` is called with (done, all). Raises ``ValueError`` if
+    ``out`` holds ``what`` of other settings, or more of them.
     """
     if not paths:
         raise ValueError("clips must be at least 1, got 0")
     _check_folder(what, out, settings, 1 + int(paths[-1].stem.rpartition("_")[2]))
     written = 0
     for number, path in enumerate(paths):
-        sidecar_path = path.with_suffix(".json")
-        if not (path.is_file() and sidecar_path.is_file()):
+        sidecar_path, caption_path = path.with_suffix(".json"), path.with_suffix(".txt")
+        files = (path, sidecar_path, caption_path) if captions else (path, sidecar_path)
+        if not all(file.is_file() for file in files):
             made = make(number)
             if made is not None:
                 # A sidecar that exists says that the video is whole, so it comes last.
                 write_mp4(path, made[0], settings["fps"], chroma)
+                if captions:
+                    write_text(caption_path, f"{made[1]['caption']}\n")
                 with atomic_write(sidecar_path) as beside:
                     beside.write_text(json.dumps(settings | made[1]), encoding="utf-8")
                 written += 1

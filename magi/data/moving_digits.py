@@ -64,7 +64,7 @@ def digit_video(seed: int, clip_number: int, size: int = 64, frames: int = 200, 
 
     Clip numbers go round the ten classes. Raises ``ValueError`` for a size, frame or glyph count that cannot be drawn.
     """
-    _check(size, frames, glyphs)
+    check_drawable(size, frames, glyphs)
     rng = np.random.default_rng([seed, clip_number])
     drawn: list[Glyph] = []
     centroids, video_THW = [], np.zeros((frames, size, size), dtype=np.uint8)
@@ -72,7 +72,7 @@ def digit_video(seed: int, clip_number: int, size: int = 64, frames: int = 200, 
         digit = clip_number % 10 if number == 0 else int(rng.random() * 10)
         glyph, mask_HW = _draw_glyph(digit, size, rng)
         path_T2 = glyph_path(glyph, np.arange(frames))
-        _stamp(video_THW, mask_HW, path_T2, glyph.grey)
+        stamp(video_THW, mask_HW, path_T2, glyph.grey)
         drawn.append(glyph)
         centroids.append(path_T2)
     video_THWC = np.repeat(video_THW[..., None], 3, axis=-1)
@@ -103,7 +103,7 @@ def write_digits(
     Clips already there are kept, so a second call continues or does nothing. ``progress`` is called with (done, all).
     Returns the number of videos written. Raises ``ValueError`` if ``out`` holds digits of other settings.
     """
-    _check(size, frames, glyphs)
+    check_drawable(size, frames, glyphs)
     settings = {"size": size, "fps": FPS, "seed": seed, "frames": frames, "glyph_count": glyphs}
 
     def make(clip_number: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
@@ -120,7 +120,8 @@ def clip_path(out: Path, clip_number: int) -> Path:
     return out / digit / f"{digit}_{clip_number:05d}.mp4"
 
 
-def _check(size: int, frames: int, glyphs: int) -> None:
+def check_drawable(size: int, frames: int, glyphs: int = 1) -> None:
+    """``ValueError`` for a size, frame or glyph count that cannot be drawn."""
     if size < 32 or size % 2:
         raise ValueError(f"size must be even and at least 32 pixels, got {size}")
     if frames < 1 or glyphs < 1:
@@ -145,13 +146,23 @@ def _draw_glyph(digit: int, size: int, rng: np.random.Generator) -> tuple[Glyph,
     scale = size / REFERENCE_SIZE
     height, slant, weight = uniform(HEIGHT_RANGE) * scale, uniform(SLANT_RANGE), uniform(WEIGHT_RANGE)
     grey, speed, angle = uniform(GREY_RANGE), uniform(SPEED_RANGE) * scale, uniform((0.0, 2 * math.pi))
-    mask_HW = _mask(digit, height * SAMPLES, slant, weight * height * SAMPLES)
-    centre_2 = _centroid(mask_HW) / SAMPLES
-    extent_2 = (np.array(mask_HW.shape[::-1]) - 1) / SAMPLES
-    low_2, high_2 = centre_2, size - 1 - (extent_2 - centre_2)
-    start_2 = np.array([uniform((float(low_2[axis]), float(high_2[axis]))) for axis in range(2)])
+    mask_HW = glyph_mask(digit, height, slant, weight)
+    low, high = glyph_bounds(mask_HW, size)
+    start = (uniform((low[0], high[0])), uniform((low[1], high[1])))
     velocity = (speed * math.cos(angle), speed * math.sin(angle))
-    return Glyph(digit, height, slant, weight, grey, _point(start_2), velocity, _point(low_2), _point(high_2)), mask_HW
+    return Glyph(digit, height, slant, weight, grey, start, velocity, low, high), mask_HW
+
+
+def glyph_mask(digit: int, height: float, slant: float, weight: float) -> NDArray[np.float64]:
+    """The ink 0..1 of a glyph about ``height`` pixels high, SAMPLES samples a pixel, trimmed: what ``stamp`` takes."""
+    return _mask(digit, height * SAMPLES, slant, weight * height * SAMPLES)
+
+
+def glyph_bounds(mask_HW: NDArray[np.float64], size: int) -> tuple[Point, Point]:
+    """The least and the largest (x, y) of the centroid of a mask whose ink is whole in a frame of ``size`` pixels."""
+    low_2 = _centroid(mask_HW) / SAMPLES
+    extent_2 = (np.array(mask_HW.shape[::-1]) - 1) / SAMPLES
+    return _point(low_2), _point(size - 1 - (extent_2 - low_2))
 
 
 def _point(xy_2: NDArray[np.float64]) -> Point:
@@ -175,10 +186,10 @@ def _centroid(mask_HW: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([mask_HW.sum(axis) @ np.arange(mask_HW.shape[1 - axis]) / total for axis in (0, 1)])
 
 
-def _stamp(
+def stamp(
     video_THW: NDArray[np.uint8], mask_HW: NDArray[np.float64], path_T2: NDArray[np.float64], grey: float
 ) -> None:
-    """Draw the mask with its centroid on ``path_T2``; where glyphs overlap the brighter one shows."""
+    """Draw the mask with its centroid on ``path_T2`` into the frames; where glyphs overlap the brighter one shows."""
     frames, size = video_THW.shape[:2]
     centre_x, centre_y = _centroid(mask_HW)
     first_TY, weights_TYH = _share(path_T2[:, 1], mask_HW.shape[0], centre_y)

@@ -175,3 +175,17 @@ def test_progress_tells_the_rate_of_this_call_and_the_time_left(
         "decoding videos: 500/1000 videos, 10 a second, 50 s left",
         "decoding videos: 1000/1000 videos, 3 a second, 0 h 3 min",
     ]
+
+
+def test_digits_with_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (tmp_path, "--captions", "--combinations", "held-out", "--clips", 2)
+    assert run("data digits", *words) == 0 and run("data digits", *words) == 0
+    assert "0 videos written, 2 were there" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*/*.txt"))) == 2
+    assert json.loads((tmp_path / "1" / "1_00001.json").read_text())["frames"] == 16
+    for more, message in (
+        (("--captions", "--glyphs", 2), "--glyphs 2: captions are of one digit"),
+        (("--combinations", "held-out"), "--combinations held-out: only with --captions"),
+    ):
+        assert run("data digits", tmp_path / "other", *more) == 2
+        assert message in capsys.readouterr().err
