@@ -161,6 +161,11 @@ class TrainingConfig(Section):
     mask_ratio_min: float = Field(0.7, ge=0, le=1, description="of the same; its maximum is 1")
     class_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained with the null class")
     action_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained without their actions")
+    start_from: str = Field(
+        "",
+        description="run, export, shipped model or hub id whose averaged weights the first step starts from, in place "
+        "of fresh ones; its autoencoder and model.* must be the run's",
+    )
     seed: int = Field(0, ge=0, description="of initial weights, data order, masks and noise")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

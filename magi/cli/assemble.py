@@ -76,13 +76,34 @@ def _check_fit(config: Config, latent: LatentShape) -> None:
     make_objective(config.model).steps(sampling)
 
 
-def build_model(config: Config, latent: LatentShape) -> "Magi":
-    """The model with fresh weights; the same seed gives the same weights in every process."""
+def build_model(config: Config, latent: LatentShape, vae: "VideoAutoencoder") -> "Magi":
+    """The model with the weights of ``training.start_from``, else fresh ones; the same in every process.
+
+    ``ValueError`` where the model to start from is of another shape or was trained with another autoencoder.
+    """
     import torch
 
     from magi.model.magi import Magi
 
-    return Magi(config.model, latent, torch.Generator().manual_seed(config.training.seed))
+    model = Magi(config.model, latent, torch.Generator().manual_seed(config.training.seed))
+    source = config.training.start_from
+    if not source:
+        return model
+    from magi.sampling.pretrained import load_pretrained
+
+    start = load_pretrained(source)
+    for name, given in config.model:
+        # What a checkpoint has no weights for may be trained otherwise from here on.
+        if name not in ("dropout", "noise_max", "teacher_forcing") and given != getattr(start.config.model, name):
+            word, value = name.replace("_", "-"), getattr(start.config.model, name)
+            raise ValueError(f"model.{name} {given}: {source} has {value}; set --model.{word} {value}")
+    if start.vae.id != vae.id:
+        raise ValueError(
+            f"training.start_from {source}: trained on latents of {start.vae.id}, the run's are of {vae.id}; "
+            "encode the videos with its own autoencoder"
+        )
+    model.load_state_dict(start.model.state_dict())
+    return model
 
 
 def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) -> "ClipDataset | LatentDataset":
@@ -134,8 +155,9 @@ def choose_normalization(
 ) -> str:
     """Let ``vae`` and ``dataset`` whiten by the statistics of the run, the same in all processes; a line says which.
 
-    They are those that the run has recorded, else those of ``vae.normalization``, else those measured while the latents
-    were encoded, else those that came with the autoencoder (saved or published), else measured now on a few clips.
+    They are those that the run has recorded, else those of ``vae.normalization``, else those of the model that it
+    starts from, else those measured while the latents were encoded, else those that came with the autoencoder (saved or
+    published), else measured now on a few clips.
     """
     from magi.latents.dataset import LatentDataset
     from magi.vae.normalization import Normalization
@@ -164,6 +186,10 @@ def _normalization(
         return read_normalization(recorded)
     if vae.fixed or config.vae.normalization:
         return vae.normalization
+    if config.training.start_from:
+        from magi.sampling.pretrained import find_model
+
+        return read_normalization(find_model(config.training.start_from) / VAE_FOLDER / NORMALIZATION_FILE)
     if isinstance(dataset, LatentDataset):
         return dataset.measured
     if vae.measured:

@@ -78,7 +78,7 @@ def train(words: list[str]) -> None:
             config,
             dataset,
             vae,
-            build_model(config, latent),
+            build_model(config, latent, vae),
             options.run,
             sheet_writer(config, vae, options.run),
             classes=class_names(dataset),

@@ -112,8 +112,8 @@ def _read_classes(path: Path, expected: int) -> tuple[str, ...] | None:
 def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", "float16"] = "float32") -> None:
     """Write an export, each file atomically; float16 halves the weight file and is read as float32.
 
-    Paths of this machine (data, autoencoder) are left out of the config. ValueError for the folder of a run, or if a
-    weight does not fit float16.
+    Paths of this machine (data, autoencoder, start) are left out of the config. ValueError for the folder of a run, or
+    if a weight does not fit float16.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype: expected float32 or float16, got {dtype!r}")
@@ -128,6 +128,7 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
         update={
             "data": config.data.model_copy(update={"root": ""}),
             "vae": config.vae.model_copy(update={"weights": "", "normalization": ""}),
+            "training": config.training.model_copy(update={"start_from": ""}),
         }
     )
     folder.mkdir(parents=True, exist_ok=True)

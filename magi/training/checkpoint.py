@@ -53,6 +53,7 @@ _MAY_CHANGE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.sample_every",
+    "training.start_from",  # weights of step 0; a checkpoint has its own
     # What the data and the autoencoder are is compared by content, so both may have moved.
     "data.root",
     "vae.weights",

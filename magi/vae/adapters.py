@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magi.config import DataConfig, LatentShape, VaeConfig
+from magi.files import SHIPPED
 from magi.vae.contract import check_square, latent_frame_count
 from magi.vae.normalization import read_normalization
 from magi.weights import read_json
@@ -74,7 +75,7 @@ def load_vae(config: VaeConfig) -> "NormalizedVae":
 
 
 def named_vae(word: str) -> VaeConfig:
-    """The config of one word of a command: 'pixel', 'pixel:STRIDE', 'demo', 'NAME:WEIGHTS', or a folder.
+    """The config of one word of a command: 'pixel', 'pixel:STRIDE', a shipped model, 'NAME:WEIGHTS', or a folder.
 
     A folder's config.json says which adapter takes it. ``ValueError`` for anything else.
     """
@@ -83,8 +84,8 @@ def named_vae(word: str) -> VaeConfig:
         if colon and not (weights.isdecimal() and int(weights)):
             raise ValueError(f"{word}: expected pixel:STRIDE, as pixel:8")
         return VaeConfig(name="pixel", pixel_stride=int(weights)) if colon else VaeConfig(name="pixel")
-    if word == "demo":
-        return VaeConfig(name="small", weights="demo")
+    if word in SHIPPED:
+        return VaeConfig(name="small", weights=word)
     if name in ADAPTERS:
         if not weights:
             raise ValueError(f"{word}: name the weights too, {name}:FOLDER or {name}:owner/name")
@@ -92,7 +93,8 @@ def named_vae(word: str) -> VaeConfig:
     folder = Path(word).expanduser()
     if not folder.is_dir():
         names = ", ".join(name for name in ADAPTERS if name != "pixel")
-        raise ValueError(f"{word}: no such folder; expected one of an autoencoder, 'demo', 'pixel' or NAME:WEIGHTS "
+        shipped = ", ".join(map(repr, SHIPPED))
+        raise ValueError(f"{word}: no such folder; expected one of an autoencoder, {shipped}, 'pixel' or NAME:WEIGHTS "
                          f"with NAME one of {names}")  # fmt: skip
     return VaeConfig.model_validate({"name": _adapter_of(folder), "weights": str(folder)})
 

@@ -113,8 +113,8 @@ def test_fresh_weights_depend_on_the_seed_alone(model: Path) -> None:
     """Every process of a run starts from the same weights, and the same command from the same run."""
     config = load_config(model / "config.yaml")
     other = config.model_copy(update={"training": config.training.model_copy(update={"seed": 1})})
-    latent = autoencoder(config)[1]
-    first, again, different = (build_model(one, latent).embed_token.weight for one in (config, config, other))
+    vae, latent = autoencoder(config)
+    first, again, different = (build_model(one, latent, vae).embed_token.weight for one in (config, config, other))
     assert first.equal(again) and not first.equal(different)
 
 
