@@ -34,6 +34,7 @@ from magi.presets import at_speed
 LATE_SHARE = 0.25  # of a tick that a frame may begin late before the page says so
 GRACE_S = 0.02  # that those who are ready wait for one who was heard of within PROMPT_S
 PROMPT_S = 1.0
+STOP_S = 0.5
 
 
 class Dreams(Protocol):
@@ -85,12 +86,12 @@ class Engine:
                 self._thread.start()
 
     def stop(self) -> None:
-        """End the thread within a frame."""
+        """End the thread with the frame that it is making, which is waited for a moment."""
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join(2.0)
+            self._thread.join(STOP_S)
 
     def join(self, player: Player) -> None:
         """Seat a player, or tell it how many are before it."""

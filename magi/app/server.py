@@ -8,6 +8,7 @@ import contextlib
 import io
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,13 @@ def create_app(
 def serve(engine: Engine, hosts: Collection[str] | None = LOOPBACK_HOSTS, token: str = "") -> Starlette:
     """The application of an engine, which starts with the first page; ``app.state.engine`` stops it."""
 
+    # Not the loop's own threads, which the end of a server waits for.
+    encoder = ThreadPoolExecutor(1, "recordings")
+
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
+        encoder.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(engine.stop)
 
     async def start_picture(request: Request) -> Response:
@@ -85,7 +90,7 @@ def serve(engine: Engine, hosts: Collection[str] | None = LOOPBACK_HOSTS, token:
         return Response(file.getvalue(), media_type="image/png", headers=HEADERS)
 
     async def play(socket: WebSocket) -> None:
-        await _Connection(engine, socket).run()
+        await _Connection(engine, socket, encoder).run()
 
     routes = [Route(path, _file(*file)) for path, file in _FILES.items()]
     app = Starlette(
@@ -109,8 +114,8 @@ def _file(name: str, media_type: str) -> Callable[[Request], Any]:
 class _Connection:
     """One open page."""
 
-    def __init__(self, engine: Engine, socket: WebSocket) -> None:
-        self.engine, self.socket = engine, socket
+    def __init__(self, engine: Engine, socket: WebSocket, encoder: ThreadPoolExecutor) -> None:
+        self.engine, self.socket, self.encoder = engine, socket, encoder
         self.outbox: asyncio.Queue[bytes | dict[str, Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -179,7 +184,7 @@ class _Connection:
                 return
             code, reason = self._refused(message.get("text"))
             if not code:
-                code, reason = await self._obey(message["text"])
+                code, reason = self._obey(message["text"])
             if code:
                 await self.socket.close(code, reason)
                 return
@@ -196,24 +201,31 @@ class _Connection:
         self.count += 1
         return (POLICY, f"at most {MESSAGES_A_SECOND} messages a second") if self.count > MESSAGES_A_SECOND else (0, "")
 
-    async def _obey(self, text: str) -> tuple[int, str]:
+    def _obey(self, text: str) -> tuple[int, str]:
         try:
             message = read_message(text)
         except ValidationError:
             return POLICY, "no message of the protocol"
         try:
             if isinstance(message, RecordMessage) and not message.on:
-                await self._send_recording()
+                self._end_recording()
             else:
                 self.engine.tell(self.player, message)
         except ValueError as error:
             self.player.send({"type": "notice", "text": str(error)})
         return 0, ""
 
-    async def _send_recording(self) -> None:
+    def _end_recording(self) -> None:
+        """Send it once it is encoded; the dream goes on meanwhile."""
         frames = self.engine.end_recording(self.player)
         if not frames:
             raise ValueError("nothing was recorded; start a dream first")
-        actions = bool(self.engine.dreams.actions)
-        archive = await asyncio.to_thread(recording_zip, frames, self.engine.fps or FPS, actions)
-        self.player.send(pack_recording(archive))
+        fps, actions = self.engine.fps or FPS, bool(self.engine.dreams.actions)
+
+        def send() -> None:
+            try:
+                self.player.send(pack_recording(recording_zip(frames, fps, actions)))
+            except Exception as error:  # a video that cannot be written ends nothing but itself
+                self.player.send({"type": "notice", "text": f"not recorded: {error}"})
+
+        self.encoder.submit(send)

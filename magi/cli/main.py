@@ -4,7 +4,9 @@ The verbs are in the other modules of this folder and are imported when they are
 neither torch nor the rooms. Knows no options of any verb.
 """
 
+import atexit
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -17,6 +19,10 @@ from typing import TextIO
 
 import magi
 from magi.errors import USAGE_EXIT_CODE, CheckpointError, DataError, NumericsError, StoppedCleanly
+
+# NOTE: at its end Python looks for cycles in all that torch has loaded, a second of work and several on a busy machine,
+# for memory that the end of the process frees at once.
+atexit.register(gc.freeze)
 
 INTERRUPTED_EXIT_CODE = 130
 INTERNAL_EXIT_CODE = 1

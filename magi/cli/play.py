@@ -134,19 +134,22 @@ def _serve(options: PlayOptions, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     page = f"{address}?token={options.token}" if options.token else address
-    print(f"{options.players} at once, {app.state.bytes_a_player / 1e6:.1f} MB of history each; others wait")
-    print(f"play at {page} (Ctrl-C ends it)", flush=True)
-    if options.open_page and (
-        sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
-    ):
-        webbrowser.open(page)
     config = uvicorn.Config(
         app, log_level="warning", ws_max_size=4 * MOST_TEXT, timeout_graceful_shutdown=1, server_header=False,
         proxy_headers=False, ws_per_message_deflate=False,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn has ended by then, and raises it again
+        print(f"{options.players} at once, {app.state.bytes_a_player / 1e6:.1f} MB of history each; others wait")
+        print(f"play at {page} (Ctrl-C ends it)", flush=True)
+        if options.open_page and (
+            sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+        ):
+            webbrowser.open(page)
         uvicorn.Server(config).run(sockets=[listening])
-    app.state.engine.stop()
+    # NOTE: Python's own end would wait for a recording that is being encoded, and is not safe beside a thread that is
+    # in the middle of a frame. All sockets are closed and no file is open.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _app(options: PlayOptions) -> "Starlette":

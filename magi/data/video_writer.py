@@ -1,5 +1,6 @@
 """Frames to files: H.264 mp4, GIF and PNG, each written atomically (``magi.files.atomic_write``)."""
 
+import io
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +29,15 @@ def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float, chroma: Chr
     height, width = video_THWC.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: H.264 needs even height and width, got {height}x{width}; crop or pad by one pixel")
-    rate = Fraction(fps).limit_denominator(1001)
-    with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(mp4_bytes(video_THWC, fps, chroma))
+
+
+def mp4_bytes(video_THWC: NDArray[np.uint8], fps: float, chroma: Chroma = "yuv420p") -> bytes:
+    """What ``write_mp4`` writes, of frames with even sides."""
+    height, width = video_THWC.shape[1:3]
+    file, rate = io.BytesIO(), Fraction(fps).limit_denominator(1001)
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=_H264)
         stream.height, stream.width, stream.pix_fmt = height, width, chroma
         # Written into the file, because players guess another colour matrix for large frames.
@@ -39,6 +47,7 @@ def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float, chroma: Chr
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image_HWC), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def even_image(image_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

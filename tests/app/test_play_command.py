@@ -1,17 +1,22 @@
 """``magi play``: every mistake is one line, and Ctrl-C ends it and leaves nothing behind."""
 
+import errno
+import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from magi.cli import play
 from magi.cli.main import main
@@ -83,17 +88,56 @@ def test_a_dream_starts_from_a_video_and_its_actions(tmp_path: Path) -> None:
     assert play._starts([tmp_path / "mine.mp4"], preset("world-platform"))[0].actions == (-1,) * 8
 
 
-def test_it_serves_until_ctrl_c() -> None:
-    command = [sys.executable, "-m", "magi", "play", "demo", "--players", "1", "--port", "0", "--no-open-page"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+# The command with a frame that is never finished after the first one, and a recording that is never encoded.
+BUSY = """
+import sys, time
+import magi.app.dream, magi.app.server
+
+def leg(self, states, ask, leg=magi.app.dream.Dream.leg):
+    for picture in leg(self, states, ask):
+        yield picture
+        if "warm" in done:
+            time.sleep(3600)
+
+def warm_up(self, players):
+    done.add("warm")
+
+done = set()
+magi.app.dream.Dream.leg, magi.app.dream.Dream.warm_up = leg, warm_up
+magi.app.server.recording_zip = lambda *recording: time.sleep(3600)
+from magi.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("how", [["-m", "magi"], ["-c", BUSY]])
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(how: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, *how, "play", "demo", "--players", "1", "--port", "0", "--no-open-page"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
-        guard = threading.Timer(90, process.kill)
+        guard = threading.Timer(120, process.kill)
         guard.start()
-        lines = iter(process.stdout.readline, "")
-        address = next(line for line in lines if "play at" in line).split()[2]
+        address = next(line for line in iter(process.stdout.readline, "") if "play at" in line).split()[2]
         assert b"<canvas" in urllib.request.urlopen(address, timeout=30).read()
-        process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        assert process.wait(30) == 0 and process.stderr.read() == ""
+        with connect(f"ws{address.removeprefix('http')}play", origin=Origin(address.rstrip("/"))) as page:
+            page.send(json.dumps({"type": "start", "start": 0}))
+            while not isinstance(page.recv(60), bytes):
+                pass
+            for message in ({"type": "record", "on": True}, {"type": "record", "on": False}):
+                page.send(json.dumps(message))
+            page.send(json.dumps({"type": "ack", "frame": 1}))
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    page.recv(60)
+        assert process.wait(60) == 0 and process.stderr.read() == ""
         guard.cancel()
-        assert time.monotonic() - began < 10  # two seconds on a machine that does nothing else
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012  # the service is ending
+    with socket.socket() as other:
+        assert other.connect_ex(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))) == errno.ECONNREFUSED
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert list(tmp_path.iterdir()) == []

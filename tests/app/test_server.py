@@ -57,7 +57,10 @@ class Page:
         self.socket.send_text(json.dumps(message))
 
     def next(self, kind: str) -> Any:
-        """The next message of a type ("frame": header fields and pixels as (views, H, W, 3))."""
+        """The next message of a type ("frame": header fields and pixels as (views, H, W, 3)).
+
+        Frames that come before it are acknowledged; a dream would end at two that are not.
+        """
         while True:
             message = self.socket.receive()
             if message["type"] == "websocket.close":
@@ -70,6 +73,7 @@ class Page:
                     return facts, np.frombuffer(body, np.uint8).reshape(shape)[..., :3]
                 if kind == "zip" and facts["format"] == ZIP:
                     return body
+                self.say(type="ack", frame=facts["number"])
             elif json.loads(message["text"])["type"] == kind:
                 return json.loads(message["text"])
 
