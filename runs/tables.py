@@ -16,6 +16,7 @@ from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, read_result
 from magi.evaluation.report import metric_titles, score_rows, target_text
+from magi.evaluation.worlds.protocol import REPEATED
 from magi.files import write_markdown_block
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +53,10 @@ def studies(root: Path = ROOT) -> None:
 
 
 def world(root: Path = ROOT) -> None:
-    """The shipped world model against the exact simulator, in the page on worlds."""
-    write_markdown_block(root / "docs/worlds.md", "world", world_table(read_result(root / "results/world.json")))
+    """The shipped world model against the exact simulator: in the page on worlds, and its targets in the README."""
+    result = read_result(root / "results/world.json")
+    write_markdown_block(root / "docs/worlds.md", "world", world_table(result))
+    write_markdown_block(root / "README.md", "world", world_summary(result))
 
 
 def survival(root: Path = ROOT) -> None:
@@ -86,6 +89,25 @@ def world_table(result: EvaluationResult) -> str:
         lines.append("| " + " | ".join([name, *figures, f"{scores.median_survival[name]:g}"]) + " |")
     how = f"{protocol['count']} held-out clips, {protocol['context_frames']} context frames, the clips' own actions."
     return "\n".join([*lines, "", f"{how}{_missed(result)}"])
+
+
+def world_summary(result: EvaluationResult) -> str:
+    """A row for each target of the one model, between what is left of it by the autoencoder and by a still picture."""
+    scores, protocol = result.ground_truth, result.protocol
+    assert scores is not None, "a summary of a world needs a result of the protocol 'world'"
+    ((name, judged),) = scores.targets.items()
+    lines = ["| | autoencoder alone | last frame repeated | shipped model | target |", "|---|---:|---:|---:|---|"]
+    columns = [scores.series[one].ranges for one in ("vae", REPEATED, name)]
+    for target in judged:
+        values = [ranges[target.frames][target.metric].value.value for ranges in columns]
+        start, _, end = target.frames.partition("-")
+        what = f"{METRIC_TITLES[target.metric]}, " + (f"frame {end}" if start == end else f"frames {start}-{end}")
+        bound = target_text(target).partition(f" {target.frames} ")[2] + ("" if target.met else ", missed")
+        lines.append(f"| {what} | {' | '.join(f'{value:.3f}' for value in values)} | {bound} |")
+    first = [scores.reactions[one][0] / sum(scores.reactions[one]) for one in ("vae", REPEATED, name)]
+    lines.append(f"| new action obeyed at its first frame | {' | '.join(f'{value:.3f}' for value in first)} | all |")
+    start = f"{protocol['count']} held-out starts of {protocol['context_frames']} frames, then recorded actions alone."
+    return "\n".join([*lines, "", start])
 
 
 def ground_truth_table(result: EvaluationResult) -> str:

@@ -95,7 +95,12 @@ def test_table_holds_near_and_far_figures_of_every_series() -> None:
 
 @pytest.mark.parametrize(
     ("page", "name", "table"),
-    [("README.md", "digits", tables.ground_truth_table), ("docs/evaluation.md", "digits3d", tables.score_table)],
+    [
+        ("README.md", "digits", tables.ground_truth_table),
+        ("docs/evaluation.md", "digits3d", tables.score_table),
+        ("README.md", "world", tables.world_summary),
+        ("docs/worlds.md", "world", tables.world_table),
+    ],
 )
 def test_tables_of_pages_are_those_of_the_results(
     page: str, name: str, table: Callable[[EvaluationResult], str]
