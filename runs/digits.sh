@@ -28,7 +28,7 @@ magi evaluate digits demo=magi/demo_model $work/held_out $work/results --batch 3
 
 mkdir -p results
 cp $work/results/result.json results/digits.json
-python runs/tables.py digits
+python runs/tables.py digits targets
 cp $work/results/contact_sheet.png docs/demo.png
 cp $work/results/curves.png docs/demo_curves.png
 cp $work/vae/metrics.jsonl runs/digits_vae.jsonl

@@ -15,16 +15,22 @@ from magi.bench.report import load_report, markdown
 from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, read_result
-from magi.evaluation.report import metric_titles, score_rows, target_text
-from magi.evaluation.worlds.protocol import REPEATED
+from magi.evaluation.report import bounds_text, metric_titles, score_rows, target_text
 from magi.files import write_markdown_block
 
 ROOT = Path(__file__).parents[1]
 
 
+def targets(root: Path = ROOT) -> None:
+    """What every shipped model was measured to do, and should, in the README."""
+    results = [read_result(root / f"results/{name}.json") for name in ("digits", "world")]
+    write_markdown_block(root / "README.md", "targets", targets_table(results))
+
+
 def digits(root: Path = ROOT) -> None:
-    """The ground-truth metrics of the shipped model, in the README."""
-    write_markdown_block(root / "README.md", "digits", ground_truth_table(read_result(root / "results/digits.json")))
+    """The ground-truth metrics of the shipped model of digits, in the page on evaluation."""
+    page = root / "docs/evaluation.md"
+    write_markdown_block(page, "digits", ground_truth_table(read_result(root / "results/digits.json")))
 
 
 def digits3d(root: Path = ROOT) -> None:
@@ -53,10 +59,8 @@ def studies(root: Path = ROOT) -> None:
 
 
 def world(root: Path = ROOT) -> None:
-    """The shipped world model against the exact simulator: in the page on worlds, and its targets in the README."""
-    result = read_result(root / "results/world.json")
-    write_markdown_block(root / "docs/worlds.md", "world", world_table(result))
-    write_markdown_block(root / "README.md", "world", world_summary(result))
+    """The shipped world model against the exact simulator, in the page on worlds."""
+    write_markdown_block(root / "docs/worlds.md", "world", world_table(read_result(root / "results/world.json")))
 
 
 def survival(root: Path = ROOT) -> None:
@@ -91,23 +95,22 @@ def world_table(result: EvaluationResult) -> str:
     return "\n".join([*lines, "", f"{how}{_missed(result)}"])
 
 
-def world_summary(result: EvaluationResult) -> str:
-    """A row for each target of the one model, between what is left of it by the autoencoder and by a still picture."""
-    scores, protocol = result.ground_truth, result.protocol
-    assert scores is not None, "a summary of a world needs a result of the protocol 'world'"
-    ((name, judged),) = scores.targets.items()
-    lines = ["| | autoencoder alone | last frame repeated | shipped model | target |", "|---|---:|---:|---:|---|"]
-    columns = [scores.series[one].ranges for one in ("vae", REPEATED, name)]
-    for target in judged:
-        values = [ranges[target.frames][target.metric].value.value for ranges in columns]
-        start, _, end = target.frames.partition("-")
-        what = f"{METRIC_TITLES[target.metric]}, " + (f"frame {end}" if start == end else f"frames {start}-{end}")
-        bound = target_text(target).partition(f" {target.frames} ")[2] + ("" if target.met else ", missed")
-        lines.append(f"| {what} | {' | '.join(f'{value:.3f}' for value in values)} | {bound} |")
-    first = [scores.reactions[one][0] / sum(scores.reactions[one]) for one in ("vae", REPEATED, name)]
-    lines.append(f"| new action obeyed at its first frame | {' | '.join(f'{value:.3f}' for value in first)} | all |")
-    start = f"{protocol['count']} held-out starts of {protocol['context_frames']} frames, then recorded actions alone."
-    return "\n".join([*lines, "", start])
+def targets_table(results: list[EvaluationResult]) -> str:
+    """A row for each target of each model, beside what the autoencoder alone leaves of real videos."""
+    lines = ["| model | figure | autoencoder alone | model | target |", "|---|---|---:|---:|---|"]
+    for result in results:
+        scores = result.ground_truth
+        assert scores is not None, "a target needs a result of a protocol with ground truth"
+        for name, judged in scores.targets.items():
+            for target in judged:
+                floor = scores.series["vae"].ranges[target.frames][target.metric].value.value
+                start, _, end = target.frames.partition("-")
+                what = f"{METRIC_TITLES[target.metric]}, frame{f' {end}' if start == end else f's {start} to {end}'}"
+                met = "" if target.met else " (missed)"
+                lines.append(f"| `{name}` | {what} | {floor:.3g} | {target.value:.3g} | {bounds_text(target)}{met} |")
+    count = {result.protocol["count"] for result in results}
+    assert len(count) == 1, "one sentence says how many clips all were measured on"
+    return "\n".join([*lines, "", f"Each on {count.pop()} held-out clips, of which a model sees the first 4 frames."])
 
 
 def ground_truth_table(result: EvaluationResult) -> str:
@@ -187,7 +190,7 @@ def score_table(result: EvaluationResult) -> str:
 
 
 TABLES: dict[str, Callable[..., None]] = {
-    table.__name__: table for table in (bench, digits, digits3d, speed, studies, survival, world)
+    table.__name__: table for table in (bench, digits, digits3d, speed, studies, survival, targets, world)
 }
 
 

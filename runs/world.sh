@@ -18,7 +18,7 @@ magi evaluate world platform=magi/demo_worlds/platform $work/held_out $work/resu
 
 mkdir -p results
 cp $work/results/result.json results/world.json
-python runs/tables.py world
+python runs/tables.py world targets
 cp $work/results/contact_sheet.png docs/world.png
 # docs/world.gif: four clips and the first 140 frames of $work/results/comparison.mp4, every other frame.
 cp $work/run/metrics.jsonl runs/world_train.jsonl

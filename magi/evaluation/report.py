@@ -181,10 +181,14 @@ def metric_titles(scores: GroundTruthScores) -> dict[str, str]:
 
 def target_text(target: JudgedTarget) -> str:
     """A target in words."""
-    bounds = [f"at least {target.low:g}"] if target.high is None else [f"at most {target.high:g}"]
+    return f"{METRIC_TITLES[target.metric]} of frames {target.frames} {bounds_text(target)}"
+
+
+def bounds_text(target: JudgedTarget) -> str:
+    """The bounds of a target in words."""
     if target.low is not None and target.high is not None:
-        bounds = [f"within {target.low:g} to {target.high:g}"]
-    return f"{METRIC_TITLES[target.metric]} of frames {target.frames} {bounds[0]}"
+        return f"within {target.low:g} to {target.high:g}"
+    return f"at least {target.low:g}" if target.high is None else f"at most {target.high:g}"
 
 
 def _model_rows(result: EvaluationResult) -> list[tuple[str, str]]:

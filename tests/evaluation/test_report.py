@@ -28,7 +28,7 @@ from magi.evaluation.report import drift_rows, frame_rows, report_html, score_ro
 from runs import tables
 
 ROOT = Path(__file__).parents[2]
-README = "# Title\n\n<!-- results:digits:begin -->\nold\n<!-- results:digits:end -->\n\nrest\n"
+PAGE = "# Title\n\n<!-- results:digits:begin -->\nold\n<!-- results:digits:end -->\n\nrest\n"
 METRICS = ("class_accuracy", "position_error_px", "intensity_ratio")
 PICTURE = Image.new("RGB", (4, 4))
 PICTURES = {"Curves": PICTURE, "Contact sheet": PICTURE, "Training": PICTURE}
@@ -96,9 +96,8 @@ def test_table_holds_near_and_far_figures_of_every_series() -> None:
 @pytest.mark.parametrize(
     ("page", "name", "table"),
     [
-        ("README.md", "digits", tables.ground_truth_table),
+        ("docs/evaluation.md", "digits", tables.ground_truth_table),
         ("docs/evaluation.md", "digits3d", tables.score_table),
-        ("README.md", "world", tables.world_summary),
         ("docs/worlds.md", "world", tables.world_table),
     ],
 )
@@ -112,28 +111,42 @@ def test_tables_of_pages_are_those_of_the_results(
 
 
 def test_a_table_is_written_between_its_markers_alone(tmp_path: Path) -> None:
-    readme, source = tmp_path / "README.md", ROOT / "results" / "digits.json"
-    readme.write_text(README)
+    page, source = tmp_path / "docs" / "evaluation.md", ROOT / "results" / "digits.json"
+    page.parent.mkdir()
+    page.write_text(PAGE)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits.json").write_bytes(source.read_bytes())
     tables.digits(tmp_path)
-    once = readme.read_text()
+    once = page.read_text()
     before, block, after = re.split("<!-- results:digits:(?:begin|end) -->", once)
     assert (before, after) == ("# Title\n\n", "\n\nrest\n")
     assert block.strip() == tables.ground_truth_table(read_result(source))
     tables.digits(tmp_path)
-    assert readme.read_text() == once
+    assert page.read_text() == once
 
 
-@pytest.mark.parametrize("damaged", ["no markers", README.replace("begin", "end"), README + README])
+@pytest.mark.parametrize("damaged", ["no markers", PAGE.replace("begin", "end"), PAGE + PAGE])
 def test_a_page_without_its_markers_is_left_alone(tmp_path: Path, damaged: str) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(damaged)
+    page = tmp_path / "docs" / "evaluation.md"
+    page.parent.mkdir()
+    page.write_text(damaged)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits.json").write_bytes((ROOT / "results" / "digits.json").read_bytes())
     with pytest.raises(ValueError, match="results:digits:begin"):
         tables.digits(tmp_path)
-    assert readme.read_text() == damaged
+    assert page.read_text() == damaged
+
+
+def test_every_target_of_a_shipped_model_is_in_the_readme() -> None:
+    results = [read_result(ROOT / "results" / f"{name}.json") for name in ("digits", "world")]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, block, _ = re.split("<!-- results:targets:(?:begin|end) -->", text)
+    assert block == f"\n{tables.targets_table(results)}\n"
+    assert results[0].ground_truth is not None
+    series = results[0].ground_truth.series
+    floor, model = (series[name].ranges["5-16"]["position_error_px"] for name in ("vae", "demo"))
+    row = f"| {floor.value.value:.3g} | {model.value.value:.3g} | at most 3 |"
+    assert f"| `demo` | position error (px), frames 5 to 16 {row}\n" in block
 
 
 def test_results_in_the_repository_have_whole_cards() -> None:
