@@ -89,14 +89,9 @@ class ModelConfig(Section):
     head_width: int = Field(1024, ge=8, description="width of the diffusion head")
     head_blocks: int = Field(3, ge=1, description="residual blocks of the diffusion head")
     classes: int = Field(0, ge=0, description="number of class labels; 0 is an unconditional model")
-    class_tokens: int = Field(
-        64, ge=1, description="condition tokens that carry the class (the paper leaves this open)"
-    )
+    class_tokens: int = Field(64, ge=1, description="condition tokens of the class (the paper leaves this open)")
     actions: int = Field(
-        0,
-        ge=0,
-        description="numbers of an action, or kinds of action where it is one of several (not in the paper); 0 is a "
-        "model without actions",
+        0, ge=0, description="numbers of an action, or kinds where it is one of several (not in the paper); 0 is none"
     )
     interval_vocabulary: int = Field(25, ge=1, description="size of the interval embedding, intervals 1..25")
     noise_levels: int = Field(5, ge=1, description="noise levels of the observation frames, 1..5")
@@ -109,6 +104,12 @@ class ModelConfig(Section):
         "ddpm",
         description="what the head is trained on: ddpm is the paper's noise prediction with a learned variance; energy "
         "goes from noise to the token in one step, by the energy score (sampling.steps is then 1)",
+    )
+    temporal: Literal["softmax", "gated_linear"] = Field(
+        "softmax", description="attention along time; gated_linear (not in the paper) keeps a state of constant size"
+    )
+    state_width: int = Field(
+        16, ge=1, description="features a head of gated_linear: its state is as large as about so many frames of keys"
     )
     diffusion_steps: int = Field(1000, ge=2, description="steps of the cosine noise schedule in training")
 
@@ -169,9 +170,7 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0, description="of initial weights, data order, masks and noise")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(
-        2, ge=2, description="newest checkpoints kept; 2 at least, so a bad one is not the last"
-    )
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept; 2 at least: one may be bad")
     sample_every: int = Field(0, ge=0, description="steps between contact sheets of samples; 0 is never")
 
 

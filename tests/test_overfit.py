@@ -1,5 +1,6 @@
 """Training and sampling meet: one clip is reproduced from its first frame after a short training."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,10 +25,12 @@ def moving_square() -> Tensor:
     return latents_TCHW
 
 
-def test_one_clip_is_reproduced_from_its_first_frame() -> None:
+@pytest.mark.parametrize("temporal", ["softmax", "gated_linear"])
+def test_one_clip_is_reproduced_from_its_first_frame(temporal: str) -> None:
     model_config = ModelConfig(
-        width=48, blocks=2, heads=4, head_width=48, head_blocks=2, frames=FRAMES, dropout=0.0, noise_max=0.1
-    )
+        width=48, blocks=2, heads=4, head_width=48, head_blocks=2, frames=FRAMES, dropout=0.0, noise_max=0.1,
+        temporal=temporal,
+    )  # fmt: skip
     training = TrainingConfig(batch=8, learning_rate=3e-3)
     latents_TCHW = moving_square()
     model = Magi(model_config, LATENT, torch.Generator().manual_seed(0))

@@ -92,9 +92,18 @@ def _block(config: ModelConfig, shape: ClipShape, last: bool) -> float:
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     slots, queries, places = shape.slots, shape.queries if last else shape.slots, shape.positions
     spatial = slots * places * (4 * width**2 + 2 * width * hidden) + 2 * slots * places**2 * width
-    projections = slots * 2 * width**2 + queries * 2 * width**2
-    temporal = places * (projections + queries * 2 * width * hidden + 2 * queries * shape.pasts * width)
+    features, gates = _time_features(config)
+    projections = slots * width * (features + width + gates) + queries * width * (features + width)
+    mixing = queries * shape.pasts * (features + width)
+    temporal = places * (projections + queries * 2 * width * hidden + mixing)
     return 2 * (spatial + temporal)
+
+
+def _time_features(config: ModelConfig) -> tuple[int, int]:
+    """Of a slot and position along time: numbers of its key, over all heads, and how many gates it has."""
+    if config.temporal == "gated_linear":
+        return config.heads * config.state_width, config.heads
+    return config.width, 0
 
 
 def _head(config: ModelConfig, channels: int, masked: float, noisings: int) -> tuple[float, float]:
@@ -118,7 +127,7 @@ def clip_activation_bytes(
     """Bytes that a clip's forward keeps for backward; ``compute_bytes`` of a number in products (2 in bfloat16).
 
     With ``recompute`` (activation checkpointing) blocks keep their inputs alone. Attention keeps queries, keys, values,
-    its result and a number a head, as fused kernels do.
+    its result and a number a head, as fused kernels do; gated linear attention has none and keeps its weights, too.
     """
     shape = clip_shape(config, latent, views)
     if recompute:
@@ -138,8 +147,20 @@ def block_activation_bytes(config: ModelConfig, shape: ClipShape, compute_bytes:
     mlp = norm + number * 2 * hidden + dropped
     queries = shape.queries if last else shape.slots
     spatial = shape.slots * (norm + number * 3 * width + result + mlp)
-    temporal = shape.slots * (norm + number * 2 * width) + queries * (number * width + result + mlp)
+    mixing = float(shape.slots * number * 2 * width + queries * number * width)
+    if config.temporal == "gated_linear":
+        mixing = _linear_mixing_bytes(config, shape, queries)
+    temporal = shape.slots * norm + mixing + queries * (result + mlp)
     return shape.positions * (spatial + temporal)
+
+
+def _linear_mixing_bytes(config: ModelConfig, shape: ClipShape, queries: int) -> float:
+    """In float32, of a position: features, values (those that others attend to twice) and gates, result, and of every
+    query and past slot the product, its decay and the weight."""
+    features, gates = _time_features(config)
+    slots, pasts, width = shape.slots, shape.pasts, config.width
+    slot_numbers = slots * (features + width + 2 * gates) + pasts * width + queries * (features + width)
+    return 4.0 * (slot_numbers + 3 * gates * queries * pasts)
 
 
 def _head_row_bytes(config: ModelConfig, channels: int, number: int) -> float:

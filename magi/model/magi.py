@@ -62,7 +62,10 @@ class Magi(nn.Module):
         space_ND = sinusoidal_2d(self.rows, self.columns, width)
         space_PD = torch.cat([torch.zeros(self.conditioning.tokens, width), space_ND])
         self.register_buffer("space_PD", space_PD, persistent=False)
-        self.register_buffer("time_TD", sinusoidal_1d(config.frames, width), persistent=False)
+        time_TD = sinusoidal_1d(config.frames, width)
+        if config.temporal == "gated_linear":  # whose gates say what is earlier, at any length of a video
+            time_TD = torch.zeros_like(time_TD)
+        self.register_buffer("time_TD", time_TD, persistent=False)
         self.space_PD: Tensor
         self.time_TD: Tensor
         self.initialize_weights(generator)

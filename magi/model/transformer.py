@@ -5,13 +5,14 @@ Knows nothing of tokens, masks or conditions: hidden states in, hidden states ou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from magi.model.attention import SpatialAttention
 from magi.model.teacher_forcing import SlotPattern
 from magi.model.temporal.contract import LayerState, TemporalMixer, TemporalState
+from magi.model.temporal.gated_linear import GatedLinearAttention
 from magi.model.temporal.softmax import TemporalAttention
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width), nn.Dropout(dropout))
 
 
+def temporal_mixer(config: ModelConfig) -> TemporalAttention | GatedLinearAttention:
+    """The temporal layer that the config names; each is a ``TemporalMixer``."""
+    if config.temporal == "gated_linear":
+        return GatedLinearAttention(config.width, config.heads, config.dropout, config.state_width)
+    return TemporalAttention(config.width, config.heads, config.dropout)
+
+
 class Block(nn.Module):
     """One spatial-temporal block."""
 
@@ -36,7 +44,7 @@ class Block(nn.Module):
         self.spatial_mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.spatial_mlp = Mlp(width, hidden, config.dropout)
         self.temporal_norm = nn.LayerNorm(width, eps=1e-6)
-        self.temporal_attention = TemporalAttention(width, config.heads, config.dropout)
+        self.temporal_attention = temporal_mixer(config)
         self.temporal_mlp_norm = nn.LayerNorm(width, eps=1e-6)
         self.temporal_mlp = Mlp(width, hidden, config.dropout)
 
@@ -87,6 +95,5 @@ class Transformer(nn.Module):
 
     def new_state(self, rows: int, frames: int, like: Tensor) -> TemporalState:
         """An empty state of all temporal layers for ``frames`` frames of ``rows`` = B P rows."""
-        mixer = self.blocks[0].temporal_attention
-        assert isinstance(mixer, TemporalAttention)
+        mixer = cast(TemporalMixer, self.blocks[0].temporal_attention)
         return mixer.new_state(len(self.blocks), rows, frames, like)

@@ -17,10 +17,14 @@ def model_card(model: Magi, config: Config, vae_id: str, classes: Sequence[str] 
     names = list(classes or [])
     listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     forcing = "complete teacher forcing" if config.model.teacher_forcing == "complete" else "masked teacher forcing"
+    along_time = ", gated linear attention along time" if config.model.temporal == "gated_linear" else ""
     label = f', labels="{names[0]}"' if names and config.model.classes else ""
     rows = [
         ("parameters", f"{parameters:,} ({dtype} on disk)"),
-        ("transformer", f"{config.model.blocks} blocks, width {config.model.width}, {config.model.heads} heads"),
+        (
+            "transformer",
+            f"{config.model.blocks} blocks, width {config.model.width}, {config.model.heads} heads{along_time}",
+        ),
         ("trained with", f"{forcing}, batches of {config.training.batch} clips, averaged (EMA) weights"),
         ("clips", f"{data.frames} frames of {size}, interval {data.interval_min}..{data.interval_max}"),
         ("autoencoder", f"`{vae_id}`, latents {latent.channels}x{latent.height}x{latent.width}"),

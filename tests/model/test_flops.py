@@ -59,6 +59,8 @@ def micro_batch(config: Config, latent: LatentShape, model: Magi) -> Batch:
         {"precision": "bf16"},
         {"activation_checkpointing": True},
         {"side": 24, "frames": 2, "blocks": 1},
+        {"temporal": "gated_linear", "state_width": 8},
+        {"temporal": "gated_linear", "teacher_forcing": "masked", "frames": 6},
     ],
     ids=str,
 )
@@ -97,6 +99,10 @@ def fused_attention(model: Magi, patch: pytest.MonkeyPatch) -> Iterator[None]:
         {"precision": "bf16", "teacher_forcing": "masked", "classes": 5},
         {"precision": "bf16", "masked_views": 3, "frames": 2},
         {"precision": "bf16", "activation_checkpointing": True},
+        {"precision": "bf16", "temporal": "gated_linear", "frames": 6},
+        {"precision": "fp32", "temporal": "gated_linear", "state_width": 8},
+        {"precision": "bf16", "temporal": "gated_linear", "frames": 16, "side": 8},
+        {"precision": "bf16", "temporal": "gated_linear", "activation_checkpointing": True},
     ],
     ids=str,
 )

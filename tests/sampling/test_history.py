@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,13 +20,15 @@ from magi.sampling.history import History, observation_noise, time_positions
 
 FORCING = {"complete": complete_teacher_forcing, "masked": masked_teacher_forcing}
 TRAINED = 4
+MIXERS = get_args(ModelConfig.model_fields["temporal"].annotation)
 
 
-def tiny_model(forcing: str = "complete") -> Magi:
+def tiny_model(forcing: str = "complete", temporal: str = "softmax") -> Magi:
     """Random weights everywhere, fp64."""
     config = ModelConfig(
         width=16, blocks=2, heads=2, patch_size=1, frames=TRAINED, head_width=16, head_blocks=1,
         classes=3, class_tokens=2, interval_vocabulary=4, teacher_forcing=forcing, dropout=0.0, diffusion_steps=20,
+        temporal=temporal, state_width=4,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     model = Magi(config, LatentShape(frames=TRAINED, channels=2, height=2, width=3), generator).double().eval()
@@ -66,10 +68,11 @@ def z_of_training(model: Magi, sequence: ForcedSequence, conditions: Conditions,
 @pytest.mark.parametrize("forcing", ["complete", "masked"])
 @pytest.mark.parametrize("frame", range(TRAINED))
 @pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("temporal", MIXERS)
 def test_training_forward_at_a_frame_is_the_sampling_forward_with_the_cache(
-    forcing: str, frame: int, varying: bool
+    forcing: str, frame: int, varying: bool, temporal: str
 ) -> None:
-    model, videos = tiny_model(forcing), 2
+    model, videos = tiny_model(forcing, temporal), 2
     conditions = labels_by_frame(videos, TRAINED) if varying else told(videos)
     draw = torch.Generator().manual_seed(1)
     tokens_BTNC = torch.randn(videos, TRAINED, model.tokens_per_frame, 2, generator=draw, dtype=torch.float64)
@@ -143,12 +146,20 @@ class Uncached:
 @pytest.mark.parametrize("longer", ["window", "interpolate"])
 @pytest.mark.parametrize(("context", "frames", "keep"), [(0, 4, 2), (0, 10, 2), (1, 9, 3), (3, 8, 1), (6, 9, 2)])
 @pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("temporal", MIXERS)
 def test_cached_equals_uncached_over_a_whole_rollout(
-    monkeypatch: pytest.MonkeyPatch, forcing: str, longer: str, context: int, frames: int, keep: int, varying: bool
+    monkeypatch: pytest.MonkeyPatch,
+    forcing: str,
+    longer: str,
+    context: int,
+    frames: int,
+    keep: int,
+    varying: bool,
+    temporal: str,
 ) -> None:
     if varying and longer == "interpolate" and frames > TRAINED:
         pytest.skip("the reference takes its frames' conditions by their number, which is no fraction")
-    model, videos = tiny_model(forcing), 2
+    model, videos = tiny_model(forcing, temporal), 2
     conditions = labels_by_frame(videos, frames) if varying else told(videos)
     config = SamplingConfig(iterations=2, steps=3, longer=longer, window_keep=keep, guidance=2.0)
     latents = torch.randn(videos, context, 2, 2, 3, generator=generators(1)[0], dtype=torch.float64)
@@ -205,8 +216,9 @@ def test_a_window_costs_the_same_for_ever_and_never_leaves_the_trained_positions
     assert sizes == [[0], [1], [2], [0, 1], [2], [0, 1], [2], [0, 1]]
 
 
-def test_a_past_that_begins_anew_is_a_new_one_in_the_same_place() -> None:
-    model, config = tiny_model(), SamplingConfig(longer="window", window_keep=2)
+@pytest.mark.parametrize("temporal", MIXERS)
+def test_a_past_that_begins_anew_is_a_new_one_in_the_same_place(temporal: str) -> None:
+    model, config = tiny_model(temporal=temporal), SamplingConfig(longer="window", window_keep=2)
     tokens_BTNC = torch.randn(2, 9, model.tokens_per_frame, 2, dtype=torch.float64, generator=generators(1)[0])
     masked_BN, picked_Bm = torch.ones(2, 6, dtype=torch.bool), torch.tensor([[4, 0, 5], [1, 2, 3]])
 
@@ -218,7 +230,7 @@ def test_a_past_that_begins_anew_is_a_new_one_in_the_same_place() -> None:
         return seen
 
     def places(past: History) -> list[int]:
-        own = [*vars(past.frame_pass).values(), past.cache.stored, past.cache.length_1]
+        own = [*vars(past.frame_pass).values(), *vars(past.cache).values()]
         return [value.data_ptr() for value in own if isinstance(value, Tensor)]
 
     with torch.inference_mode():

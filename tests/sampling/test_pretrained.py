@@ -32,6 +32,10 @@ CONFIG = Config(
 )  # fmt: skip
 
 
+NEWER = ("temporal", "state_width")
+"""Keys of ``model`` that exports had not before there was a second temporal layer."""
+
+
 def tiny_pipeline(config: Config = CONFIG) -> MagiPipeline:
     vae = PixelVae(4)
     generator = torch.Generator().manual_seed(0)
@@ -66,6 +70,20 @@ def test_an_export_comes_back_as_it_was(tmp_path: Path) -> None:
     assert loaded.classes == ("cat", "dog")
     assert torch.equal(loaded(frames=3, labels="dog").video_BTHWC, pipe(frames=3, labels=1).video_BTHWC)
     pipe.save_pretrained(tmp_path / "new" / "folder")  # once more over it
+
+
+def test_the_temporal_layer_travels_with_an_export_and_an_older_one_is_softmax(tmp_path: Path) -> None:
+    linear = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"temporal": "gated_linear"})})
+    pipe = tiny_pipeline(linear)
+    pipe.save_pretrained(tmp_path / "linear")
+    loaded = MagiPipeline.from_pretrained(tmp_path / "linear")
+    assert torch.equal(loaded(frames=4, labels=0).video_BTHWC, pipe(frames=4, labels=0).video_BTHWC)
+    assert "gated linear attention along time" in (tmp_path / "linear" / "README.md").read_text()
+    tiny_pipeline().save_pretrained(tmp_path / "older")
+    path = tmp_path / "older" / "config.yaml"
+    kept = [line for line in path.read_text().splitlines() if line.split(":")[0].strip() not in NEWER]
+    path.write_text("\n".join(kept))
+    assert MagiPipeline.from_pretrained(tmp_path / "older").config.model == CONFIG.model
 
 
 def test_float16_halves_the_file_and_is_read_as_float32(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from magi.files import CHECKPOINTS_FOLDER
 from magi.model.magi import Magi
 from magi.training.run_folder import locked
 from magi.weights import checkpoint_folders, load_ema, read_tensors, step_folder
-from tests.fakes.training_runs import Clips, tiny_config, told, train_tiny
+from tests.fakes.training_runs import BROKEN, Clips, in_two_parts, tiny_config, tiny_model, told, train_tiny
 
 STEPS = 14
 
@@ -66,6 +66,15 @@ def test_resume_equals_never_having_stopped(workers: int, never_stopped: Path, t
     assert told(tmp_path / "run") == told(never_stopped)
     assert [line["step"] for line in told(never_stopped)] == list(range(1, STEPS + 1))
     assert final_bytes(tmp_path / "run") == final_bytes(never_stopped)
+
+
+def test_a_run_with_gated_linear_attention_resumes_to_the_bit_and_refuses_weights_of_softmax(tmp_path: Path) -> None:
+    config = tiny_config(model={"temporal": "gated_linear", "dropout": 0.2})
+    train_tiny(tmp_path / "whole", config, Clips(BROKEN))
+    in_two_parts(tmp_path / "resumed", config)
+    assert final_bytes(tmp_path / "resumed", step=6) == final_bytes(tmp_path / "whole", step=6)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_ema(tmp_path / "whole", tiny_model(tiny_config()).state_dict())
 
 
 def test_lengthening_a_run_is_the_longer_run(never_stopped: Path, tmp_path: Path) -> None:

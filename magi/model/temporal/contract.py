@@ -1,8 +1,8 @@
 """What mixes a position along time, and what it keeps of finished frames: the contract of a temporal layer (section 3).
 
-The paper's is softmax attention with a cache of keys and values (``softmax``). Another one, such as gated linear
-attention with a state of constant size, is one file beside it and its name in ``transformer.Block``; the model, its
-passes over a frame and the history know this contract alone. P positions of B videos are R = B P rows.
+The paper's is softmax attention with a cache of keys and values (``softmax``); gated linear attention keeps a state of
+constant size (``gated_linear``). Another one is one file beside them and its name in ``transformer.temporal_mixer``;
+the model, its passes over a frame and the history know this contract alone. P positions of B videos are R = B P rows.
 """
 
 from __future__ import annotations

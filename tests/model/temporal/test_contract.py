@@ -1,111 +1,26 @@
-"""A mixer with a state of constant size goes through the contract alone: training, cached and prepared passes agree."""
+"""Both mixers through their contract alone: training, cached and prepared passes agree; the state is what it says."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from magi.config import LatentShape, ModelConfig, SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.frame_pass import FramePass
 from magi.model.magi import Magi
-from magi.model.packed_linear import packed
-from magi.model.teacher_forcing import SlotPattern, complete_teacher_forcing
+from magi.model.teacher_forcing import complete_teacher_forcing
 from magi.sampling.generate import generate
+from magi.sampling.history import History
 
 FRAMES, VIDEOS = 4, 2
+MIXERS = get_args(ModelConfig.model_fields["temporal"].annotation)
 
 
-@dataclass
-class Sums:
-    """Sums of what finished frames wrote, (layers, R, D), and with the frames that do not count yet."""
-
-    finished: Tensor
-    pending: Tensor
-    capacity: int
-    length: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.finished.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        return 2 * self.finished.nbytes
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor, int]:
-        return self.finished[index], self.pending[index], self.length
-
-    def advance(self, frames: int) -> None:
-        self.length += frames
-        self.finished.copy_(self.pending)
-
-    def clear(self) -> None:
-        self.length = 0
-        self.finished.zero_()
-
-
-class RunningMean(nn.Module):
-    """The mean of values up to a slot: what linear attention is with all keys alike."""
-
-    any_length = False
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.value = nn.Linear(width, width)
-
-    def forward(self, x_BSPD: Tensor, attend: SlotPattern, first_query: int = 0) -> Tensor:
-        mask_SS = attend.mask_SS().to(x_BSPD)
-        weight_SS = mask_SS / mask_SS.sum(dim=1, keepdim=True)
-        return torch.einsum("qs,bspd->bqpd", weight_SS, self.value(x_BSPD))[:, first_query:]
-
-    def observe(self, x_BTPD: Tensor, layer: tuple[Tensor, Tensor, int]) -> Tensor:
-        mixed_BTPD, total_BPD = self._follow(x_BTPD, layer)
-        layer[1].copy_(total_BPD.flatten(0, 1))
-        return mixed_BTPD
-
-    def predict(self, x_BTPD: Tensor, layer: tuple[Tensor, Tensor, int]) -> Tensor:
-        return self._follow(x_BTPD, layer)[0]
-
-    def _follow(self, x_BTPD: Tensor, layer: tuple[Tensor, Tensor, int]) -> tuple[Tensor, Tensor]:
-        sums_BTPD = self.value(x_BTPD).cumsum(dim=1) + layer[0].unflatten(0, (len(x_BTPD), 1, -1))
-        count_T = torch.arange(x_BTPD.shape[1]) + layer[2] + 1
-        return sums_BTPD / count_T[:, None, None], sums_BTPD[:, -1]
-
-    def new_state(self, layers: int, rows: int, frames: int, like: Tensor) -> Sums:
-        size = (layers, rows, len(self.value.bias))
-        return Sums(like.new_zeros(size), like.new_zeros(size), frames)
-
-    def prepared(self, dtype: torch.dtype | None, kernels: bool) -> "PreparedMean":
-        return PreparedMean(self)
-
-
-class PreparedMean:
-    any_length = False
-
-    def __init__(self, mixer: RunningMean) -> None:
-        self.value = packed(mixer.value)
-
-    def predict(self, normed: Tensor, layer: tuple[Tensor, Tensor, int], rows_M: Tensor | None = None) -> Tensor:
-        sums = layer[0] if rows_M is None else layer[0][rows_M]
-        return (self.value(normed) + sums.view(normed.shape)) / (layer[2] + 1)
-
-    def observe(self, normed: Tensor, layer: tuple[Tensor, Tensor, int]) -> Tensor:
-        self.write(normed, layer)
-        return self.predict(normed, layer)
-
-    def write(self, normed: Tensor, layer: tuple[Tensor, Tensor, int]) -> None:
-        layer[1].copy_(layer[0] + self.value(normed).flatten(0, 1))
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Magi:
-    monkeypatch.setattr("magi.model.transformer.TemporalAttention", RunningMean)
+def tiny_model(temporal: str) -> Magi:
     config = ModelConfig(
         width=16, blocks=2, heads=2, patch_size=1, frames=FRAMES, head_width=16, head_blocks=1, interval_vocabulary=3,
-        dropout=0.0,
+        dropout=0.0, temporal=temporal, state_width=4,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     model = Magi(config, LatentShape(frames=FRAMES, channels=2, height=2, width=3), generator).double().eval()
@@ -114,12 +29,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Magi:
     return model.requires_grad_(False)
 
 
-def told() -> Conditions:
-    return Conditions(torch.tensor([1, 2]), torch.ones(VIDEOS, dtype=torch.long))
+def told(videos: int = VIDEOS) -> Conditions:
+    return Conditions(torch.arange(videos) + 1, torch.ones(videos, dtype=torch.long))
 
 
-def test_training_cached_and_prepared_passes_agree(model: Magi) -> None:
-    generator = torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("temporal", MIXERS)
+def test_training_cached_and_prepared_passes_agree(temporal: str) -> None:
+    model, generator = tiny_model(temporal), torch.Generator().manual_seed(1)
     tokens_BTNC = torch.randn(VIDEOS, FRAMES, 6, 2, dtype=torch.float64, generator=generator)
     masked_BTN = torch.rand(VIDEOS, FRAMES, 6, generator=generator) < 0.5
     forced, conditions = complete_teacher_forcing(tokens_BTNC, masked_BTN), told()
@@ -138,12 +54,36 @@ def test_training_cached_and_prepared_passes_agree(model: Magi) -> None:
             model.observe(tokens_BTNC[:, frame : frame + 1], time[None], conditions, plain)
             frame_pass.observe(tokens_BTNC[:, frame], fast)
             fast.advance(1)
-    assert plain.nbytes == model.new_cache(VIDEOS, 1000).nbytes, "as large for a thousand frames as for three"
+    assert plain.length == fast.length == plain.capacity == FRAMES - 1
+    assert plain.rows == VIDEOS * model.positions and plain.nbytes == model.new_cache(VIDEOS, FRAMES - 1).nbytes
 
 
+@pytest.mark.parametrize("temporal", MIXERS)
 @pytest.mark.parametrize("longer", ["window", "interpolate"])
-def test_videos_longer_than_trained_are_generated(model: Magi, longer: Any) -> None:
+def test_videos_longer_than_trained_are_generated(temporal: str, longer: Any) -> None:
     config = SamplingConfig(iterations=2, steps=3, longer=longer, window_keep=2)
     generators = [torch.Generator().manual_seed(seed) for seed in range(VIDEOS)]
-    made = list(generate(model, frames=7, conditions=told(), generators=generators, config=config))
+    made = list(generate(tiny_model(temporal), frames=7, conditions=told(), generators=generators, config=config))
     assert len(made) == 7 and all(bool(frame.isfinite().all()) for frame in made)
+
+
+def test_a_stream_of_gated_linear_attention_keeps_all_frames_in_a_state_of_constant_size() -> None:
+    """200 frames of a model trained on 4: nothing is shown again, nothing grows, the first frame still counts."""
+    model, config = tiny_model("gated_linear"), SamplingConfig(longer="interpolate")
+    generator = torch.Generator().manual_seed(1)
+    tokens_BTNC = torch.randn(1, 200, 6, 2, dtype=torch.float64, generator=generator)
+    other_BTNC = tokens_BTNC.clone()
+    other_BTNC[:, 0] += 1
+    histories = [History(model, told(1), [generator], 1_000, config) for _ in range(2)]
+    place, size = histories[0].cache.memory.data_ptr(), histories[0].nbytes  # type: ignore[attr-defined]
+    masked_BN, picked_Bm, changes = torch.ones(1, 6, dtype=torch.bool), torch.arange(6)[None], []
+    for number in range(200):
+        seen = []
+        for history, given_BTNC in zip(histories, (tokens_BTNC, other_BTNC), strict=True):
+            history.observe(given_BTNC[:, number : number + 1])
+            seen.append(history.predict(tokens_BTNC[:, 0], masked_BN, picked_Bm))
+        changes.append(float((seen[0] - seen[1]).abs().max()))
+    cache = histories[0].cache
+    assert (cache.length, histories[0].nbytes, cache.memory.data_ptr()) == (200, size, place)  # type: ignore[attr-defined]
+    assert size == model.new_cache(1, 3).nbytes < tiny_model("softmax").new_cache(1, 1_000).nbytes / 50
+    assert changes[0] > changes[20] > changes[40] > 0, "the first frame fades"
