@@ -106,10 +106,14 @@ class ModelConfig(Section):
         "goes from noise to the token in one step, by the energy score (sampling.steps is then 1)",
     )
     temporal: Literal["softmax", "gated_linear"] = Field(
-        "softmax", description="attention along time; gated_linear (not in the paper) keeps a state of constant size"
+        "softmax",
+        description="attention along time: softmax is the paper's, with a cache of keys and values; gated_linear (not "
+        "in the paper) has a state of constant size and no positions in time",
     )
     state_width: int = Field(
-        16, ge=1, description="features a head of gated_linear: its state is as large as about so many frames of keys"
+        16,
+        ge=1,
+        description="features a head of gated_linear; its state is as large as that many frames of a bf16 cache",
     )
     diffusion_steps: int = Field(1000, ge=2, description="steps of the cosine noise schedule in training")
 
@@ -243,7 +247,12 @@ class SamplingConfig(Section):
         description="frames that the run's sample sheets continue (paper: 1 on UCF-101, 5 on Kinetics-600); 0 is a "
         "quarter of the clip, or with a 3-D autoencoder its first latent frame",
     )
-    longer: Literal["window", "interpolate"] = Field("interpolate", description="how videos grow longer than trained")
+    longer: Literal["window", "interpolate"] = Field(
+        "interpolate",
+        description="how videos grow longer than trained: interpolate keeps all frames in view, their positions fitted "
+        "into the trained range (gated_linear has none and goes on without end); window begins anew with the newest "
+        "frames whenever it is full",
+    )
     window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
 
     @model_validator(mode="before")

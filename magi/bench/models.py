@@ -28,11 +28,11 @@ def bench_model(config: ModelConfig, latent: LatentShape, device: torch.device, 
     return random_model(config, latent, device).to(dtype).eval().requires_grad_(False)
 
 
-def paper_model(setting: Setting, blocks: int = 20) -> Magi:
+def paper_model(setting: Setting, blocks: int = 20, temporal: str = "softmax") -> Magi:
     """The paper's large model on SD latents of 256 x 256: 256 tokens of 16 channels, bf16; tiny in a smoke test."""
     if setting.smoke:
-        return small_model("smoke", setting.device, torch.float32)
-    config = size("large", frames=16, classes=101, class_tokens=1, dropout=0.0)
+        return small_model("smoke", setting.device, torch.float32, temporal)
+    config = size("large", frames=16, classes=101, class_tokens=1, dropout=0.0, temporal=temporal)
     config = config.model_copy(update={"blocks": blocks})
     return bench_model(config, LatentShape(frames=16, channels=4, height=32, width=32), setting.device, torch.bfloat16)
 
@@ -42,14 +42,15 @@ def in_format(model: Magi, dtype: torch.dtype) -> Magi:
     return model if model.mask_token.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
-def small_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Magi:
+def small_model(name: str, device: torch.device, dtype: torch.dtype = torch.float32, temporal: str = "softmax") -> Magi:
     """A named size on latents of 8 x 8: 16 tokens, as in the digits preset; 'smoke' is smaller than any size."""
     if name == "smoke":
         config = ModelConfig(
-            width=32, blocks=2, heads=2, frames=16, head_width=32, head_blocks=2, classes=4, class_tokens=1, dropout=0.0
-        )
+            width=32, blocks=2, heads=2, frames=16, head_width=32, head_blocks=2, classes=4, class_tokens=1,
+            dropout=0.0, temporal=temporal,
+        )  # fmt: skip
     else:
-        config = size(name, frames=16, classes=10, class_tokens=1, dropout=0.0)
+        config = size(name, frames=16, classes=10, class_tokens=1, dropout=0.0, temporal=temporal)
     return bench_model(config, LatentShape(frames=16, channels=4, height=8, width=8), device, dtype)
 
 

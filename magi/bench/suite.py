@@ -6,12 +6,14 @@ The first frame comes before everything that builds the same kernels, or it woul
 from collections.abc import Sequence
 from functools import partial
 
-from magi.bench import attention, cpu, frame_parts, sampling, training
+from magi.bench import attention, cpu, frame_parts, sampling, temporal_state, training
 from magi.bench.case import Case, Goal
 from magi.errors import hint
 
 _LONG = "a frame of a long video, 8 from frame 101 against 8 from 11"
 _LONG_GOALS = (Goal("late over early", 1.05, 1.02, smaller=True),)
+_STATE = "a frame without its head by gated linear attention, against softmax with as many frames in view"
+_STATE_GOALS = (Goal("x longest cache", 1.0, 2.0),)
 
 # fmt: off
 CASES = (
@@ -68,6 +70,7 @@ CASES = (
         (Goal("ms", 15, 10, smaller=True),), minutes=0.05, trains=True,
     ),
     Case("sample.long", "cuda", _LONG, "frame", sampling.long_video_case, _LONG_GOALS, minutes=0.3),
+    Case("time.state", "cuda", _STATE, "frame", temporal_state.break_even_case, _STATE_GOALS, minutes=0.2),
     Case(
         "cpu.linear", "cpu", "a layer of the paper's model in bf16", "product", cpu.linear_case,
         (Goal("x fp32", 1.8, 2.2),), minutes=0.1,
@@ -85,6 +88,7 @@ CASES = (
         partial(cpu.end_to_end, name="base", calls=1), minutes=1.5,
     ),
     Case("cpu.long", "cpu", _LONG, "frame", sampling.long_video_case, _LONG_GOALS, minutes=0.3),
+    Case("cpu.state", "cpu", _STATE, "frame", temporal_state.break_even_case, _STATE_GOALS, minutes=0.8),
     Case(
         "cpu.ctf", "cpu",
         "temporal attention of training, forward and backward, 16 frames of 256 positions, 192 wide", "pass",
