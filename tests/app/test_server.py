@@ -1,6 +1,5 @@
 """The protocol and the limits of the server, spoken to without a browser, on dreams that are the exact simulator."""
 
-import io
 import json
 import time
 import zipfile
@@ -26,6 +25,7 @@ from magi.data.decoding.frames import read_frames
 from magi.data.decoding.probe import RejectedFile
 from magi.data.decoding.sandbox import probe_safely
 from tests.app.fake_dreams import WORLD, FakeDreams
+from tests.app.training import MODEL_FRAMES, train_two_steps
 
 HOST = "127.0.0.1:8000"
 OWN = {"host": HOST, "origin": f"http://{HOST}"}
@@ -173,22 +173,24 @@ def test_pause_and_restart(client: TestClient) -> None:
                 break
 
 
-def test_a_recording_is_what_training_reads(client: TestClient, tmp_path: Path) -> None:
+def test_a_recording_is_what_training_reads_and_trains_on(client: TestClient, tmp_path: Path) -> None:
     with page_of(client) as page:
         page.frame()
         page.say(type="record", on=True)
         page.say(type="keys", action=4, seq=1)
         while page.frame()[0]["seq"] != 1:
             pass
-        shown = [page.frame()[1][0] for _ in range(6)]
+        shown = [page.frame()[1][0] for _ in range(MODEL_FRAMES + 1)]
         page.say(type="record", on=False)
-        zipfile.ZipFile(io.BytesIO(page.next("zip"))).extractall(tmp_path)
+        (tmp_path / "dream.zip").write_bytes(page.next("zip"))
+    zipfile.ZipFile(tmp_path / "dream.zip").extractall(tmp_path)
     probe = probe_safely(tmp_path / "dream.mp4")
     assert not isinstance(probe, RejectedFile)
     rows_TA = read_track(tmp_path / "dream.actions.npy", len(WORLD.actions), probe.frames)
     assert np.isnan(rows_TA[0]).all() and rows_TA[-1].argmax() == 4
     video_THWC = read_frames(tmp_path / "dream.mp4", range(probe.frames), probe)
     assert min(np.abs(frame.astype(float) - shown[-1]).mean() for frame in video_THWC) < 3
+    train_two_steps(tmp_path / "dream.zip", tmp_path / "work")
 
 
 def test_settings_change_for_one_who_plays_alone(client: TestClient) -> None:
