@@ -78,15 +78,21 @@ _remove_leftovers_once = lru_cache(remove_leftovers)
 
 
 @contextmanager
-def open_file(path: Path, mode: Literal["rb", "ab"] = "rb", most_bytes: int | None = None) -> Iterator[BinaryIO]:
+def open_file(path: Path, mode: Literal["rb", "ab", "a+b"] = "rb", most_bytes: int | None = None) -> Iterator[BinaryIO]:
     """Context of an opened regular file, or a link to one, of at most ``most_bytes``; ``OSError`` for anything else.
 
     A FIFO in the place of a file would be waited on for ever, and a device may have no end.
     """
-    with open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666)) as file:
+
+    def regular(name: str, flags: int) -> int:
+        opened = os.open(name, flags | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(opened).st_mode):
+            return opened
+        os.close(opened)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+
+    with open(path, mode, opener=regular) as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         if most_bytes is not None and status.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, above {most_bytes:,}", str(path))
         yield file

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from magi.errors import CheckpointError, OtherRunError
-from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, atomic_write, read_text, utf8_name
+from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, atomic_write, read_text, utf8_name, write_json
 
 MANIFEST_FORMAT = 1
 EMA_FILE = "ema.safetensors"
@@ -119,6 +119,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         except SafetensorError as error:
             raise OSError(f"{path}: could not be written ({error}); free some space and start again") from None
         temporary.chmod(mode)
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> Path:
+    """Write the sizes and hashes of files of a folder beside them, for ``verify_manifest``."""
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": files})
+    return folder / MANIFEST_FILE
 
 
 def verify_manifest(folder: Path, files_wanted: Iterable[str] = CHECKPOINT_FILES) -> None:

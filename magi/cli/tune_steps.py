@@ -13,8 +13,6 @@ import tyro
 from magi.cli.assemble import open_data
 from magi.cli.options import Device, check_device, parse
 from magi.config import Config, SamplingConfig
-from magi.config_files import dump_config
-from magi.files import CONFIG_FILE, write_text
 from magi.progress import progress
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def tune_steps(words: list[str]) -> None:
         if least < 1:
             raise ValueError(f"--{name} {least}: expected at least 1")
     check_device(options.device)
-    from magi.sampling.pretrained import load_pretrained
+    from magi.sampling.pretrained import load_pretrained, write_config
     from magi.sampling.tune_steps import best_placed, fewest, scored
 
     loaded = load_pretrained(options.model)
@@ -88,9 +86,7 @@ def tune_steps(words: list[str]) -> None:
         settings = settings.changed(**{f"fast_{name}": getattr(fast, name) for name in names})
         print(f"fast: {fast.steps} steps, {_ends(fast, most)}")
     if not options.dry_run:
-        path = options.model / CONFIG_FILE
-        write_text(path, dump_config(loaded.config.model_copy(update={"sampling": settings})))
-        print(path)
+        print(write_config(options.model, loaded.config.model_copy(update={"sampling": settings})))
 
 
 def _ends(settings: SamplingConfig, timesteps: int) -> str:

@@ -30,7 +30,6 @@ from magi.latents.files import (
     LatentHeader,
     Shard,
     fit,
-    is_latents,
     lines_path,
     map_shard,
     read_header,
@@ -229,7 +228,7 @@ def _source(index: VideoIndex) -> str:
 
 def _claim(out: Path, header: LatentHeader) -> None:
     """Write the header, or check that the one there says the same; all workers write the same bytes."""
-    if is_latents(out):
+    if (out / HEADER_NAME).is_file():
         found, asked = asdict(read_header(out)), asdict(header)
         for key in asked:
             if found[key] != asked[key]:

@@ -119,8 +119,8 @@ class Shard:
 
 
 def is_latents(root: Path) -> bool:
-    """Whether a folder holds latents (finished or not) rather than videos."""
-    return (root / HEADER_NAME).is_file()
+    """Whether a folder holds latents (finished or not) rather than videos; shards that lost their header are some."""
+    return (root / HEADER_NAME).is_file() or any(root.glob("shard-*.jsonl"))
 
 
 def tensors_path(folder: Path, shard: int) -> Path:
@@ -137,6 +137,8 @@ def read_header(folder: Path) -> LatentHeader:
     """The header of a folder of latents; ``DataError`` if it has none that can be read."""
     path = folder / HEADER_NAME
     if not path.is_file():
+        if is_latents(folder):
+            raise DataError(f"{path}: missing, though the folder holds shards of latents; copy it again, or {AGAIN}")
         raise DataError(f"{path}: no such file, so {folder} holds no latents; make them with 'magi encode'")
     try:
         values = json.loads(read_text(path))

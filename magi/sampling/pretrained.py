@@ -1,7 +1,9 @@
 """Loads a model from where it is (the shipped one, a run, an export, a hub id) and writes exports.
 
-An export is FOLDER/{config.yaml, model.safetensors, README.md, vae/, classes.json}: safetensors, JSON and YAML alone,
-so loading an untrusted folder never runs code. It does not know how frames are generated.
+An export is FOLDER/{config.yaml, model.safetensors, README.md, vae/, classes.json, manifest.json}: safetensors, JSON
+and YAML alone, so loading an untrusted folder never runs code. The manifest has the hashes of weights and classes. The
+config may be edited, so it has none: its last line tells that it is whole. Exports of earlier versions have neither. It
+does not know how frames are generated.
 """
 
 import json
@@ -20,6 +22,7 @@ from magi.files import (
     CHECKPOINTS_FOLDER,
     CLASSES_FILE,
     CONFIG_FILE,
+    MANIFEST_FILE,
     MODEL_FILE,
     NORMALIZATION_FILE,
     SHIPPED,
@@ -31,10 +34,20 @@ from magi.model.magi import Magi
 from magi.sampling.model_card import model_card
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
-from magi.weights import download, load_ema, load_weights, read_tensors, write_tensors
+from magi.weights import (
+    download,
+    load_ema,
+    load_weights,
+    read_tensors,
+    verify_manifest,
+    write_manifest,
+    write_tensors,
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
+_END = "..."
+"""The end of a document in YAML."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +87,35 @@ def load_pretrained(source: str | Path) -> Pretrained:
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{folder}: neither a run nor an export, it has no {CONFIG_FILE}")
     config = load_config(folder / CONFIG_FILE)
+    exported = _is_export(folder)
     # Layers draw initial weights, here only to be overwritten; the global random state is not ours to move.
     with torch.random.fork_rng(devices=[]):
         vae = load_vae(_own_vae(config.vae, folder))
         if not vae.measured:
             raise CheckpointError(f"{folder / VAE_FOLDER}: no {NORMALIZATION_FILE}; copy the whole folder again")
         model = Magi(config.model, latent_shape(vae, config.data))
-    if (folder / MODEL_FILE).exists():
+    if exported:
         load_weights(model, read_tensors(folder / MODEL_FILE), folder / MODEL_FILE)
     else:
         load_weights(model, load_ema(folder, model.state_dict()), folder / CHECKPOINTS_FOLDER)
     model.eval()
-    return Pretrained(model, vae, config, _read_classes(folder / CLASSES_FILE, config.model.classes))
+    classes = _read_classes(folder / CLASSES_FILE, config.model.classes)
+    if exported and (folder / MANIFEST_FILE).exists():
+        verify_manifest(folder, (MODEL_FILE, *([CLASSES_FILE] if classes else [])))
+    return Pretrained(model, vae, config, classes)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a model is an export rather than a run; ``CheckpointError`` for an export that is not whole."""
+    if (folder / MANIFEST_FILE).exists():
+        path = folder / CONFIG_FILE
+        if not read_text(path).rstrip().endswith(f"\n{_END}"):
+            raise CheckpointError(f"{path}: cut, its last line '{_END}' is missing; copy it again")
+    elif (folder / CHECKPOINTS_FOLDER).exists() or not (folder / CARD_FILE).exists():
+        return (folder / MODEL_FILE).exists()
+    if not (folder / MODEL_FILE).exists():
+        raise CheckpointError(f"{folder / MODEL_FILE}: missing from this export; copy the whole folder again")
+    return True
 
 
 def _own_vae(config: VaeConfig, folder: Path) -> VaeConfig:
@@ -132,10 +162,18 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)  # of an older export, whose files are replaced one by one
     if config.vae.name != "pixel":
         pretrained.vae.save(folder / VAE_FOLDER)
     if pretrained.classes is not None:
         write_text(folder / CLASSES_FILE, json.dumps(list(pretrained.classes), ensure_ascii=False) + "\n")
-    write_text(folder / CONFIG_FILE, dump_config(config))
+    write_config(folder, config)
     write_text(folder / CARD_FILE, model_card(pretrained.model, config, pretrained.vae.id, pretrained.classes, dtype))
     write_tensors(folder / MODEL_FILE, tensors)
+    write_manifest(folder, (MODEL_FILE, *([CLASSES_FILE] if pretrained.classes is not None else [])))
+
+
+def write_config(folder: Path, config: Config) -> Path:
+    """Write the config of a model, with a last line that is missing where the file was cut."""
+    write_text(folder / CONFIG_FILE, f"{dump_config(config)}{_END}\n")
+    return folder / CONFIG_FILE

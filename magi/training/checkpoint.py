@@ -21,10 +21,9 @@ from torch import Tensor
 from magi.config import Config
 from magi.config_files import parse_config
 from magi.errors import CheckpointError, OtherRunError
-from magi.files import CHECKPOINTS_FOLDER, MANIFEST_FILE, MODEL_FILE, write_text
+from magi.files import CHECKPOINTS_FOLDER, MODEL_FILE, write_text
 from magi.weights import (
     EMA_FILE,
-    MANIFEST_FORMAT,
     OPTIMIZER_FILE,
     STATE_FILE,
     check_tensors,
@@ -32,11 +31,11 @@ from magi.weights import (
     newest_good,
     read_json,
     read_tensors,
-    sha256,
     shortened,
     step_folder,
     step_of,
     verify_manifest,
+    write_manifest,
 )
 
 LATEST_FILE = "latest"
@@ -115,14 +114,9 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     for name, tensors in parts.items():
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / name)
     (folder / STATE_FILE).write_text(json.dumps(dict(checkpoint.state), indent=1), encoding="utf-8")
-    entries = {}
     for name in (*parts, STATE_FILE):
-        path = folder / name
-        _flush(path)
-        entries[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    manifest = folder / MANIFEST_FILE
-    manifest.write_text(json.dumps({"format": MANIFEST_FORMAT, "files": entries}, indent=1), encoding="utf-8")
-    _flush(manifest)
+        _flush(folder / name)
+    write_manifest(folder, (*parts, STATE_FILE))
     _flush(folder)
 
 

@@ -7,11 +7,11 @@ import fcntl
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from magi.files import remove_leftovers
+from magi.files import open_file, remove_leftovers
 
 LOCK_FILE = "lock"
 SHEETS_FOLDER = "samples"
@@ -25,22 +25,23 @@ STOPPED_FILE = "stopped"
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run's lock; ``ValueError`` names the process that has it. A process that dies frees it."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK_FILE).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{run}: cannot be used as a run folder ({error.strerror}); give another --run") from None
-    with file:
+    with ExitStack() as held:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open_file(run / LOCK_FILE, "a+b"))
+        except OSError as error:
+            reason = f"{Path(error.filename or run).name}: {error.strerror}"
+            raise ValueError(f"{run}: cannot be used as a run folder ({reason}); give another --run") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            owner = file.read().strip() or "unknown"
+            owner = file.read().decode(errors="replace").strip() or "unknown"
             raise ValueError(f"{run}: in use by process {owner}; wait for it, stop it, or give another --run") from None
         remove_leftovers(run / SHEETS_FOLDER)  # no later step draws a sheet that a kill has cut short
         file.seek(0)
         file.truncate()
-        file.write(f"{os.getpid()}\n")
+        file.write(f"{os.getpid()}\n".encode())
         file.flush()
         yield
 

@@ -124,6 +124,7 @@ def trials(world: World, count: int, seed: int) -> Iterator[Trial]:
         *(_content(world, what) for what in MUTATIONS),
         *(_other_run(world, name) for name in CHECKPOINT if name != "manifest.json"),
         *(_export(world, name, how, draw) for name in EXPORT for how in WITHOUT_HASH),
+        _export(world, "model.safetensors", flipped, draw),
         *(_latents(world, name, how, draw) for name in LATENTS for how in WITHOUT_HASH),
         *(_index(world, how, draw) for how in WITHOUT_HASH),
     ]

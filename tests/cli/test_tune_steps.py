@@ -10,6 +10,7 @@ from magi.cli.main import main
 from magi.config_files import load_config
 from magi.data.moving_digits import write_digits
 from magi.sampling import tune_steps
+from magi.sampling.pretrained import write_config
 from magi.sampling.tune_steps import ScoredSteps
 from tests.cli.test_evaluate import untrained
 
@@ -49,7 +50,7 @@ def test_the_choice_is_written_beside_the_weights(
 ) -> None:
     config = load_config(model / "config.yaml")
     config = config.model_copy(update={"sampling": config.sampling.changed(steps=6, fast_steps=0)})
-    (model / "config.yaml").write_text(config.model_dump_json())
+    write_config(model, config)
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     assert run(model, videos, "--steps", 1, 2, 3, 4, "--clips", 2, "--dry-run") == 0
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
@@ -93,6 +94,6 @@ def test_training_videos_are_warned_of(
 ) -> None:
     config = load_config(model / "config.yaml")
     config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(videos)})})
-    (model / "config.yaml").write_text(config.model_dump_json())
+    write_config(model, config)
     assert run(model, videos, "--steps", 2) == 0
     assert "what the model was trained on, which flatters its head" in capsys.readouterr().err

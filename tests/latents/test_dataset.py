@@ -233,6 +233,17 @@ def test_folders_of_latents_and_of_videos_are_told_apart(index: VideoIndex, tmp_
         open_latents(index.root)
 
 
+def test_shards_that_lost_their_header_are_latents_that_miss_it(index: VideoIndex, tmp_path: Path) -> None:
+    write(index, tmp_path)
+    whole = (tmp_path / HEADER_NAME).read_bytes()
+    (tmp_path / HEADER_NAME).unlink()
+    assert is_latents(tmp_path)
+    with pytest.raises(DataError, match=rf"{HEADER_NAME}: missing, though the folder holds shards"):
+        open_latents(tmp_path)
+    write(index, tmp_path)
+    assert (tmp_path / HEADER_NAME).read_bytes() == whole
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', "\x00\xff", '{"format": 4}'])
 def test_damaged_header_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / HEADER_NAME).write_text(text, encoding="latin-1")

@@ -63,7 +63,7 @@ def test_an_export_comes_back_as_it_was(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "new" / "folder")
     loaded = MagiPipeline.from_pretrained(tmp_path / "new" / "folder")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
-        "README.md", "classes.json", "config.yaml", "model.safetensors",
+        "README.md", "classes.json", "config.yaml", "manifest.json", "model.safetensors",
     ]  # fmt: skip
     for name, tensor in pipe.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
@@ -215,6 +215,7 @@ def test_damaged_and_foreign_exports_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         MagiPipeline.from_pretrained(out)
     (out / "model.safetensors").write_bytes(weights)
+    (out / "manifest.json").unlink()
     other = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"blocks": 2})})
     (out / "config.yaml").write_text(dump_config(other))
     with pytest.raises(CheckpointError, match="another architecture"):
@@ -226,8 +227,36 @@ def test_damaged_and_foreign_exports_are_refused(tmp_path: Path) -> None:
             MagiPipeline.from_pretrained(out)
 
 
+def test_an_export_that_is_not_whole_names_the_file(tmp_path: Path) -> None:
+    """What still loads and is another model: a lost or cut file, one bit of the weights, other names of classes."""
+    pipe, out = tiny_pipeline(), tmp_path / "out"
+    pipe.save_pretrained(out)
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    flipped = bytearray(whole["model.safetensors"])
+    flipped[-2] ^= 1
+    config = whole["config.yaml"]
+    sections = config.index(b"sampling:"), config.rindex(b"\n", 0, -5) + 1, len(config) - 4
+    for name, held in (
+        ("model.safetensors", None),
+        ("model.safetensors", bytes(flipped)),
+        ("classes.json", b'["dog", "cat"]\n'),
+        *(("config.yaml", config[:end]) for end in sections),
+    ):
+        (out / name).unlink() if held is None else (out / name).write_bytes(held)
+        with pytest.raises(CheckpointError, match=rf"^\S+{name}: (missing|damaged|cut)"):
+            MagiPipeline.from_pretrained(out)
+        (out / name).write_bytes(whole[name])
+    (out / "config.yaml").write_bytes(config.replace(b"iterations: 2", b"iterations: 1"))
+    assert MagiPipeline.from_pretrained(out).config.sampling.iterations == 1, "a config may be edited"
+    for name in ("manifest.json", "model.safetensors"):  # an export of an earlier version
+        (out / name).unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing from this export"):
+        MagiPipeline.from_pretrained(out)
+
+
 def test_an_export_of_before_there_was_one_precision_loads_or_says_what_to_do(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "manifest.json").unlink()
     path = tmp_path / "config.yaml"
     text = path.read_text()
     assert "  precision: auto\n" in text

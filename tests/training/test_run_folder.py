@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ValueError, match=r"run: cannot be used as a run folder"), locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_no_file_in_the_place_of_the_lock_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "lock")
+    words = r"cannot be used as a run folder \(lock: (is not a regular file|Is a directory)\); give"
+    with pytest.raises(ValueError, match=words), locked(tmp_path):
         pass
 
 
