@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magi.bench.report import load_report, markdown
+from magi.bench.report import load_report, markdown, title
 from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, read_result
@@ -45,6 +45,12 @@ def bench(root: Path = ROOT) -> None:
     write_markdown_block(root / "docs/performance.md", "bench", markdown(reports, [case.name for case in CASES]))
 
 
+def state(root: Path = ROOT) -> None:
+    """Gated linear attention against softmax, by frames in view, in the page on performance."""
+    reports = [load_report(path) for path in sorted((root / "results").glob("bench_*.json"))]
+    write_markdown_block(root / "docs/performance.md", "state", state_table(reports))
+
+
 def speed(root: Path = ROOT) -> None:
     """Three of these that need no explanation, in the README."""
     cpu, gpu = (load_report(root / f"results/bench_{name}.json") for name in ("cpu", "h200"))
@@ -67,6 +73,35 @@ def survival(root: Path = ROOT) -> None:
     """How often each promise was tried and not kept, in the page on reliability."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted((root / "results/survival").glob("*.json"))]
     write_markdown_block(root / "docs/reliability.md", "survival", survival_table(reports))
+
+
+def state_table(reports: list[dict[str, Any]]) -> str:
+    """A row for each number of frames in view, of every machine that was measured; the state's figures are one."""
+    lines = []
+    for report in reports:
+        for record in report["cases"]:
+            if record["name"] in ("cpu.state", "time.state") and record["status"] == "measured":
+                lines += [*_state_rows(title(report), record), ""]
+    return "\n".join(lines[:-1]) if lines else "Not measured yet."
+
+
+def _state_rows(machine: str, record: dict[str, Any]) -> list[str]:
+    shapes, times, layers = record["shapes"], record["candidates"], record["metrics"]
+
+    def cells(name: str) -> str:
+        frame, layer = times[name]["median_seconds"], layers[f"layer us, {name}"]
+        return f"{shapes['bytes'][name] / 1e6:,.1f} MB | {frame * 1e3:,.3g} ms | {layer:,.0f} µs"
+
+    names = {f"softmax, {known:,} frames in view": f"cache of {known} frames" for known in shapes["frames in view"]}
+    model = f"{shapes['blocks']} blocks of width {shapes['width']}, {shapes['positions']} positions, {shapes['dtype']}"
+    return [
+        f"{machine}; {model}, {shapes['passes a frame']} passes a frame, without the head:",
+        "",
+        "| | memory | a frame | one layer of a pass |",
+        "|---|---:|---:|---:|",
+        f"| gated_linear, any number | {cells('ours')} |",
+        *(f"| {label} | {cells(name)} |" for label, name in names.items()),
+    ]
 
 
 def survival_table(reports: list[dict[str, Any]]) -> str:
@@ -190,7 +225,7 @@ def score_table(result: EvaluationResult) -> str:
 
 
 TABLES: dict[str, Callable[..., None]] = {
-    table.__name__: table for table in (bench, digits, digits3d, speed, studies, survival, targets, world)
+    table.__name__: table for table in (bench, digits, digits3d, speed, state, studies, survival, targets, world)
 }
 
 

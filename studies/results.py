@@ -33,6 +33,7 @@ CLAIMS = {
     "length": "100 and more frames from training on 16, by interpolated positions and by a sliding window",
     "kv_cache": "with the key-value cache time is about linear in the number of frames",
     "guidance": "class-conditional guidance improves FVD up to a point",
+    "linear_attention": "(left for later) linear attention along time does about as well in the trained length",
 }
 """Study -> what the paper says."""
 

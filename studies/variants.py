@@ -43,6 +43,7 @@ SAMPLING: dict[str, Any] = {"iterations": 4, "steps": 25, "temperature": 0.9}
 """The same for all variants."""
 MEASURES_FILE = "measures.safetensors"
 GUIDED = "ctf-class"
+LINEAR = "gated-linear"
 FULL_CLIPS = 48_000
 
 CTF = ("--model.teacher-forcing", "complete")
@@ -61,6 +62,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "mtf": (*MTF, *DYNAMIC_INTERVAL, *NO_NOISE),
     "mtf-without-interval": (*MTF, *FIXED_INTERVAL, *NO_NOISE),
     GUIDED: (*CTF, *DYNAMIC_INTERVAL, *NOISE, "--model.classes", "10", "--training.class-dropout", "0.1"),
+    LINEAR: (*CTF, *DYNAMIC_INTERVAL, *NOISE, "--model.temporal", "gated_linear"),
 }
 """Settings by name; ``ctf`` is the paper's whole recipe."""
 
@@ -251,7 +253,7 @@ def _measure(run: Run, source: Source, folder: Path, device: str) -> dict[str, A
         tensors |= guided_measures(pipe, labels or [], scale, device)
     long_BTHWC = predicted(pipe, held_out_clips(source, LONG_CONTEXT, count=LONG_CLIPS), LONG_FRAMES, longer="window")
     tensors |= long_curves(source, long_BTHWC)
-    if run.variant == "ctf":
+    if run.variant in ("ctf", LINEAR):
         stretched_BTHWC = predicted(pipe, long_BTHWC[:, :LONG_CONTEXT], LONG_FRAMES, longer="interpolate")
         curves = long_curves(source, stretched_BTHWC)
         tensors |= {f"interpolated_{name}": values_BT for name, values_BT in curves.items()}

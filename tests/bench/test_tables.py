@@ -12,7 +12,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("page", "name"), [("README.md", "speed"), ("docs/performance.md", "bench"), ("docs/reliability.md", "survival")]
+    ("page", "name"),
+    [
+        ("README.md", "speed"),
+        ("docs/performance.md", "bench"),
+        ("docs/performance.md", "state"),
+        ("docs/reliability.md", "survival"),
+    ],
 )
 def test_a_page_holds_what_its_writer_writes(page: str, name: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("studies"))
@@ -47,3 +53,27 @@ def test_three_numbers_say_on_what_and_against_what() -> None:
     )
     gpu["cases"][0]["note"] = "without a kernel"  # type: ignore[index]
     assert "one a card, measured with an older version |" in tables.speed_table(cpu, gpu)
+
+
+def test_the_table_of_cache_and_state_has_a_row_for_each_number_of_frames_in_view() -> None:
+    names = ("ours", "cache of 16 frames", "cache of 1024 frames")
+    record = {
+        "name": "cpu.state",
+        "status": "measured",
+        "candidates": {name: {"median_seconds": 0.002 * number} for number, name in enumerate(names, 1)},
+        "metrics": {f"layer us, {name}": 100.0 * number for number, name in enumerate(names, 1)},
+        "shapes": {
+            "frames in view": [16, 1024], "bytes": {name: 1e6 * number for number, name in enumerate(names, 1)},
+            "blocks": 4, "width": 192, "positions": 18, "dtype": "float32", "passes a frame": 4,
+        },
+    }  # fmt: skip
+    machine = {"processor": "a chip", "threads": 2, "torch": "2", "when": "2026-01-01", "load": [0.1]}
+    report = {"machine": machine, "smoke": False, "cases": [record, record | {"status": "skipped"}]}
+    lines = tables.state_table([report]).splitlines()
+    assert lines[0].startswith("a chip, 2 threads") and "4 blocks of width 192" in lines[0] and len(lines) == 7
+    assert lines[4:] == [
+        "| gated_linear, any number | 1.0 MB | 2 ms | 100 µs |",
+        "| softmax, 16 frames in view | 2.0 MB | 4 ms | 200 µs |",
+        "| softmax, 1,024 frames in view | 3.0 MB | 6 ms | 300 µs |",
+    ]
+    assert tables.state_table([report | {"cases": []}]) == "Not measured yet."

@@ -10,12 +10,12 @@ import torch
 
 from magi.errors import DataError
 from runs.study_page import listing
-from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length
+from studies import ctf_vs_mtf, drift, exposure_bias, guidance, length, linear_attention
 from studies.guidance import GuidanceOptions
 from studies.length import LengthOptions
 from studies.measures import FID, FVD
 from studies.results import CLAIMS, read_report
-from studies.variants import StudyOptions
+from studies.variants import LINEAR, OneSeedOptions, StudyOptions
 from tests.fakes.study_fakes import BUDGET, curves, real_tensors, write_real, write_run
 
 BEGIN, END = "<!-- results:studies:begin -->", "<!-- results:studies:end -->"
@@ -70,6 +70,20 @@ def test_ctf_vs_mtf_supported_and_contradicted(tmp_path: Path) -> None:
         write_run(tmp_path, CTF, seed, shift=1.5)
     report = read(ctf_vs_mtf.study(options(StudyOptions, tmp_path, seeds=3)))
     assert report["verdict"] == "contradicted" and verdicts(report)[f"{FVD} is lower with CTF"] == "contradicted"
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(1.0, "supported"), (0.5, "supported"), (1.5, "contradicted")])
+def test_linear_attention_about_equal_or_better_and_its_long_videos_decide_nothing(
+    tmp_path: Path, shift: float, verdict: str
+) -> None:
+    write_run(tmp_path, "ctf", 0, shift=1.0)
+    write_run(tmp_path, LINEAR, 0, shift=shift, level=9.0)
+    report = read(linear_attention.study(options(OneSeedOptions, tmp_path)))
+    found = verdicts(report)
+    assert report["verdict"] == verdict == found[f"{FVD} about equal or better"]
+    assert found["long, state: adjacent_l2 of the last 16 frames near real"] == "contradicted"
+    assert found["long, window: sharpness of the last 16 frames near real"] == "supported"
+    assert report["settings"]["variants"][LINEAR][-2:] == ["--model.temporal", "gated_linear"]
 
 
 def test_seeds_that_disagree_decide_nothing(tmp_path: Path) -> None:
