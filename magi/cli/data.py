@@ -42,6 +42,8 @@ class IndexOptions:
     """a file that takes longer to decode is skipped; more for long videos"""
     max_bad_fraction: float = 0.01
     """share of unreadable videos that is tolerated; above it the exit code is 3"""
+    keep_clean: bool = False
+    """use the longest sound stretch of a file that is damaged; without this it is skipped"""
 
 
 def data_index(words: list[str]) -> None:
@@ -68,7 +70,10 @@ def data_index(words: list[str]) -> None:
     limits = DecodeLimits(seconds=options.seconds_per_file)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with progress("decoding videos", "videos") as on_progress:
-        share = index_share(config, worker, options.processes or cores, limits=limits, on_progress=on_progress)
+        share = index_share(
+            *(config, worker, options.processes or cores), limits=limits, on_progress=on_progress,
+            keep_clean=options.keep_clean,
+        )  # fmt: skip
     if share.index is None:
         print(
             f"{options.data}: worker {options.worker} is done; {share.missing_files} files are with other workers, and "
@@ -85,15 +90,20 @@ def data_index(words: list[str]) -> None:
 
 
 def _say_report(report_json: dict[str, Any]) -> None:
-    """What of the report is worth a line: rates that differ, what was adjusted, ignored and skipped."""
+    """What of the report is worth a line: rates that differ, what was adjusted, kept, ignored and skipped."""
+    from magi.data.decoding.frames import KEPT
+
     rates = report_json["frames_a_second"]
     if rates["lowest"] < rates["highest"] or rates["variable"]:
         print(
             f"frames a second: {rates['lowest']:.3g} to {rates['highest']:.3g}, median {rates['median']:.3g}; "
             f"{rates['variable']} videos of a variable rate"
         )
-    if report_json["adjusted"]:
-        print(f"shown as players do: {_counts(report_json['adjusted'])} (docs/own_videos.md)")
+    adjusted, kept = report_json["adjusted"], report_json["kept_stretches"]
+    if shown := {name: count for name, count in adjusted.items() if name != KEPT}:
+        print(f"shown as players do: {_counts(shown)} (docs/own_videos.md)")
+    for file in kept[:SHOWN]:
+        print(f"kept of {file['path']!a} what is sound ({file['detail']})")
     if others := report_json["ignored_videos_of_other_types"]:
         print(f"ignored {_counts(others)}: types that are not read; convert them to mp4")
     for file in report_json["skipped_files"][:SHOWN]:

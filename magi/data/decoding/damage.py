@@ -1,7 +1,7 @@
 """Damage in the middle of a stream, by what FFmpeg says of it: a frame marked corrupt, or an error in its log.
 
 Decoders conceal damage and go on, and what they show then is made up. How much they notice depends on the codec: nearly
-all in H.264, MPEG-4 and MPEG-2, most in HEVC and AV1, a third in VP9, which takes nearly any bytes for a picture.
+all in H.264, MPEG-4 and MPEG-2, most in AV1, half in VP9 (by libvpx), and in HEVC nothing that stays within a picture.
 """
 
 import re
@@ -29,8 +29,8 @@ class DamageWatch:
         self._log = log
         self._usual: set[str] | None = None
 
-    def fault(self, frame: av.VideoFrame | None) -> str:
-        """What is wrong with the next frame, or, at the end, with what followed the last; empty for nothing."""
+    def fault(self, corrupt: bool) -> str:
+        """What is wrong with what was decoded since the last call, or with a frame that is marked; empty if nothing."""
         said = [(_kind(text), f"{name}: {' '.join(text.split())}") for _, name, text in self._log]
         self._log.clear()
         if self._usual is None:
@@ -38,7 +38,7 @@ class DamageWatch:
         for kind, text in said:
             if kind not in self._usual and not kind.startswith(_HARMLESS):
                 return text
-        return "the decoder marks it as corrupt" if frame is not None and frame.is_corrupt else ""
+        return "the decoder marks it as corrupt" if corrupt else ""
 
 
 def _kind(text: str) -> str:

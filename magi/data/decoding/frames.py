@@ -16,7 +16,7 @@ every file once; a file that it has accepted is then read in the caller's proces
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -43,7 +43,7 @@ _ONE_DEGREE = math.tan(math.radians(1))
 """How far from a multiple of 90 degrees FFmpeg's own player still turns by that multiple."""
 _WIDEST_PIXEL = 4
 """Pixels wider or higher than this are a writer's mistake (anamorphic film has 2, half-width PAL 2.9): square then."""
-DEINTERLACED = "deinterlaced"
+DEINTERLACED, KEPT = "deinterlaced", "clean_stretch_kept"
 ADJUSTMENTS = (
     DEINTERLACED,
     "pixels_made_square",
@@ -51,6 +51,7 @@ ADJUSTMENTS = (
     "turned_or_mirrored",
     "made_8_bit",
     "other_video_streams_ignored",
+    KEPT,
 )
 """What ``docs/own_videos.md`` explains, as reports count it; an index stores the position here, so new ones go last."""
 
@@ -152,7 +153,7 @@ def _stream_frames(path: Path, indices: Sequence[int], probe: VideoProbe) -> Ite
     index = next(wanted, None)
     reformatter = Reformatter()
     interlaced, first = DEINTERLACED in probe.adjusted, indices[0] if len(indices) else 0
-    frames = _numbered_frames(path, max(0, first - interlaced), probe.pts)
+    frames = numbered_frames(path, max(0, first - interlaced), probe)
     for number, frame, aspect in deinterlaced(frames, frozenset(indices)) if interlaced else frames:
         if index is None or number > index:
             break
@@ -168,31 +169,57 @@ def _stream_frames(path: Path, indices: Sequence[int], probe: VideoProbe) -> Ite
         raise DataError(f"{path}: frame {index} is no longer what it was; {_INDEX_AGAIN}")
 
 
-def _numbered_frames(
-    path: Path, first: int, pts: Sequence[int] | None
-) -> Iterator[tuple[int, av.VideoFrame, Fraction]]:
+def numbered_frames(path: Path, first: int, probe: VideoProbe) -> Iterator[tuple[int, av.VideoFrame, Fraction]]:
     """Numbers, frames and the shape of their pixels, from some frame <= ``first`` on.
 
-    By a seek if there is a table and the seek lands.
+    By a seek if there is a table and the seek lands; what lies outside a clean stretch that was kept is not read.
     """
-    if pts is not None and first > 0:
-        with open_video(path) as (container, stream):
-            container.seek(pts[first], stream=stream, backward=True)
-            landed, aspect = False, pixel_aspect(stream)
-            for frame in container.decode(stream):
-                number = _number_of(frame, pts)
-                if number is None or (not landed and number > first):
-                    break
-                landed = True
-                yield number, frame, aspect
-            else:
+    pts, kept = probe.pts, KEPT in probe.adjusted
+    if pts is not None and (first > 0 or kept):
+        for start in dict.fromkeys((first, 0)) if kept else (first,):
+            if (yield from _sought_frames(path, start, pts, kept)):
                 return
-            if landed:
-                raise DataError(f"{path}: has other time stamps than before; {_INDEX_AGAIN}")
+    if kept:
+        raise DataError(f"{path}: its clean stretch is not found; {_INDEX_AGAIN}")
     with open_video(path) as (container, stream):
         aspect = pixel_aspect(stream)
         for number, frame in enumerate(container.decode(stream)):
             yield number, frame, aspect
+
+
+def _sought_frames(
+    path: Path, start: int, pts: Sequence[int], kept: bool
+) -> Generator[tuple[int, av.VideoFrame, Fraction], None, bool]:
+    """As ``numbered_frames``, by a seek alone; returns whether it has landed, and yields nothing if not."""
+    with open_video(path) as (container, stream):
+        container.seek(pts[start], stream=stream, backward=True)
+        landed, aspect = False, pixel_aspect(stream)
+        for frame in _decoded(container, stream, pts[-1] if kept else None):
+            if kept and frame.pts is not None and frame.pts < pts[0]:
+                continue
+            number = _number_of(frame, pts)
+            if number is None or (not landed and number > start):
+                break
+            landed = True
+            yield number, frame, aspect
+        else:
+            return landed
+        if landed:
+            raise DataError(f"{path}: has other time stamps than before; {_INDEX_AGAIN}")
+        return False
+
+
+def _decoded(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, last: int | None
+) -> Iterator[av.VideoFrame]:
+    """The frames from where the file is read; with ``last``, no packet of a later time, behind which damage may lie."""
+    for packet in container.demux(stream):
+        if last is not None and packet.pts is not None and packet.pts > last:
+            break
+        yield from packet.decode()
+    else:
+        return
+    yield from stream.codec_context.decode(None)
 
 
 def _number_of(frame: av.VideoFrame, pts: Sequence[int]) -> int | None:

@@ -26,22 +26,23 @@ import av.video.stream
 import numpy as np
 
 from magi.data.decoding.containers import declared_end
-from magi.data.decoding.damage import watched_decoding
 from magi.data.decoding.frames import (
     ADJUSTMENTS,
     DEINTERLACED,
+    KEPT,
     Orientation,
     Reformatter,
     Rejection,
     VideoProbe,
     displayed_size,
+    numbered_frames,
     one_line,
     open_video,
-    orientation_of,
     pixel_aspect,
     stream_frames,
     video_streams,
 )
+from magi.data.decoding.packets import DecodedPackets
 from magi.errors import DataError
 
 FROM_THE_START = "from the start"
@@ -68,6 +69,8 @@ class RejectedFile:
 
     reason: str
     detail: str
+    clean: VideoProbe | None = None
+    """The longest stretch of a damaged file that is sound, for who wants it; ``KEPT`` is among its adjustments."""
 
 
 Outcome = VideoProbe | RejectedFile
@@ -111,12 +114,20 @@ class _Seen:
         self.has_b_frames = self.interlaced = False
         self.shape: tuple[int, int, Orientation] | None = None
 
-    def add(self, frame: av.VideoFrame, aspect: Fraction, gray: Reformatter, limits: DecodeLimits) -> None:
+    def add(
+        self,
+        frame: av.VideoFrame,
+        aspect: Fraction,
+        orientation: Orientation,
+        gray: Reformatter,
+        limits: DecodeLimits,
+    ) -> None:
         """Take note of the next frame; ``Rejection`` where it is not like the first, or one too many."""
-        before, self.shape = self.shape, (*displayed_size(frame, aspect), orientation_of(frame))
-        _check_pixels(*self.shape[:2], limits)
-        if before not in (None, self.shape):
+        shape = (*displayed_size(frame, aspect), orientation)
+        _check_pixels(*shape[:2], limits)
+        if self.shape not in (None, shape):
             raise Rejection("size_changed", f"frame {len(self.times)} has another size or rotation than the first")
+        self.shape = shape
         if len(self.times) == limits.frames:
             raise Rejection("too_many_frames", f"has more than {limits.frames} frames")
         self.times.append(frame.pts)
@@ -125,38 +136,58 @@ class _Seen:
         self.interlaced |= frame.interlaced_frame
 
 
-def _probe(path: Path, limits: DecodeLimits) -> VideoProbe:
+def _probe(path: Path, limits: DecodeLimits) -> VideoProbe | RejectedFile:
     gray, seen = Reformatter(), _Seen()
-    with open_video(path) as (container, stream), watched_decoding() as watch:
+    with open_video(path) as (container, stream):
         is_avi, aspect = container.format.name == "avi", pixel_aspect(stream)
         _check_pixels(stream.codec_context.height, stream.codec_context.width, limits)
-        for frame in container.decode(stream):
-            if fault := watch.fault(frame):
-                raise _damage(path, len(seen.times), fault)
-            seen.add(frame, aspect, gray, limits)
-        fault = watch.fault(None)
+        packets = DecodedPackets(path, container, stream)
+        for frame in packets:
+            try:
+                seen.add(frame, aspect, packets.orientation_of(frame), gray, limits)
+            except Rejection:
+                if not packets.fault:
+                    raise
         times, shape = seen.times, seen.shape
         time_base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
         # Some AVI writers leave a wrong size behind, so there the number of frames must tell the same.
         complete = is_avi and len(times) >= stream.frames
         adjusted = _adjustments(container, stream, shape[2], seen.interlaced) if shape else ()
-    if not complete and (truncated := _truncation(path)):
-        raise truncated
-    if fault:
-        raise _damage(path, len(times), fault)
     if shape is None:
-        raise Rejection("no_frames", "holds no frame that can be decoded")
+        if packets.error is not None:
+            raise packets.error
+        raise _truncation(path) or Rejection("no_frames", "holds no frame that can be decoded")
+    height, width = shape[1::-1] if shape[2].transposed else shape[:2]
+
+    def probed(numbers: range, pts: Sequence[int] | None, *kept: str) -> VideoProbe:
+        mean = (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base) if pts is not None and time_base else rate
+        if pts is not None and not _seek_is_exact(path, pts, seen.checksums[numbers.start : numbers.stop], gray):
+            pts = None
+        probe = VideoProbe(len(numbers), height, width, round(mean, 6), pts, adjusted=(*adjusted, *kept))
+        if seen.interlaced:
+            _check_deinterlacing(path, probe)
+        return probe
+
+    if damage := _damage(path, packets, complete):
+        numbers = packets.clean_stretch(times)
+        clean = probed(numbers, _pts_table(times[numbers.start : numbers.stop]), KEPT) if len(numbers) > 1 else None
+        if clean is None or not _is_read_again(path, clean, seen.checksums[numbers.start : numbers.stop], gray):
+            return RejectedFile(damage.reason, str(damage))
+        begin, end = (float((clean.pts or times)[at] or 0) * time_base for at in (0, -1))
+        where = f"{len(numbers)} frames from second {begin:.2f} to {end:.2f} are sound"
+        return RejectedFile(damage.reason, f"{damage}; {where}", clean)
     if len(times) == 1:
         raise Rejection("single_frame", "holds a single frame")
-    pts = None if is_avi and seen.has_b_frames else _pts_table(times)
-    if pts is not None:
-        rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * time_base) if time_base else rate
-        pts = pts if _seek_is_exact(path, pts, seen.checksums, gray) else None
-    height, width = shape[1::-1] if shape[2].transposed else shape[:2]
-    probe = VideoProbe(len(times), height, width, round(rate, 6), pts, adjusted=adjusted)
-    if seen.interlaced:
-        _check_deinterlacing(path, probe)
-    return probe
+    return probed(range(len(times)), None if is_avi and seen.has_b_frames else _pts_table(times))
+
+
+def _is_read_again(path: Path, clean: VideoProbe, checksums: list[int], gray: Reformatter) -> bool:
+    """Whether a stretch is found by its time stamps, and reads as it did between what was damaged."""
+    try:
+        found = [_checksum(frame, gray) for _, frame, _ in numbered_frames(path, 0, clean)] if clean.pts else []
+    except (av.error.FFmpegError, DataError):
+        return False
+    return found == checksums
 
 
 def _truncation(path: Path) -> Rejection | None:
@@ -165,9 +196,14 @@ def _truncation(path: Path) -> Rejection | None:
     return Rejection("truncated", f"ends early: {size} of {end} bytes") if end > size else None
 
 
-def _damage(path: Path, number: int, fault: str) -> Rejection:
-    """The reason for what FFmpeg has said; NOTE: some codecs are a few frames ahead of the number."""
-    return _truncation(path) or Rejection("damaged", f"is damaged at about frame {number} ({fault}); copy it again")
+def _damage(path: Path, packets: DecodedPackets, complete: bool) -> Rejection | None:
+    """The reason for what was heard of a file; NOTE: some codecs are a few frames ahead of the number."""
+    truncated = _truncation(path) if packets.fault or not complete else None
+    if truncated:
+        packets.reject_last(str(truncated))
+    if truncated or not packets.fault:
+        return truncated
+    return Rejection("damaged", f"is damaged at about frame {packets.fault_at} ({packets.fault}); copy it again")
 
 
 def _check_deinterlacing(path: Path, probe: VideoProbe) -> None:
@@ -196,7 +232,7 @@ def _adjustments(
         "made_8_bit": any(component.bits > 8 for component in stream.format.components),
         "other_video_streams_ignored": len(video_streams(container)) > 1,
     }
-    return tuple(name for name in ADJUSTMENTS if done[name])
+    return tuple(name for name, needed in done.items() if needed)
 
 
 def _check_pixels(height: int, width: int, limits: DecodeLimits) -> None:
@@ -268,7 +304,8 @@ def unpack_steps(start: int, packed: bytes, frames: int) -> tuple[int, ...]:
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     """Plain JSON values; of time stamps two numbers for a constant frame rate, packed steps for another one."""
     if isinstance(outcome, RejectedFile):
-        return {"rejected": [outcome.reason, outcome.detail]}
+        clean = None if outcome.clean is None else outcome_to_json(outcome.clean)
+        return {"rejected": [outcome.reason, outcome.detail], "clean": clean}
     pts: dict[str, int | str] | str = FROM_THE_START
     if isinstance(outcome.pts, range):
         pts = {"start": outcome.pts.start, "step": outcome.pts.step}
@@ -282,7 +319,11 @@ def outcome_from_json(values: dict[str, Any]) -> Outcome:
     """The reverse of ``outcome_to_json``; ``ValueError``, ``TypeError`` or ``KeyError`` for anything else."""
     if "rejected" in values:
         reason, detail = values["rejected"]
-        return RejectedFile(str(reason), str(detail))
+        # An older log has no "clean": what was damaged is decoded again.
+        clean = None if values["clean"] is None else outcome_from_json(values["clean"])
+        if isinstance(clean, RejectedFile) or (clean is not None and KEPT not in clean.adjusted):
+            raise ValueError("impossible stretch of a damaged video")
+        return RejectedFile(str(reason), str(detail), clean)
     frames, height, width, fps = *(int(values[key]) for key in ("frames", "height", "width")), float(values["fps"])
     if not 0 < min(frames, height, width) <= max(frames, height, width) < 1 << 31 or not 0 <= fps < 1e9:
         raise ValueError(f"impossible video: {frames} frames of {height}x{width} at {fps} a second")

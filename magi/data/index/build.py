@@ -8,10 +8,9 @@ import json
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO
@@ -119,7 +118,12 @@ def _probe_all(
         yield from (future.result() for future in as_completed(pending))
 
 
-def write_index(listing: Listing, seen: ListingSummary) -> int:
+def _used(outcome: Outcome, keep_clean: bool) -> Outcome:
+    """What an index takes of a file: with ``keep_clean``, of a damaged one its longest sound stretch, if it has one."""
+    return outcome.clean or outcome if keep_clean and isinstance(outcome, RejectedFile) else outcome
+
+
+def write_index(listing: Listing, seen: ListingSummary, keep_clean: bool) -> int:
     """Write index and report if the logs hold every file; returns how many they lack."""
     source = listing.source
     with OutcomeLog(all_logs(source.root)) as log:
@@ -127,12 +131,14 @@ def write_index(listing: Listing, seen: ListingSummary) -> int:
             return missing
         columns, totals = IndexColumns(), _Totals()
         for file, outcome in seen.files(log):
-            totals.add(outcome)
-            if not isinstance(outcome, RejectedFile):
-                columns.add(VideoRecord(**vars(outcome), **vars(file)))
-        _write_report(listing, totals, seen.files(log))
+            used = _used(outcome, keep_clean)
+            totals.add(used)
+            if not isinstance(used, RejectedFile):
+                columns.add(VideoRecord(**vars(used), **vars(file)))
+        _write_report(listing, totals, lambda: seen.files(log), keep_clean)
         rejected = dict(totals.rejected)
-        columns.write(source.index_path, IndexHeader(listing.classes, listing.missing, rejected, seen.digest))
+        header = IndexHeader(listing.classes, listing.missing, rejected, seen.digest, keep_clean)
+        columns.write(source.index_path, header)
     return 0
 
 
@@ -160,8 +166,10 @@ class _Totals:
         return {"lowest": lowest, "median": median, "highest": highest, "variable": self._variable}
 
 
-def _write_report(listing: Listing, totals: _Totals, files: Iterator[tuple[ListedFile, Outcome]]) -> None:
-    """Counts that add up, and each skipped file with its reason, a line each."""
+def _write_report(
+    listing: Listing, totals: _Totals, files: Callable[[], Iterator[tuple[ListedFile, Outcome]]], keep_clean: bool
+) -> None:
+    """Counts that add up, and each damaged or skipped file with its reason, a line each."""
     skipped_files = totals.rejected.total()
     counts = {
         "listed": listing.count,
@@ -178,11 +186,17 @@ def _write_report(listing: Listing, totals: _Totals, files: Iterator[tuple[Liste
         "ignored_junk_files": listing.kinds["junk"],
         "ignored_other_files": listing.kinds["other"],
     }
-    skipped = ({"path": file.path} | asdict(outcome) for file, outcome in files if isinstance(outcome, RejectedFile))
+
+    def refused(used: bool) -> Iterator[dict[str, str]]:
+        for file, outcome in files():
+            if isinstance(outcome, RejectedFile) and used != isinstance(_used(outcome, keep_clean), RejectedFile):
+                yield {"path": file.path, "reason": outcome.reason, "detail": outcome.detail}
+
     with atomic_write(listing.source.report_path) as temporary, open(temporary, "w", encoding="utf-8") as report:
         report.write(json.dumps(counts, indent=1)[:-2])
         _write_list(report, "missing_files", listing.missing_names())
-        _write_list(report, "skipped_files", skipped)
+        _write_list(report, "kept_stretches", refused(used=True))
+        _write_list(report, "skipped_files", refused(used=False))
         report.write("\n}\n")
 
 

@@ -24,7 +24,7 @@ from magi.data.decoding.probe import DecodeLimits
 from magi.data.index.build import ListingSummary, decode_share, write_index
 from magi.data.index.folder import VIDEO_SUFFIXES
 from magi.data.index.outcome_log import PASSING
-from magi.data.index.records import DAMAGED, IndexedVideos
+from magi.data.index.records import DAMAGED, IndexedVideos, IndexHeader
 from magi.data.index.records import VideoRecord as VideoRecord
 from magi.data.index.sources import Listing, Source, list_videos
 from magi.errors import DataError
@@ -80,9 +80,10 @@ def build_index(
     retry: bool = True,
     limits: DecodeLimits | None = None,
     on_progress: Report | None = None,
+    keep_clean: bool | None = None,
 ) -> VideoIndex:
     """``index_share`` of a single worker, which does all the work."""
-    share = index_share(config, (0, 1), processes, retry, limits, on_progress)
+    share = index_share(config, (0, 1), processes, retry, limits, on_progress, keep_clean)
     assert share.index is not None, "a single worker decodes every file"
     return share.index
 
@@ -94,10 +95,12 @@ def index_share(
     retry: bool = True,
     limits: DecodeLimits | None = None,
     on_progress: Report | None = None,
+    keep_clean: bool | None = None,
 ) -> IndexShare:
     """Decode every new or changed video of share i of N once, ``processes`` at a time; the last worker adds the index.
 
     ``retry``: also files that ran out of time, memory or rights before. ``on_progress`` gets (files done, all files).
+    ``keep_clean``: the longest sound stretch of a damaged file is used; by default as in the index that is there.
     ``ValueError`` for a missing folder or an impossible share; ``DataError`` without videos, or when more than
     ``config.max_bad_fraction`` of them are bad, after index and report are written.
     """
@@ -111,11 +114,14 @@ def index_share(
             f"{source.root}: no videos ({', '.join(VIDEO_SUFFIXES)}) in this folder or below it"
             + (f", but {others}, which are not read: convert them to mp4" if others else "")
         )
-    if not _is_current(listing, retry):
+    there = _header(source)
+    if keep_clean is None:
+        keep_clean = there is not None and there.keep_clean
+    if there is None or there.keep_clean != keep_clean or not _is_current(listing, there, retry):
         seen = ListingSummary(listing)
         try:
             decode_share(listing, seen, share, processes, retry, limits or DecodeLimits(), on_progress)
-            if missing := write_index(listing, seen):
+            if missing := write_index(listing, seen, keep_clean):
                 return IndexShare(None, missing)
         except OSError as error:
             raise DataError(
@@ -140,13 +146,17 @@ def load_index(source: Source) -> VideoIndex:
     return VideoIndex(source.root, header.classes, videos, sum(header.rejected.values()), header.missing)
 
 
-def _is_current(listing: Listing, retry: bool) -> bool:
+def _header(source: Source) -> IndexHeader | None:
+    """What the index there says of itself; None if there is none or it is damaged."""
+    try:
+        return IndexedVideos(source.index_path).header
+    except (OSError, *DAMAGED):
+        return None
+
+
+def _is_current(listing: Listing, header: IndexHeader, retry: bool) -> bool:
     """Whether the index there says of the listed files what a new one would."""
     source = listing.source
-    try:
-        header = IndexedVideos(source.index_path).header
-    except (OSError, *DAMAGED):
-        return False
     if not source.report_path.is_file() or (retry and PASSING & header.rejected.keys()):
         return False
     seen = ListingSummary(listing)

@@ -25,7 +25,7 @@ from magi.data.decoding.probe import pack_steps, unpack_steps
 from magi.errors import DataError
 from magi.files import atomic_write, open_file
 
-FORMAT = 4
+FORMAT = 5
 NUMBERS = (
     "height",
     "width",
@@ -68,6 +68,8 @@ class IndexHeader:
     """Listed files that cannot be used, by reason."""
     listing: str
     """Digest of what was listed: the paths, sizes, times of modification and labels of all files."""
+    keep_clean: bool = False
+    """Whether a damaged file counts by its longest sound stretch."""
     format: int = FORMAT
 
 
@@ -113,7 +115,8 @@ def _header_of(file: Any) -> IndexHeader:
     if values["format"] != FORMAT or tuple(values["numbers"]) != NUMBERS:
         raise ValueError(f"format {values['format']} is not {FORMAT}")
     rejected = {str(reason): int(count) for reason, count in values["rejected"].items()}
-    return IndexHeader(tuple(map(str, values["classes"])), int(values["missing"]), rejected, str(values["listing"]))
+    classes, kept = tuple(map(str, values["classes"])), bool(values["keep_clean"])
+    return IndexHeader(classes, int(values["missing"]), rejected, str(values["listing"]), kept)
 
 
 class IndexedVideos(Sequence[VideoRecord]):

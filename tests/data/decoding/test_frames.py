@@ -56,7 +56,7 @@ def test_the_frames_are_the_ones_asked_for(videos: dict[str, Path], name: str) -
 
 def test_a_late_frame_is_reached_by_a_seek_and_avi_with_b_frames_from_the_start(videos: dict[str, Path]) -> None:
     def first_decoded(name: str) -> int:
-        return next(decoder._numbered_frames(videos[name], 80, good(videos[name]).pts))[0]
+        return next(decoder.numbered_frames(videos[name], 80, good(videos[name])))[0]
 
     assert good(videos["xvid-b-frames.avi"]).pts is None
     assert good(videos["xvid.avi"]).pts is not None

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from magi.config import DataConfig
-from magi.data.decoding.frames import VideoProbe
+from magi.data.decoding.frames import KEPT, VideoProbe
 from magi.data.decoding.probe import DecodeLimits, Outcome, RejectedFile
 from magi.data.decoding.sandbox import DecodingSandbox
 from magi.data.index.index import VideoIndex, build_index, load_index, open_index
@@ -104,6 +105,7 @@ def test_classes_labels_and_accounts(folder: Path) -> None:
         "ignored_junk_files": 3,
         "ignored_other_files": 1,
         "missing_files": [],
+        "kept_stretches": [],
         "skipped_files": [{"path": "two/empty.mp4", "reason": "empty_file", "detail": "has 0 bytes"}],
     }
     assert load_index(Source.of(folder)) == index
@@ -361,17 +363,19 @@ def test_a_row_that_points_nowhere_is_an_error_when_it_is_read(folder: Path, pro
 
 
 def test_videos_of_an_older_index_and_log_are_decoded_again(folder: Path, probed: list[str]) -> None:
-    """Their frames were shown in another way; what was rejected still is."""
+    """Their frames were shown in another way, and nobody asked what was sound of those that were rejected."""
     whole = tuple(build(folder, 1.0).videos)
     log = folder / ".magi-index" / "magi-index-0-of-1.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    log.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "adjusted"}) + "\n" for line in lines))
+    log.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k not in ("adjusted", "clean")}) + "\n" for line in lines)
+    )
     content = (folder / INDEX_NAME).read_bytes()
-    (folder / INDEX_NAME).write_bytes(content.replace(b'\\"format\\": 4', b'\\"format\\": 3'))
+    (folder / INDEX_NAME).write_bytes(content.replace(b'\\"format\\": 5', b'\\"format\\": 4'))
     assert (folder / INDEX_NAME).read_bytes() != content
     probed.clear()
     again = open_index(DataConfig(root=str(folder), max_bad_fraction=1.0))
-    assert sorted(probed) == ["a.mp4", "free.mp4", "x.mp4", "x.mp4", "y.MP4", "z.mkv"]
+    assert sorted(probed) == ["a.mp4", "empty.mp4", "free.mp4", "x.mp4", "x.mp4", "y.MP4", "z.mkv"]
     assert tuple(again.videos) == whole and again.skipped == 1
 
 
@@ -416,3 +420,36 @@ def test_links_are_followed_but_not_in_circles(folder: Path, video: Path, tmp_pa
 def test_limits_reach_the_sandbox(folder: Path) -> None:
     with pytest.raises(DataError, match="too_many_pixels 6"):
         build(folder, 1.0, limits=DecodeLimits(pixels=100))
+
+
+def test_a_damaged_file_counts_by_what_is_sound_of_it_where_that_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is the index's, and stays when a later command brings it up to date; nothing is decoded for it."""
+    sound = VideoProbe(4, 32, 48, 25.0, range(6 * 512, 10 * 512, 512), adjusted=(KEPT,))
+    probed = []
+
+    def probe(self: DecodingSandbox, path: Path) -> Outcome:
+        probed.append(path.name)
+        if path.name == "z.mkv":
+            return RejectedFile("damaged", "is damaged; 4 frames are sound", sound)
+        return RejectedFile("empty_file", "has 0 bytes") if path.name == "empty.mp4" else replace(sound, adjusted=())
+
+    monkeypatch.setattr(DecodingSandbox, "probe", probe)
+    paths = [record.path for record in build(folder).videos]
+    without = (folder / INDEX_NAME).read_bytes()
+    assert "b one/z.mkv" not in paths and len(paths) == 5 and report(folder)["kept_stretches"] == []
+    damaged = {"path": "b one/z.mkv", "reason": "damaged", "detail": "is damaged; 4 frames are sound"}
+    assert damaged in report(folder)["skipped_files"]  # type: ignore[operator]
+
+    index = build(folder, keep_clean=True)
+    kept = next(record for record in index.videos if record.path == "b one/z.mkv")
+    assert (kept.frames, kept.pts, kept.adjusted) == (4, sound.pts, (KEPT,)) and len(index.videos) == 6
+    assert report(folder)["kept_stretches"] == [damaged] and report(folder)["skipped"] == 1 and len(probed) == 7
+    assert report(folder)["adjusted"] == {KEPT: 1} and index.skipped == 1
+
+    shutil.copy(folder / "two" / "x.mp4", folder / "two" / "more.mp4")
+    assert len(build(folder).videos) == 7 and probed[7:] == ["more.mp4"]
+    (folder / "two" / "more.mp4").unlink()
+    build(folder, keep_clean=False)
+    assert (folder / INDEX_NAME).read_bytes() == without
