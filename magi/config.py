@@ -93,6 +93,14 @@ class ModelConfig(Section):
     actions: int = Field(
         0, ge=0, description="numbers of an action, or kinds where it is one of several (not in the paper); 0 is none"
     )
+    text_encoder: Literal["", "bytes", "frozen"] = Field(
+        "",
+        description="what reads captions (not in the paper): bytes is trained with the model and needs nothing, frozen "
+        "takes the states of 'magi encode-text'; empty is a model without text",
+    )
+    text_tokens: int = Field(16, ge=1, description="condition tokens that carry the text")
+    text_length: int = Field(128, ge=1, description="longest text: bytes of UTF-8, or tokens of the frozen encoder")
+    text_width: int = Field(0, ge=0, description="width of the frozen encoder's states")
     interval_vocabulary: int = Field(25, ge=1, description="size of the interval embedding, intervals 1..25")
     noise_levels: int = Field(5, ge=1, description="noise levels of the observation frames, 1..5")
     noise_max: float = Field(0.7, ge=0, description="largest amplitude of the noise on observation frames")
@@ -121,6 +129,12 @@ class ModelConfig(Section):
     def _heads_divide_width(self) -> Self:
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must be divisible by heads {self.heads} and by 4")
+        return self
+
+    @model_validator(mode="after")
+    def _text_width_is_the_frozen_encoders(self) -> Self:
+        if (self.text_encoder == "frozen") != (self.text_width > 0):
+            raise ValueError(f"text_width {self.text_width}: the width of states with text_encoder frozen, else 0")
         return self
 
 
@@ -161,11 +175,18 @@ class TrainingConfig(Section):
         description="masked views of a clip that share its complete frames: 4 of them cost 1.25 of masked teacher "
         "forcing each, one alone 1.92 (the paper has 1)",
     )
+    first_frame_views: int = Field(
+        0,
+        ge=0,
+        description="further masked views of a clip's first frame alone, for videos made from nothing (not in the "
+        "paper): it has no frames before it, so a view costs a slot",
+    )
     mask_ratio_mean: float = Field(1.0, description="of the truncated normal that mask ratios are drawn from (MAR)")
     mask_ratio_std: float = Field(0.25, gt=0, description="of the same")
     mask_ratio_min: float = Field(0.7, ge=0, le=1, description="of the same; its maximum is 1")
     class_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained with the null class")
     action_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained without their actions")
+    text_dropout: float = Field(0.1, ge=0, le=1, description="share of clips trained without their caption")
     start_from: str = Field(
         "",
         description="run, export, shipped model or hub id whose averaged weights the first step starts from, in place "
@@ -314,6 +335,11 @@ class Config(Section):
             raise ValueError(
                 f"training.masked_views {self.training.masked_views} needs model.teacher_forcing complete: masked "
                 "views share the complete frames, and masked teacher forcing has none; set it to 1"
+            )
+        if self.training.first_frame_views and self.model.teacher_forcing == "masked":
+            raise ValueError(
+                f"training.first_frame_views {self.training.first_frame_views}: masked teacher forcing has one view of "
+                "each frame; set it to 0"
             )
         return self
 

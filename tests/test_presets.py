@@ -111,7 +111,10 @@ def test_digits_is_what_the_shipped_model_needs() -> None:
     ("name", "message"),
     [
         ("digit", r"unknown preset 'digit'; did you mean 'digits'\?"),
-        ("xyz", r"unknown preset 'xyz'; there are: digits, world-platform, world-paddle, world-maze, ucf101-sd"),
+        (
+            "xyz",
+            r"unknown preset 'xyz'; there are: digits, digits-text, world-platform, world-paddle",
+        ),
         ("k600omni", r"unknown preset 'k600omni'; did you mean 'k600-omni'\?"),
     ],
 )

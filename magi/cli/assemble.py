@@ -13,6 +13,7 @@ from magi.files import NORMALIZATION_FILE, VAE_FOLDER
 from magi.progress import Report, progress
 
 if TYPE_CHECKING:
+    from magi.data.caption_table import CaptionTable
     from magi.data.clips import ClipDataset
     from magi.latents.dataset import LatentDataset
     from magi.model.magi import Magi
@@ -113,6 +114,7 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
     out with a warning.
     """
     from magi.data.actions import with_actions
+    from magi.data.caption_table import CaptionTable
     from magi.data.clips import ClipDataset
     from magi.data.index.index import open_index
     from magi.latents.dataset import LatentDataset, is_latents
@@ -122,13 +124,16 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
         missing = f"{root}: no such folder" if config.data.root else "data.root is empty"
         raise ValueError(f"{missing}; name a folder of videos with --data.root, or write one: magi data digits {root}")
     if is_latents(root):
-        latents = LatentDataset(root, config.data, seed, vae.id, vae.normalization)
+        captioned = bool(config.model.text_encoder)
+        latents = LatentDataset(root, config.data, seed, vae.id, vae.normalization, captioned)
         check_classes(config, latents.classes)
         if config.model.actions not in (0, latents.header.actions):
             raise ValueError(
                 f"model.actions {config.model.actions}: {root} has {latents.header.actions or 'no'} actions; "
                 f"set --model.actions {latents.header.actions}"
             )
+        if latents.captions is not None:
+            check_captions(config, latents.captions)
         return latents
     index = open_index(config.data, report)
     check_classes(config, index.classes)
@@ -136,7 +141,22 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
         index, reasons = with_actions(index, config.model.actions, config.data.max_bad_fraction)
         if reasons:
             warnings.warn(f"{len(reasons)} videos left out; {reasons[0]}", stacklevel=2)
-    return ClipDataset(index, config.data, seed, config.model.actions)
+    captions = None
+    if config.model.text_encoder:
+        captions, reasons = CaptionTable.beside(index, config.data.max_bad_fraction)
+        if reasons:
+            warnings.warn(f"{len(reasons)} captions left out; {reasons[0]}", stacklevel=2)
+        check_captions(config, captions)
+    return ClipDataset(index, config.data, seed, config.model.actions, captions)
+
+
+def check_captions(config: Config, captions: "CaptionTable") -> None:
+    """A model with text needs captions; of some videos they may be missing."""
+    if not captions.count:
+        raise ValueError(
+            f"model.text_encoder {config.model.text_encoder}: no video of {config.data.root} has a caption (NAME.txt "
+            "beside NAME.mp4; latents get them from 'magi encode', run again); write them, or leave text out"
+        )
 
 
 def open_data_together(
@@ -232,11 +252,21 @@ def data_summary(config: Config, dataset: "ClipDataset | LatentDataset") -> list
     training = config.training
     too_short = f", {dataset.too_short} videos are too short" if dataset.too_short else ""
     clips = training.steps * training.batch
+    captions = "" if dataset.captions is None else f"{_captions_summary(dataset.captions, config)}, "
     return [
-        f"data      {len(dataset)} videos, {len(class_names(dataset))} classes{too_short}",
+        f"data      {len(dataset)} videos, {captions}{len(class_names(dataset))} classes{too_short}",
         f"training  {training.steps} steps of {training.batch} clips = {clips:,} clips, "
         f"{clips / len(dataset):.1f} passes over the videos",
     ]
+
+
+def _captions_summary(captions: "CaptionTable", config: Config) -> str:
+    """How many videos have a caption, and how many of these are cut."""
+    if config.model.text_encoder != "bytes":
+        return f"{captions.count} captions"
+    long = sum(len((captions[video] or "").encode()) > config.model.text_length for video in range(len(captions)))
+    cut = f" ({long} of them cut to model.text_length {config.model.text_length} bytes)" if long else ""
+    return f"{captions.count} captions{cut}"
 
 
 def check_memory(config: Config, latent: LatentShape, process: "Distributed") -> None:

@@ -131,7 +131,8 @@ class EncodeOptions:
     DATA first then. A worker decodes on one core, so several of them keep a GPU busy. An autoencoder that takes each
     frame by itself (pixel, small, sd) writes every frame, and clips are cut when they are trained on; one whose latents
     mix frames (cosmos, omni, ltx) writes clips, which --frames to --seed choose. The mean and standard deviation of
-    each latent channel are measured in passing; training whitens with them.
+    each latent channel are measured in passing; training whitens with them. CaptionTable (NAME.txt beside NAME.mp4) go with
+    the latents; where they have changed since, the same command brings them up to date and encodes nothing again.
     """
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -189,6 +190,7 @@ def encode(words: list[str]) -> None:
     data = checked(
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
+    from magi.data.caption_table import CaptionTable
     from magi.devices import resolve_device
     from magi.latents.encode import EncodeSettings, write_latents
     from magi.vae.adapters import load_vae
@@ -204,13 +206,18 @@ def encode(words: list[str]) -> None:
     )
     index, actions = _with_actions(_opened_index(data, worker), options.actions, data)
     settings = replace(settings, actions=actions)
+    captions, reasons = CaptionTable.beside(index, data.max_bad_fraction)
+    print(f"captions of {captions.count} of {len(captions)} videos")
+    for reason in reasons[:SHOWN]:
+        print(f"skipped {reason}")
     with progress("encoding videos", "videos") as report:
-        written = write_latents(index, options.out, data, vae, settings, worker, report)
+        written = write_latents(index, options.out, data, vae, settings, worker, report, captions)
     print(f"{options.out}: {written} shards written")
     chosen = "" if vae.temporal_stride == 1 else (
         f" --data.frames {data.frames} --data.interval-min {data.interval_min} --data.interval-max {data.interval_max}"
     )  # fmt: skip
     chosen += (f" --data.fps {data.fps:g}" if data.fps else "") + (f" --model.actions {actions}" if actions else "")
+    chosen += " --model.text-encoder bytes" if captions.count else ""
     print(f"train on it with: --data.root {options.out}{chosen}")
 
 

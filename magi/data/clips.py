@@ -17,6 +17,7 @@ from PIL import Image
 
 from magi.config import DataConfig
 from magi.data.actions import actions_between, video_track
+from magi.data.caption_table import CaptionTable
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
@@ -38,6 +39,9 @@ class Clip:
     """Sample number that it was drawn with; -1 for a clip that was chosen, not drawn."""
     actions_TA: np.ndarray | None = None
     """Of a data set with actions: float32, row t led from frame t - 1 to frame t; NaN is no action."""
+    caption: str | None = None
+    text_LE: NDArray[np.float32] | None = None
+    """Its caption as the states of a frozen encoder, (0, E) for none."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,14 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 class ClipDataset:
     """Map-style dataset of drawn clips for a plain ``DataLoader``; takes any sample number >= 0 and holds no state.
 
-    With ``actions`` above 0 each clip has rows of so many numbers, from the track beside its video.
+    With ``actions`` above 0 each clip has rows of so many numbers, from the track beside its video; with ``captions``
+    of the videos of ``index`` that of its video.
     """
 
-    def __init__(self, index: VideoIndex, config: DataConfig, seed: int, actions: int = 0) -> None:
-        self.index, self.config, self.actions = index, config, actions
+    def __init__(
+        self, index: VideoIndex, config: DataConfig, seed: int, actions: int = 0, captions: CaptionTable | None = None
+    ) -> None:
+        self.index, self.config, self.actions, self.captions = index, config, actions, captions
         self.draws = ClipSampler(index.frame_counts(), config, seed)
 
     @property
@@ -132,6 +139,8 @@ class ClipDataset:
     def __getitem__(self, sample: int) -> Clip:
         draw = self.draws.draw(sample)
         clip = read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
+        if self.captions is not None:
+            clip = replace(clip, caption=self.captions[draw.video])
         if not self.actions:
             return clip
         record = self.index.videos[draw.video]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from magi.config import DataConfig, LatentShape
 from magi.data.actions import actions_between
+from magi.data.caption_table import CaptionTable
 from magi.data.clips import ClipDraw, ClipSampler, epoch_order
 from magi.errors import DataError
 from magi.latents.files import (
@@ -51,23 +52,33 @@ class LatentClip:
     """Sample number that it was drawn with."""
     actions_TA: NDArray[np.float32] | None = None
     """As ``magi.data.clips.Clip``, a row a latent frame."""
+    caption: str | None = None
+    text_LE: NDArray[np.float32] | None = None
+    """Its caption as the states of a frozen encoder, (0, E) for none."""
 
 
 class LatentDataset:
     """Map-style dataset of clips drawn from a folder of latents; takes any sample number >= 0, holds no state.
 
     ``ValueError`` if the latents are another autoencoder's or of another size, ``DataError`` if shards are missing.
-    In memory are some 30 bytes a video; the rest is read when it is asked for.
+    In memory are some 30 bytes a video, and its caption if ``captioned``; the rest is read when it is asked for.
     """
 
     def __init__(
-        self, folder: Path, config: DataConfig, seed: int, vae_id: str, normalization: Normalization | None = None
+        self,
+        folder: Path,
+        config: DataConfig,
+        seed: int,
+        vae_id: str,
+        normalization: Normalization | None = None,
+        captioned: bool = False,
     ) -> None:
         self.folder, self.config, self.seed = folder, config, seed
         self.header = header = read_header(folder)
         _check_header(folder, header, config, vae_id)
         shards = _read_shards(folder, header)
         self._table = _Table.of(header, shards)
+        self.captions = CaptionTable.of(video.caption for shard in shards for video in shard.videos) if captioned else None
         self.draws: ClipSampler | RecordedDraws
         if header.by_clips:
             self.draws = RecordedDraws(self._table.clips_VK2, self._table.counts_V, header, seed)
@@ -122,7 +133,12 @@ class LatentDataset:
             )
         label = int(self._table.label_V[draw.video])
         return LatentClip(
-            latents_TCHW.numpy(), draw.interval, None if label < 0 else label, sample, self._actions(shard, draw)
+            latents_TCHW.numpy(),
+            draw.interval,
+            None if label < 0 else label,
+            sample,
+            self._actions(shard, draw),
+            None if self.captions is None else self.captions[draw.video],
         )
 
     def _actions(self, shard: ShardTensors, draw: ClipDraw) -> NDArray[np.float32] | None:

@@ -7,7 +7,7 @@ takes every N-th shard and needs to know of no other. The statistics of the chan
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from magi.config import DataConfig
 from magi.data.actions import actions_between, pooled, video_track
+from magi.data.caption_table import CaptionTable
 from magi.data.clips import check_unchanged, clip_span, draw_clip, fit_frames, read_clip
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
@@ -68,16 +69,18 @@ def write_latents(
     settings: EncodeSettings | None = None,
     worker: tuple[int, int] = (0, 1),
     on_progress: Report = lambda done, total: None,
+    captions: CaptionTable | None = None,
 ) -> int:
     """Encode every video of ``index`` at ``config.height`` x ``config.width`` into ``out``; returns the shards written.
 
+    ``captions`` of the videos are written with them; of shards that are complete already, captions alone are replaced.
     ``on_progress`` gets (done, all) videos of this worker. ``ValueError`` if ``out`` holds latents of other settings,
     ``DataError`` naming the video whose file has changed or whose latents are not finite.
     """
     mine, of = worker
     if not 0 <= mine < of:
         raise ValueError(f"worker {mine}/{of}: expected i/N with i from 0 to N - 1")
-    job = _Job(index, out, config, vae, settings or EncodeSettings())
+    job = _Job(index, out, config, vae, settings or EncodeSettings(), captions)
     _claim(out, job.header)
     remove_leftovers(out)
     shards = range(mine, job.header.shards, of)
@@ -88,6 +91,8 @@ def write_latents(
             before = done
             job.write_shard(shard, videos, lambda here, before=before: on_progress(before + here, total))  # type: ignore[misc]
             written += 1
+        elif captions is not None:
+            job.write_captions(shard)
         done += len(videos)
     on_progress(done, total)
     return written
@@ -97,9 +102,16 @@ class _Job:
     """One call of ``write_latents``: what does not change from shard to shard."""
 
     def __init__(
-        self, index: VideoIndex, out: Path, config: DataConfig, vae: VideoAutoencoder, settings: EncodeSettings
+        self,
+        index: VideoIndex,
+        out: Path,
+        config: DataConfig,
+        vae: VideoAutoencoder,
+        settings: EncodeSettings,
+        captions: CaptionTable | None,
     ) -> None:
         self.index, self.out, self.config, self.vae, self.settings = index, out, config, vae, settings
+        self.captions = captions
         sizes = (settings.frames_per_batch, settings.videos_per_shard, settings.clips_per_video)
         if min(sizes) < 1 or settings.dtype not in ("float16", "float32"):
             raise ValueError(
@@ -110,7 +122,8 @@ class _Job:
         # Frames that are encoded on their own are cut into clips later, so here their number does not matter.
         latent = latent_shape(vae, config if by_clips else config.model_copy(update={"frames": 1}))
         self.header = LatentHeader(
-            format=FORMAT,
+            # A folder of an older format that is still read goes on in it: captions are all that is new.
+            format=read_header(out).format if (out / HEADER_NAME).is_file() else FORMAT,
             vae=vae.id,
             height=config.height,
             width=config.width,
@@ -147,7 +160,8 @@ class _Job:
                 stds.append(self._stored(posterior.std_BTCHW, record))
             if header.actions:
                 actions += self._actions(record, clips)
-            encoded.append(EncodedVideo(record.path, record.label, record.frames, clips))
+            caption = self.captions[number] if self.captions is not None else None
+            encoded.append(EncodedVideo(record.path, record.label, record.frames, clips, caption))
             on_video(done)
         tensors = {"mean": torch.cat(means)}
         if any(std.any() for std in stds):
@@ -158,6 +172,17 @@ class _Job:
         write_tensors(path, tensors, {"settings": header.digest})
         found = (statistics.count, list(statistics.mean), list(statistics.squares))
         write_text(lines_path(self.out, shard), shard_text(Shard(header.digest, path.stat().st_size, *found, encoded)))
+
+    def write_captions(self, number: int) -> None:
+        """Bring the captions of a complete shard up to date; its tensors stay."""
+        assert self.captions is not None
+        shard = read_shard(self.out, number, self.header)
+        videos = [
+            replace(video, caption=self.captions[place])
+            for place, video in zip(self.header.videos_of(number), shard.videos, strict=True)
+        ]
+        if videos != shard.videos:
+            write_text(lines_path(self.out, number), shard_text(replace(shard, videos=videos)))
 
     def _choose_clips(self, number: int, record: VideoRecord) -> list[list[int]]:
         """(start, interval) of each clip, a pure function of (seed, video number); none if the video is too short."""

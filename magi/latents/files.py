@@ -10,6 +10,7 @@ videos in the order of their latents and the statistics of each channel. There a
 The tensors ``mean`` and ``std`` (frames, C, H, W) are the posterior in the units of the autoencoder, of all videos of
 a shard one after another. A standard deviation that is zero throughout (a deterministic autoencoder) is left out.
 ``actions`` (frames, A) float32, where the videos have them, are what led to each latent frame; NaN is no action.
+Captions are in the lines; a folder of format 4 has none, and is read all the same.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ from magi.files import read_text, utf8_name
 from magi.vae.normalization import ChannelStatistics, Normalization
 
 HEADER_NAME = "magi-latents.json"
-FORMAT = 4
+FORMAT = 5
+READ_FORMATS = (4, FORMAT)
 AGAIN = "run 'magi encode' again"
 
 
@@ -94,6 +96,7 @@ class EncodedVideo:
     frames: int
     clips: list[list[int]]
     """(start, interval) of each clip; empty where whole videos are encoded, or for one that is too short."""
+    caption: str | None = None
 
     def stored(self, header: LatentHeader) -> int:
         """Latent frames in the shard."""
@@ -142,7 +145,7 @@ def read_header(folder: Path) -> LatentHeader:
         raise DataError(f"{path}: no such file, so {folder} holds no latents; make them with 'magi encode'")
     try:
         values = json.loads(read_text(path))
-        if values["format"] != FORMAT:
+        if values["format"] not in READ_FORMATS:
             raise ValueError(f"format {values['format']!r} is not {FORMAT}")
         header = LatentHeader(**values)
         sizes = (header.videos, header.videos_per_shard, header.channels, header.latent_height, header.latent_width)
@@ -165,6 +168,8 @@ def read_shard(folder: Path, number: int, header: LatentHeader) -> Shard:
     try:
         head, *lines = read_text(path).splitlines()
         shard = Shard(**json.loads(head), videos=[EncodedVideo(**json.loads(line)) for line in lines])
+        if any(not isinstance(video.caption, str | None) for video in shard.videos):
+            raise ValueError("a caption is no text")
         if len(shard.videos) != len(header.videos_of(number)):
             raise ValueError(f"{len(shard.videos)} videos, not {len(header.videos_of(number))}")
         if not len(shard.mean) == len(shard.squares) == header.channels:

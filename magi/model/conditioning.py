@@ -1,8 +1,9 @@
 """Conditions of a clip, constant or one a frame, as condition tokens and added embeddings (paper section 3).
 
 The noise level is one extra token prepended to every frame; the class is ``class_tokens`` more; the action one more,
-and added to all hidden states, as the interval is. A new condition is a field of ``Conditions``, its embedding in
-``Conditioning``, and its null value in ``Conditions.null``; everything else passes conditions on as a whole.
+and added to all hidden states, as the interval is; the text ``text_tokens`` more. A new condition is a field of
+``Conditions``, its embedding in ``Conditioning``, and its null value in ``Conditions.null``; everything else passes
+conditions on as a whole.
 """
 
 from __future__ import annotations
@@ -14,25 +15,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from magi.model.text import TextTokens
+
 if TYPE_CHECKING:
     from magi.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of B clips: ``interval_B`` (1..vocabulary), ``noise_level_B`` (1..levels), ``label_B``, ``action_BA``.
+    """Conditions of B clips: ``interval_B`` (1..vocabulary), ``noise_level_B`` (1..levels), and what a model may have.
 
-    Labels are 0..classes-1, or ``classes`` for the null label; None for a model without classes. Actions are rows of
-    ``action_rows``; None for a model without actions. Each field has a value a clip, constant over it (B, ...), or one
-    a latent frame (B, T, ...). The value of frame t is what leads to that frame: its action was pressed between frames
-    t - 1 and t. Frame t is predicted under it, and observed under it once it is finished, so the history never depends
-    on what comes next.
+    Labels ``label_B`` are 0..classes-1, or ``classes`` for the null label; None for a model without classes. Actions
+    ``action_BA`` are rows of ``action_rows``; None for a model without actions. Text ``text_BLE`` is that of
+    ``magi.model.text``, zeros for none, ``text_BKD`` the same once encoded; None for a model without text.
+    ``negative_BLE`` is the text that guidance leads away from, None for no text. Each field has a value a clip,
+    constant over it (B, ...), or one a latent frame (B, T, ...). The value of frame t is what leads to that frame: its
+    action was pressed between frames t - 1 and t. Frame t is predicted under it, and observed under it once it is
+    finished, so the history never depends on what comes next.
     """
 
     interval_B: Tensor
     noise_level_B: Tensor
     label_B: Tensor | None = None
     action_BA: Tensor | None = None
+    text_BLE: Tensor | None = None
+    negative_BLE: Tensor | None = None
+    text_BKD: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -56,18 +64,21 @@ class Conditions:
 
     def null(self, config: ModelConfig) -> Conditions:
         """The same conditions without what guidance strengthens: its unconditional half."""
-        assert self.can_guide, "a model without classes and actions has nothing to leave out"
-        label_B, action_BA = self.label_B, self.action_BA
+        assert self.can_guide and self.text_BKD is None, "nothing to leave out, or encoded already"
+        label_B, action_BA, text_BLE = self.label_B, self.action_BA, self.negative_BLE
+        if text_BLE is None and self.text_BLE is not None:
+            text_BLE = torch.zeros_like(self.text_BLE)
         return replace(
             self,
             label_B=None if label_B is None else torch.full_like(label_B, config.classes),
             action_BA=None if action_BA is None else no_action(action_BA),
+            text_BLE=text_BLE,
         )
 
     @property
     def can_guide(self) -> bool:
         """Whether there is something that guidance can strengthen."""
-        return self.label_B is not None or self.action_BA is not None
+        return any(values is not None for values in (self.label_B, self.action_BA, self.text_BLE, self.text_BKD))
 
     def frame(self, number: int) -> Conditions:
         """The conditions of one latent frame, without an axis of frames."""
@@ -110,6 +121,16 @@ def no_action(rows: Tensor) -> Tensor:
     return action_rows(torch.full_like(rows[..., :-1], torch.nan))
 
 
+def condition_tokens(config: ModelConfig) -> int:
+    """K, the number of condition tokens a frame."""
+    return (
+        1
+        + (config.class_tokens if config.classes else 0)
+        + (config.actions > 0)
+        + (config.text_tokens if config.text_encoder else 0)
+    )
+
+
 class Conditioning(nn.Module):
     """Embeds conditions: ``forward`` returns condition tokens (B, F, K, D) and an added embedding (B, F, D).
 
@@ -125,11 +146,19 @@ class Conditioning(nn.Module):
         self.label = nn.Embedding(config.classes + 1, config.width) if config.classes else None
         # What is added to all positions, and the token. The mean of several actions has the mean of their embeddings.
         self.action = nn.Linear(config.actions + 1, 2 * config.width, bias=False) if config.actions else None
+        self.text = TextTokens(config) if config.text_encoder else None
 
     @property
     def tokens(self) -> int:
         """K, the number of condition tokens a frame."""
-        return 1 + (self.config.class_tokens if self.label is not None else 0) + (self.action is not None)
+        return condition_tokens(self.config)
+
+    def encode_text(self, conditions: Conditions) -> Conditions:
+        """The same conditions with their text as condition tokens, so that it is read once for many frames."""
+        if self.text is None:
+            return conditions
+        assert conditions.text_BLE is not None, "a model with text needs it, or zeros"
+        return replace(conditions, text_BLE=None, negative_BLE=None, text_BKD=self.text(conditions.text_BLE))
 
     def forward(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         parts_BFKD = [_by_frame(self.noise_level(conditions.noise_level_B - 1)).unsqueeze(2)]
@@ -144,6 +173,10 @@ class Conditioning(nn.Module):
             action_BFD, token_BFD = _by_frame(self.action(conditions.action_BA.to(weight.dtype))).chunk(2, dim=-1)
             added_BFD = added_BFD + action_BFD
             parts_BFKD.append(token_BFD.unsqueeze(2))
+        if self.text is not None:
+            text_BKD = (conditions if conditions.text_BKD is not None else self.encode_text(conditions)).text_BKD
+            assert text_BKD is not None
+            parts_BFKD.append(text_BKD if text_BKD.ndim == 4 else text_BKD.unsqueeze(1))
         frames = max(part.shape[1] for part in parts_BFKD)
         tokens_BFKD = torch.cat([part.expand(-1, frames, -1, -1) for part in parts_BFKD], dim=2)
         return tokens_BFKD, added_BFD

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from magi.model.conditioning import condition_tokens
+
 if TYPE_CHECKING:
     from magi.config import LatentShape, ModelConfig
 
@@ -39,7 +41,7 @@ def clip_shape(config: ModelConfig, latent: LatentShape, views: int = 1) -> Clip
     """Slots and positions of a clip: S = T - 1 + kT under complete teacher forcing with k views, T under masked."""
     frames, patch = latent.frames, config.patch_size
     tokens = (latent.height // patch) * (latent.width // patch)
-    conditions = 1 + (config.class_tokens if config.classes else 0) + (config.actions > 0)
+    conditions = condition_tokens(config)
     complete = config.teacher_forcing == "complete"
     observed = frames - 1 if complete else 0
     return ClipShape(

@@ -83,8 +83,11 @@ class Magi(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
-        # Learned positions and the mask token: small, beside sinusoids of size 1.
-        for parameter in (self.mask_token, self.observation_position, self.masked_position, self.head_position):
+        # Learned positions, the mask token and what reads the text: small, beside sinusoids of size 1.
+        small = [self.mask_token, self.observation_position, self.masked_position, self.head_position]
+        if self.conditioning.text is not None:
+            small.append(self.conditioning.text.query_KD)
+        for parameter in small:
             nn.init.normal_(parameter, std=0.02, generator=generator)
         # Modulation and output of the head: zero, so that every residual block starts as the identity.
         nn.init.zeros_(self.head.modulation.weight)

@@ -131,8 +131,12 @@ def _check(
         raise ValueError(f"{frames} latent frames in all leave none to generate after {done} of context; ask for more")
     if (conditions.action_BA is None) == bool(model.config.actions):
         raise ValueError(f"conditions must have actions if and only if the model has; it has {model.config.actions}")
+    if (conditions.text_BLE is None) == bool(model.config.text_encoder):
+        raise ValueError("conditions must have text if and only if the model has; zeros are no text")
     if config.guidance != 1 and not conditions.can_guide:
-        raise ValueError(f"sampling.guidance {config.guidance} needs a model with classes or actions; leave it at 1")
+        raise ValueError(
+            f"sampling.guidance {config.guidance} needs a model with classes, actions or text; leave it at 1"
+        )
     if config.longer == "window" and frames > trained and config.window_keep >= trained:
         raise ValueError(
             f"sampling.window_keep {config.window_keep} must be below model.frames {trained}; keep fewer frames"

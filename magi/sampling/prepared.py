@@ -87,9 +87,11 @@ class PreparedSampler:
         return self.denoiser(z_GMD, noise_IMC, self.plan.table, scale)
 
     def _halves(self, conditions: Conditions) -> Conditions:
-        """On the device; under guidance with label and action, then without."""
+        """On the device, their text encoded; under guidance with label, action and text, then without."""
         conditions = conditions.to(self.model.mask_token.device)
-        return Conditions.cat([conditions, conditions.null(self.model.config)]) if self.guided else conditions
+        if self.guided:
+            conditions = Conditions.cat([conditions, conditions.null(self.model.config)])
+        return self.model.conditioning.encode_text(conditions)
 
 
 class SamplerCache:
@@ -153,7 +155,8 @@ def sampler_key(model: Magi, settings: SamplingConfig, conditions: Conditions, f
 
 
 def is_guided(model: Magi, conditions: Conditions, settings: SamplingConfig) -> bool:
-    """Whether guidance changes anything: without a single label or action both halves are the same."""
+    """Whether guidance changes anything: without a single label, action or text both halves are the same."""
     if settings.guidance == 1 or conditions.label_B is None:
         return settings.guidance != 1 and conditions.can_guide
-    return conditions.action_BA is not None or not bool((conditions.label_B == model.config.classes).all())
+    others = conditions.action_BA is not None or conditions.text_BLE is not None
+    return others or not bool((conditions.label_B == model.config.classes).all())

@@ -10,6 +10,7 @@ from torch import Tensor
 from magi.config import Config, ModelConfig, SamplingConfig
 from magi.errors import hint
 from magi.model.conditioning import Conditions, action_rows
+from magi.model.text import no_text
 
 Labels = int | str | Sequence[int | str | None] | None
 SEEDS = 2**32
@@ -84,6 +85,7 @@ def make_conditions(
         noise_level_B=torch.full((batch,), noise_level),
         label_B=torch.tensor(numbers) if model.classes else None,
         action_BA=action_rows(torch.full((batch, model.actions), torch.nan)) if model.actions else None,
+        text_BLE=no_text(model, batch) if model.text_encoder else None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -23,6 +24,7 @@ from magi.errors import DataError
 from magi.latents.dataset import LatentClip, LatentDataset
 from magi.model.conditioning import Conditions, action_rows
 from magi.model.noise_injection import noise_level
+from magi.text.bytes import byte_text
 from magi.training.batch_sampler import StepBatchSampler, step_samples
 from magi.training.corruption import Corruption, TokenShape, draw_corruption, masked_tokens
 
@@ -41,14 +43,15 @@ def data_identity(clips: Clips) -> str | None:
 
     Paths within the folder, sizes, lengths and labels: a folder that was moved or copied is the same data.
     """
-    if isinstance(clips, LatentDataset):
-        return f"{clips.header.videos} encoded videos {clips.header.digest[:16]}"
-    if not isinstance(clips, ClipDataset):
+    if not isinstance(clips, LatentDataset | ClipDataset):
         return None
+    captions = "" if clips.captions is None else f", captions {clips.captions.digest}"
+    if isinstance(clips, LatentDataset):
+        return f"{clips.header.videos} encoded videos {clips.header.digest[:16]}{captions}"
     digest = hashlib.sha256()
     for video in clips.index.videos:
         digest.update(f"{video.path}\0{video.bytes}\0{video.frames}\0{video.label}\0".encode(errors="surrogateescape"))
-    return f"{len(clips.index.videos)} videos {digest.hexdigest()[:16]}"
+    return f"{len(clips.index.videos)} videos {digest.hexdigest()[:16]}{captions}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def make_batch(
             noise_level_B=noise_level(amplitude_B, model.noise_max, model.noise_levels),
             label_B=_labels(clips, corruptions, model.classes) if model.classes else None,
             action_BA=_actions(clips, corruptions, model) if model.actions else None,
+            text_BLE=_text(clips, corruptions, model) if model.text_encoder else None,
         ),
         masked_BUN=masked_BUN,
         picked_M=picked_M,
@@ -147,6 +151,22 @@ def _actions(clips: Sequence[Clip | LatentClip], corruptions: Sequence[Corruptio
         rows_TA = torch.from_numpy(pooled(clip.actions_TA, model.frames))
         rows.append(torch.full_like(rows_TA, torch.nan) if corruption.drop_actions else rows_TA)
     return action_rows(torch.stack(rows))
+
+
+def _text(clips: Sequence[Clip | LatentClip], corruptions: Sequence[Corruption], model: ModelConfig) -> Tensor:
+    """Captions as ``magi.model.text`` takes them, longer ones cut; a clip without one has no text."""
+    dropped = [corruption.drop_text for corruption in corruptions]
+    if model.text_encoder == "bytes":
+        captions = ["" if drop else clip.caption or "" for clip, drop in zip(clips, dropped, strict=True)]
+        return byte_text(captions, model.text_length, cut=True)
+    states = []
+    for clip, drop in zip(clips, dropped, strict=True):
+        if clip.text_LE is None or clip.text_LE.shape[1] != model.text_width:
+            found = "none" if clip.text_LE is None else f"of {clip.text_LE.shape[1]} numbers"
+            raise ValueError(f"model.text_width is {model.text_width}, but the states of a clip's caption are {found}")
+        states.append(torch.zeros(1, model.text_width) if drop else torch.from_numpy(clip.text_LE).float())
+    longest = max(1, *map(len, states))
+    return torch.stack([F.pad(states_LE, (0, 0, 0, longest - len(states_LE))) for states_LE in states])
 
 
 class MicroBatches(Dataset["Batch | Exception"]):

@@ -19,7 +19,8 @@ from magi.training.batch import Batch
 class MagiLoss:
     """Noise MSE plus the variational term, of the masked tokens of a batch, each noised R times."""
 
-    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, device: torch.device, first_frame_views: int = 0) -> None:
+        self.first_frame_views = first_frame_views
         self.force = complete_teacher_forcing if config.teacher_forcing == "complete" else masked_teacher_forcing
         self.objective = make_objective(config).to(device)
 
@@ -29,11 +30,11 @@ class MagiLoss:
         ``total`` is the number of masked tokens of the whole optimizer step (``Batch.step_masked``): the parts
         of its micro-batches then add up to the mean over its masked tokens and noisings.
         """
-        sequence = inject_noise(self.force(tokens_BTNC, batch.masked_BUN), batch.noise_BTNC, batch.amplitude_B)
-        picked_M, views = batch.picked_M, batch.masked_BUN.shape[1] // tokens_BTNC.shape[1]
+        forced = self.force(tokens_BTNC, batch.masked_BUN, self.first_frame_views)
+        sequence, picked_M = inject_noise(forced, batch.noise_BTNC, batch.amplitude_B), batch.picked_M
         timestep_RM = batch.timestep_RBUN.flatten(1).index_select(1, picked_M)
         noise_RMC = batch.diffusion_noise_RBUNC.flatten(1, 3).index_select(1, picked_M)
-        clean_MC = tokens_BTNC.repeat(1, views, 1, 1).flatten(0, 2).index_select(0, picked_M)
+        clean_MC = forced.tokens_BSNC[:, forced.observations :].flatten(0, 2).index_select(0, picked_M)
         clean_RMC = clean_MC.expand_as(noise_RMC)
         noisy_RMC = self.objective.corrupt(clean_RMC, noise_RMC, timestep_RM)
         # The model may run in bfloat16; the loss does not.

@@ -47,7 +47,7 @@ class Trainer(RunState):
         self.wrapped = parallelize(self.model, config.training, process)
         optimizer = make_optimizer(self.model, config.training)
         super().__init__(config, config.training, self.model, optimizer, process)
-        self.loss = MagiLoss(config.model, process.device)
+        self.loss = MagiLoss(config.model, process.device, config.training.first_frame_views)
         self._batches: Generator[Batch, None, None] | None = None
 
     def identity(self) -> dict[str, str | None]:

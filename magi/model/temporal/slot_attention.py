@@ -59,9 +59,17 @@ def has_kernels() -> bool:
 def kernel_slot_attention(
     query_BUPD: Tensor | None, projected_BSPE: Tensor, pattern: SlotPattern, heads: int
 ) -> Tensor:
-    """One Triton kernel forward and one backward for both streams, reading and writing each number once."""
-    numbers = (heads, pattern.causal, pattern.frames, pattern.views)
-    return torch.ops.magi.slot_attention(query_BUPD, projected_BSPE, *numbers)
+    """One Triton kernel forward and one backward for both streams, reading and writing each number once.
+
+    What a slot that attends to itself alone mixes is its own value.
+    """
+    numbers, alone = (heads, pattern.causal, pattern.frames, pattern.views), pattern.alone
+    if not alone:
+        return torch.ops.magi.slot_attention(query_BUPD, projected_BSPE, *numbers)
+    width = projected_BSPE.shape[-1] // (3 if query_BUPD is None else 2)
+    query_BUPD = None if query_BUPD is None else query_BUPD[:, :-alone].contiguous()
+    mixed_BQPD = torch.ops.magi.slot_attention(query_BUPD, projected_BSPE[:, :-alone].contiguous(), *numbers)
+    return torch.cat([mixed_BQPD, projected_BSPE[:, -alone:, :, -width:]], dim=1)
 
 
 def dense_slot_attention(query_BUPD: Tensor | None, projected_BSPE: Tensor, pattern: SlotPattern, heads: int) -> Tensor:
@@ -94,8 +102,7 @@ def split_slot_attention(query_BUPD: Tensor | None, projected_BSPE: Tensor, patt
 def _past_keys(pattern: SlotPattern, live: int, device: torch.device) -> Tensor:
     """Which causal slots the last ``live`` + predicted rows attend to, bool (rows, causal)."""
     past_C = torch.arange(pattern.causal, device=device)
-    count_U = torch.arange(pattern.frames, device=device).repeat(pattern.views)
-    return past_C < torch.cat([past_C[:live] + 1, count_U])[:, None]
+    return past_C < torch.cat([past_C[:live] + 1, pattern.past_counts(device)])[:, None]
 
 
 def _by_position(query_BUPD: Tensor | None, projected_BSPE: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
