@@ -139,7 +139,7 @@ def digits_text() -> Config:
     """
     return Config(
         data=DataConfig(
-            root="build/digits-text",
+            root="build/text/latents",
             frames=16,
             height=64,
             width=64,

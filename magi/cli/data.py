@@ -131,7 +131,7 @@ class EncodeOptions:
     DATA first then. A worker decodes on one core, so several of them keep a GPU busy. An autoencoder that takes each
     frame by itself (pixel, small, sd) writes every frame, and clips are cut when they are trained on; one whose latents
     mix frames (cosmos, omni, ltx) writes clips, which --frames to --seed choose. The mean and standard deviation of
-    each latent channel are measured in passing; training whitens with them. CaptionTable (NAME.txt beside NAME.mp4) go with
+    each latent channel are measured in passing; training whitens with them. Captions (NAME.txt beside NAME.mp4) go with
     the latents; where they have changed since, the same command brings them up to date and encodes nothing again.
     """
 

@@ -1,5 +1,6 @@
 """``magi sample`` and ``magi export``: generate videos with a model, and write it for others to load."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from magi.sampling.pipeline import MagiPipeline
 
 CONTEXT_SECONDS = 600.0  # to decode the context video, which may be long: one that was asked for is worth the wait
+SHEET = "contact_sheet.png"
+MOST_PROMPT_BYTES = 2**20
+MOST_SHOWN = 60  # characters of a prompt on the sheet
 FPS = 25.0  # of videos where neither the model's data nor a context video has a rate
 
 
@@ -44,6 +48,12 @@ class SampleOptions:
     """frames taken from the context video, INTERVAL apart; 0 takes all"""
     label: Annotated[str | None, tyro.conf.arg(metavar="NAME|NUMBER")] = None
     """class of the videos"""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """what the videos are to show, of a model with text; it is written beside each as NAME.txt"""
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """text file of prompts, a line each: COUNT videos of every line, named after it"""
+    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """what guidance leads away from; without one, from no prompt"""
     interval: int = 1
     """frame interval that the model is conditioned on, and at which the context is read"""
     actions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -84,12 +94,58 @@ def sample(argv: list[str]) -> None:
     actions = None
     if options.actions is not None:
         actions = _read_actions(options.actions, pipeline.config.model.actions, options.frames)
-    _tell_of_earlier_files(options)
+    asked = _asked(options)
+    _tell_of_earlier_files(options, asked)
     began = time.monotonic()
     with progress("generating frames", "frames") as report:
-        videos = _generate(pipeline, options, settings, context, actions, report, began)
+        videos = _generate(pipeline, options, settings, asked, context, actions, report, began)
     fps = (pipeline.config.data.fps or FPS) / options.interval if context is None else context.fps
-    _write(options, videos, 0 if context is None else len(context.video_THWC), fps)
+    _write(options, asked, videos, 0 if context is None else len(context.video_THWC), fps)
+
+
+@dataclass(frozen=True)
+class AskedVideo:
+    """A video to make: ``name`` of its files, seed and prompt."""
+
+    name: str
+    seed: int
+    prompt: str | None
+
+
+def _asked(options: SampleOptions) -> list[AskedVideo]:
+    """The videos in order: of each prompt those of all seeds."""
+    seeds = range(options.seed, options.seed + options.count)
+    if options.prompts is None:
+        return [AskedVideo(f"video_{seed:05d}", seed, options.prompt) for seed in seeds]
+    lines = enumerate(_read_prompts(options.prompts), start=1)
+    return [AskedVideo(f"{line:03d}_{_slug(text)}_{seed:05d}", seed, text) for line, text in lines for seed in seeds]
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """The lines of a text file; ``ValueError`` for one that is empty, or no text."""
+    from magi.data.captions import one_line
+    from magi.files import read_text
+
+    try:
+        lines = read_text(path, MOST_PROMPT_BYTES).removeprefix("\ufeff").rstrip("\r\n").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompts.append(one_line(line))
+        except ValueError as error:
+            raise ValueError(f"--prompts: {path}, line {number}: {error}") from None
+        if not prompts[-1]:
+            raise ValueError(f"--prompts: {path}, line {number} is empty; remove it")
+    if not prompts:
+        raise ValueError(f"--prompts: {path} has no lines")
+    return prompts
+
+
+def _slug(text: str) -> str:
+    """Letters and digits of a prompt as the middle of a file's name, at most 60 of them."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or "prompt"
 
 
 def _check(options: SampleOptions) -> None:
@@ -110,6 +166,10 @@ def _check(options: SampleOptions) -> None:
         )
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is a file; name a folder to write to")
+    if options.prompt is not None and options.prompts is not None:
+        raise ValueError("--prompt and --prompts: give one of them")
+    if options.prompts is not None and not options.prompts.is_file():
+        raise ValueError(f"{options.prompts}: no such file (--prompts)")
     check_device(options.device)
 
 
@@ -162,6 +222,7 @@ def _generate(
     pipeline: "MagiPipeline",
     options: SampleOptions,
     settings: SamplingConfig,
+    asked: Sequence[AskedVideo],
     context: ContextVideo | None,
     actions: "np.ndarray | None",
     report: Report,
@@ -171,51 +232,58 @@ def _generate(
     import numpy as np
 
     known = 0 if context is None else len(context.video_THWC)
-    done, total = 0, options.count * max(0, options.frames - known)
+    done, total = 0, len(asked) * max(0, options.frames - known)
     videos: list[np.ndarray] = []
-    for start in range(0, options.count, options.batch):
-        seeds = range(options.seed + start, options.seed + min(start + options.batch, options.count))
-        frames = []
+    for start in range(0, len(asked), options.batch):
+        batch, frames = asked[start : start + options.batch], []
+        prompts = [video.prompt for video in batch]
         for frame_BHWC in pipeline.stream(
             frames=options.frames,
             context=None if context is None else context.video_THWC,
             labels=options.label,
             interval=options.interval,
-            seeds=seeds,
+            seeds=[video.seed for video in batch],
             actions=actions,
+            prompt=None if prompts[0] is None else prompts,
+            negative_prompt=options.negative_prompt,
             sampling=settings,
         ):
             frames.append(frame_BHWC.numpy())
             if not done:
                 print(f"first frame after {time.monotonic() - began:.1f} s", flush=True)
-            done += len(seeds)
+            done += len(batch)
             report(done, total)
         for video_THWC in np.stack(frames, axis=1):
             videos.append(video_THWC if context is None else np.concatenate([context.video_THWC, video_THWC]))
     return videos
 
 
-def _write(options: SampleOptions, videos: "Sequence[np.ndarray]", given: int, fps: float) -> None:
-    """As mp4 and GIF at ``fps``, and a sheet; the first ``given`` frames are those of the context."""
+def _write(
+    options: SampleOptions, asked: Sequence[AskedVideo], videos: "Sequence[np.ndarray]", given: int, fps: float
+) -> None:
+    """As mp4 and GIF at ``fps``, with their prompts, and a sheet; the first ``given`` frames are the context's."""
+    from magi.data.captions import caption_path
     from magi.data.sample_grid import contact_sheet
     from magi.data.video_writer import write_gif, write_mp4, write_png
+    from magi.files import write_text
 
-    for number, video_THWC in enumerate(videos):
-        path = options.out / f"video_{options.seed + number:05d}.mp4"
+    for video, video_THWC in zip(asked, videos, strict=True):
+        path = options.out / f"{video.name}.mp4"
         write_mp4(path, video_THWC, fps)
         write_gif(path.with_suffix(".gif"), video_THWC, fps)
         print(path)
         print(path.with_suffix(".gif"))
-    sheet = options.out / "contact_sheet.png"
-    labels = [f"seed {options.seed + number}" for number in range(len(videos))]
-    write_png(sheet, contact_sheet(list(videos), given, labels=labels))
+        if video.prompt is not None:
+            write_text(caption_path(path), video.prompt + "\n")
+    sheet = options.out / SHEET
+    labels = [f"seed {video.seed}" if options.prompts is None else video.prompt or "" for video in asked]
+    write_png(sheet, contact_sheet(list(videos), given, labels=[label[:MOST_SHOWN] for label in labels]))
     print(sheet)
 
 
-def _tell_of_earlier_files(options: SampleOptions) -> None:
+def _tell_of_earlier_files(options: SampleOptions, asked: Sequence[AskedVideo]) -> None:
     """Say, before anything is generated, what becomes of the files of earlier calls in the folder."""
-    seeds = range(options.seed, options.seed + options.count)
-    ours = {f"video_{seed:05d}{suffix}" for seed in seeds for suffix in (".mp4", ".gif")} | {"contact_sheet.png"}
+    ours = {f"{video.name}{suffix}" for video in asked for suffix in (".mp4", ".gif")} | {SHEET}
     there = {path.name for path in options.out.glob("*") if path.suffix in (".mp4", ".gif", ".png")}
     if there:
         print(f"{options.out}: of {len(there)} files there {len(there & ours)} are overwritten, the others stay")

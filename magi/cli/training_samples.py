@@ -34,7 +34,7 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
         from magi.data.video_writer import write_png
         from magi.sampling.pipeline import MagiPipeline
 
-        real_BTHWC, labels, interval = _clips(config, vae)
+        real_BTHWC, labels, prompts, interval = _clips(config, vae)
         frames = real_BTHWC.shape[1]
         quarter, stride = max(1, frames // 4), vae.temporal_stride
         # What an autoencoder that compresses time can encode.
@@ -47,6 +47,7 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
                 frames=frames,
                 context=real_BTHWC[:, :context],
                 labels=labels if config.model.classes else None,
+                prompt=prompts if config.model.text_encoder == "bytes" else None,
                 interval=interval,
                 seeds=range(len(real_BTHWC)),
             ).video_BTHWC.numpy()
@@ -61,8 +62,8 @@ def sheet_writer(config: Config, vae: "VideoAutoencoder", run: Path) -> "Callabl
     return write
 
 
-def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[int | None], int]":
-    """The first training clips of one interval as video_BTHWC, their labels, and the interval.
+def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[int | None], list[str], int]":
+    """The first training clips of one interval as video_BTHWC, their labels and captions as read, and the interval.
 
     It is the smallest; of latents whose clips were chosen when they were encoded, that of the first clip.
     """
@@ -84,4 +85,6 @@ def _clips(config: Config, vae: "VideoAutoencoder") -> "tuple[np.ndarray, list[i
         else clip.video_THWC
         for clip in clips
     ]
-    return np.stack(videos), [clip.label for clip in clips], interval
+    captions = [(clip.caption or "").encode()[: config.model.text_length] for clip in clips]
+    prompts = [caption.decode(errors="ignore") for caption in captions]
+    return np.stack(videos), [clip.label for clip in clips], prompts, interval

@@ -78,7 +78,9 @@ class LatentDataset:
         _check_header(folder, header, config, vae_id)
         shards = _read_shards(folder, header)
         self._table = _Table.of(header, shards)
-        self.captions = CaptionTable.of(video.caption for shard in shards for video in shard.videos) if captioned else None
+        self.captions = (
+            CaptionTable.of(video.caption for shard in shards for video in shard.videos) if captioned else None
+        )
         self.draws: ClipSampler | RecordedDraws
         if header.by_clips:
             self.draws = RecordedDraws(self._table.clips_VK2, self._table.counts_V, header, seed)

@@ -15,10 +15,12 @@ from magi.config import SamplingConfig
 from magi.model.conditioning import Conditions
 from magi.model.magi import Magi
 from magi.sampling.frame import plan_frame
-from magi.sampling.prepared import SamplerCache
+from magi.sampling.prepared import PreparedSampler, SamplerCache
 
 NextAction = Callable[[int], Tensor]
 """From the number of a latent frame to the rows (B, A + 1) of ``action_rows`` that lead to it."""
+NextText = Callable[[int], Tensor]
+"""From the number of a latent frame to the text_BLE that leads to it; the same tensor while it stays the same."""
 
 
 def generate(
@@ -31,6 +33,7 @@ def generate(
     context_BTCHW: Tensor | None = None,
     samplers: SamplerCache | None = None,
     next_action: NextAction | None = None,
+    next_text: NextText | None = None,
 ) -> Iterator[Tensor]:
     """Yield latents_BCHW (at least float32) of the generated frames, one by one as they are finished.
 
@@ -39,15 +42,18 @@ def generate(
     context longer than the window only the newest frames are seen. The model is used in evaluation mode and left in
     the mode it was in. A sampler is prepared before the first frame, or taken from ``samplers`` and put back after the
     last one: the frames are the same. ``next_action`` is asked for the action that leads to each latent frame by its
-    number, of the context too, when that frame begins: what is finished never depends on it. Raises ValueError, before
-    the first frame, for settings that do not fit the model.
+    number, and ``next_text`` for its text, of the context too, when that frame begins: what is finished never depends
+    on it. Raises ValueError, before the first frame, for settings that do not fit the model.
     """
     _check(model, frames, conditions, generators, config, context_BTCHW)
     for first in (False, True):
         plan_frame(model, config, first)  # raises for more iterations or steps than there are
-    return _frames(
-        model, frames, conditions, generators, config, context_BTCHW, samplers or SamplerCache(), next_action
-    )
+
+    def lead(sampler: PreparedSampler, number: int) -> None:
+        if next_action is not None or next_text is not None:
+            sampler.lead(next_action and next_action(number), next_text and next_text(number))
+
+    return _frames(model, frames, conditions, generators, config, context_BTCHW, samplers or SamplerCache(), lead)
 
 
 def _frames(
@@ -58,25 +64,23 @@ def _frames(
     config: SamplingConfig,
     context_BTCHW: Tensor | None,
     samplers: SamplerCache,
-    next_action: NextAction | None,
+    lead: Callable[[PreparedSampler, int], None],
 ) -> Iterator[Tensor]:
-    """The frame loop."""
+    """The frame loop; ``lead`` tells a sampler what leads to the frame of a number."""
     with evaluating(model):
         sampler = samplers.take(model, config, conditions, generators, frames)
         sampler.begin(config, conditions, generators)
     finished_BTNC = None if context_BTCHW is None else model.patchify(context_BTCHW.to(model.mask_token.device))
     done = 0 if finished_BTNC is None else finished_BTNC.shape[1]
-    if next_action is not None:
-        with evaluating(sampler.model):
-            for number in range(done):
-                sampler.act(next_action(number))
+    with evaluating(sampler.model):
+        for number in range(done):
+            lead(sampler, number)
     for number in range(done, frames):
         with evaluating(sampler.model):
             # A frame joins the history when the next one needs it, so it is yielded earlier, and the last never does.
             if finished_BTNC is not None:
                 sampler.observe(finished_BTNC)
-            if next_action is not None:
-                sampler.act(next_action(number))
+            lead(sampler, number)
             finished_BTNC = sampler.frame()[:, None]
         try:
             yield model.unpatchify(finished_BTNC.clone()).squeeze(1)

@@ -4,7 +4,7 @@ Knows the model's passes over a frame and which frames they are given; no masks,
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ class History:
         self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
         self.recent_BTNC: Tensor | None = None
         self.finished = 0
-        self.acted: deque[Tensor] = deque(maxlen=self.cache.capacity)
+        self.led: deque[dict[str, Tensor]] = deque(maxlen=self.cache.capacity)
         self.cache.clear()
         self.frame_pass.set_conditions(conditions.frame(0))
         self.frame_pass.set_time(self.time_T[0])
@@ -88,12 +88,12 @@ class History:
         """Memory of the cache."""
         return self.cache.nbytes
 
-    def act(self, action_BA: Tensor) -> None:
-        """The action that leads to the next frame, instead of that of the conditions.
+    def lead(self, values: Mapping[str, Tensor]) -> None:
+        """What leads to the next frame, by field of ``Conditions``, instead of what the conditions say.
 
         One call a frame, from frame 0 on; those of a context come before it is observed.
         """
-        self.acted.append(action_BA)
+        self.led.append(dict(values))
         self._set_conditions(self.finished)
         self.frame_pass.set_time(self.time_T[self.cache.length])
 
@@ -118,8 +118,12 @@ class History:
             self.cache.advance(1)
         else:
             conditions = self.conditions.between(self.finished - count, self.finished)
-            if self.acted:
-                conditions = replace(conditions, action_BA=torch.stack(list(self.acted)[-count:], dim=1))
+            if self.led:
+                newest = list(self.led)[-count:]
+                changed: dict[str, Any] = {
+                    name: torch.stack([values[name] for values in newest], dim=1) for name in newest[0]
+                }
+                conditions = replace(conditions, **changed)
             self.model.observe(self._double(tokens_BTNC), self.time_T[first : first + count], conditions, self.cache)
         self._set_frame(self.finished, self.cache.length)
 
@@ -143,9 +147,9 @@ class History:
         self.frame_pass.set_time(self.time_T[position])
 
     def _set_conditions(self, number: int) -> None:
-        """Those of frame ``number``, with the newest action where actions are given one by one."""
-        conditions = self.conditions.frame(number)
-        self.frame_pass.set_conditions(replace(conditions, action_BA=self.acted[-1]) if self.acted else conditions)
+        """Those of frame ``number``, with the newest values where some are given one by one."""
+        changed: dict[str, Any] = self.led[-1] if self.led else {}
+        self.frame_pass.set_conditions(replace(self.conditions.frame(number), **changed))
 
     def _graph_key(self) -> int:
         """Graphs are for one length of the cache, unless what they hold serves any."""

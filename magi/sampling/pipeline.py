@@ -22,7 +22,9 @@ from magi.sampling.actions import Actions, action_source
 from magi.sampling.generate import generate
 from magi.sampling.prepared import SamplerCache
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
+from magi.sampling.prompts import Prompt, Prompts, prompt_count, with_prompts
 from magi.sampling.request import Labels, batch_of, changed_settings, context_batch, make_conditions
+from magi.text.encoder import TextEncoder, built_in_encoder
 from magi.vae.contract import VideoAutoencoder
 
 PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16"}
@@ -47,10 +49,19 @@ class MagiPipeline:
     """
 
     def __init__(
-        self, model: Magi, vae: VideoAutoencoder, config: Config, classes: Sequence[str] | None = None
+        self,
+        model: Magi,
+        vae: VideoAutoencoder,
+        config: Config,
+        classes: Sequence[str] | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
-        """Use ``model`` and ``vae`` as they are; ``classes`` are the names of the labels, if known."""
+        """Use ``model`` and ``vae`` as they are; ``classes`` are the names of the labels, if known.
+
+        ``text_encoder`` is that of a model with a frozen one; the others have their own.
+        """
         self.model, self.vae, self.config = model, vae, config
+        self.text_encoder = text_encoder or built_in_encoder(config.model)
         self.classes = None if classes is None else tuple(classes)
         self._samplers = SamplerCache()
 
@@ -94,7 +105,7 @@ class MagiPipeline:
     def at_speed(self, name: str) -> Self:
         """The same model with the sampling settings of a speed (``magi.presets.SPEEDS``); ValueError for others."""
         config = self.config.model_copy(update={"sampling": at_speed(self.config.sampling, name)})
-        return type(self)(self.model, self.vae, config, self.classes)
+        return type(self)(self.model, self.vae, config, self.classes, self.text_encoder)
 
     def __call__(
         self,
@@ -105,6 +116,8 @@ class MagiPipeline:
         interval: int = 1,
         seeds: Sequence[int] | None = None,
         actions: Actions = None,
+        prompt: Prompts = None,
+        negative_prompt: Prompt = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> Result:
         """Generate whole videos; arguments and errors are those of ``stream``."""
@@ -116,6 +129,8 @@ class MagiPipeline:
             interval=interval,
             seeds=seeds,
             actions=actions,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
             sampling=sampling,
         )
         video_BTHWC = torch.stack(list(generated), dim=1)
@@ -133,6 +148,8 @@ class MagiPipeline:
         interval: int = 1,
         seeds: Sequence[int] | None = None,
         actions: Actions = None,
+        prompt: Prompts = None,
+        negative_prompt: Prompt = None,
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
     ) -> Iterator[Tensor]:
         """Yield frame_BHWC (uint8, on the CPU) of the generated frames, each as soon as it is finished.
@@ -140,18 +157,20 @@ class MagiPipeline:
         ``frames`` counts the whole video, context included. ``context`` is uint8 RGB, video_THWC for all videos or
         video_BTHWC, of the model's size. ``labels`` are class names or numbers, one for all or one a video; None is no
         label. ``interval`` is the frame interval that the model is conditioned on. There is one video for each of
-        ``seeds``; without them 0, 1, ... for each context or label. ``actions``, of a model that has them, are a track
-        of the whole video or a callable that is asked when a frame needs its action (``magi.sampling.actions``); None
-        is no action. ``sampling`` changes fields of ``config.sampling`` (a mapping) or replaces all of it (a
-        ``SamplingConfig``). Raises ValueError, at once, for anything that does not fit the model, and NumericsError if
-        a frame is not finite.
+        ``seeds``; without them 0, 1, ... for each context, label or prompt. ``actions``, of a model that has them, are
+        a track of the whole video or a callable that is asked when a frame needs its action
+        (``magi.sampling.actions``); None is no action. ``prompt``, of a model with text, is one for all or a list of
+        one a video, or a callable from the number of a latent frame to these (``magi.sampling.prompts``); None is no
+        text. Guidance leads away from ``negative_prompt``, from no text without one. ``sampling`` changes fields of
+        ``config.sampling`` (a mapping) or replaces all of it (a ``SamplingConfig``). Raises ValueError, at once, for
+        anything that does not fit the model, and NumericsError if a frame is not finite.
         """
         settings = changed_settings(self.config.sampling, sampling)
         context_BTHWC = context_batch(context, frames, self.config)
-        seeds = batch_of(context_BTHWC, labels, seeds)
-        conditions = make_conditions(
-            self.config.model, self.classes, labels, interval, settings.noise_level, len(seeds)
-        )
+        seeds = batch_of(context_BTHWC, labels, seeds, prompt_count(prompt))
+        shape = self.config.model
+        conditions = make_conditions(shape, self.classes, labels, interval, settings.noise_level, len(seeds))
+        conditions, next_text = with_prompts(conditions, prompt, negative_prompt, shape, self.text_encoder)
         context_BTCHW = None if context_BTHWC is None else self._encode(context_BTHWC, len(seeds))
         latent_frames = self.vae.latent_frames(frames)
         latents = generate(
@@ -162,7 +181,8 @@ class MagiPipeline:
             config=settings,
             context_BTCHW=context_BTCHW,
             samplers=self._samplers,
-            next_action=action_source(actions, self.config.model.actions, frames, latent_frames, len(seeds)),
+            next_action=action_source(actions, shape.actions, frames, latent_frames, len(seeds)),
+            next_text=next_text,
         )
         context_frames = 0 if context_BTHWC is None else context_BTHWC.shape[1]
         return decode_frames(self.vae, _finite(latents), context_BTCHW, context_frames)

@@ -51,6 +51,8 @@ class PreparedSampler:
         self.first_plan = plan_frame(model, settings, first=True) if settings.first_frame_steps else self.plan
         pool = torch.cuda.graph_pool_handle() if self.execution.graphs else None
         self.generators = generators
+        self._text: tuple[Tensor, Tensor] | None = None
+        self._null_BKD: Tensor | None = None
         self.history = History(self.model, self._halves(conditions), generators, frames, settings, self.execution, pool)
         self.denoiser = Denoiser(
             self.model.head, settings.temperature, self.execution.head_products, self.execution.graphs, pool=pool
@@ -63,10 +65,17 @@ class PreparedSampler:
         self.plan, self.first_plan = replace(self.plan, scales=scales), replace(self.first_plan, scales=scales)
         self.history.begin(self._halves(conditions), generators)
 
-    def act(self, action_BA: Tensor) -> None:
-        """The action (rows of ``action_rows``, one a video) that leads to the next frame."""
-        action_BA = action_BA.to(self.model.mask_token.device)
-        self.history.act(torch.cat([action_BA, no_action(action_BA)]) if self.guided else action_BA)
+    def lead(self, action_BA: Tensor | None = None, text_BLE: Tensor | None = None) -> None:
+        """What leads to the next frame: its action (rows of ``action_rows``, one a video), its text, or both."""
+        device, values = self.model.mask_token.device, dict[str, Tensor]()
+        if action_BA is not None:
+            action_BA = action_BA.to(device)
+            values["action_BA"] = torch.cat([action_BA, no_action(action_BA)]) if self.guided else action_BA
+        if text_BLE is not None:
+            if self._text is None or self._text[0] is not text_BLE:
+                self._text = text_BLE, self._encoded(text_BLE.to(device))
+            values["text_BKD"] = self._text[1]
+        self.history.lead(values)
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames to the history."""
@@ -88,10 +97,17 @@ class PreparedSampler:
 
     def _halves(self, conditions: Conditions) -> Conditions:
         """On the device, their text encoded; under guidance with label, action and text, then without."""
+        encode = self.model.conditioning.encode_text
         conditions = conditions.to(self.model.mask_token.device)
-        if self.guided:
-            conditions = Conditions.cat([conditions, conditions.null(self.model.config)])
-        return self.model.conditioning.encode_text(conditions)
+        null = encode(conditions.null(self.model.config)) if self.guided else None
+        self._text, self._null_BKD = None, None if null is None else null.text_BKD
+        return encode(conditions) if null is None else Conditions.cat([encode(conditions), null])
+
+    def _encoded(self, text_BLE: Tensor) -> Tensor:
+        """text_BKD of a text that comes later, in the same halves."""
+        assert self.model.conditioning.text is not None
+        text_BKD: Tensor = self.model.conditioning.text(text_BLE)
+        return text_BKD if self._null_BKD is None else torch.cat([text_BKD, self._null_BKD])
 
 
 class SamplerCache:

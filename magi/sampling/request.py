@@ -49,12 +49,12 @@ def context_batch(context: Tensor | np.ndarray | None, frames: int, config: Conf
     return video_BTHWC if count else None
 
 
-def batch_of(context_BTHWC: Tensor | None, labels: Labels, seeds: Sequence[int] | None) -> list[int]:
-    """The seeds, one a video: those given, or 0, 1, ... for as many videos as there are contexts or labels.
+def batch_of(context_BTHWC: Tensor | None, labels: Labels, seeds: Sequence[int] | None, prompts: int = 1) -> list[int]:
+    """The seeds, one a video: those given, or 0, 1, ... for as many videos as there are contexts, labels or prompts.
 
-    A single context or label serves all videos; ValueError if the numbers otherwise differ.
+    A single one of these serves all videos; ValueError if the numbers otherwise differ.
     """
-    counts = {"context": 1 if context_BTHWC is None else len(context_BTHWC)}
+    counts = {"context": 1 if context_BTHWC is None else len(context_BTHWC), "prompt": prompts}
     counts["labels"] = 1 if labels is None or isinstance(labels, (int, str)) else len(labels)
     batch = max(counts.values()) if seeds is None else len(seeds)
     for name, count in counts.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from magi.config import DataConfig
+from magi.data.caption_table import CaptionTable
 from magi.data.index.index import VideoIndex, open_index
 from magi.data.moving_digits import write_digits
 from magi.latents.encode import EncodeSettings, write_latents
@@ -81,12 +82,13 @@ def write(
     spread: Encode = no_spread,
     worker: tuple[int, int] = (0, 1),
     on_progress: Report = lambda done, total: None,
+    captions: CaptionTable | None = None,
     **settings: int | str,
 ) -> int:
     """``write_latents`` with two videos a shard and three clips a video."""
     given = EncodeSettings(**{"videos_per_shard": 2, "clips_per_video": 3} | settings)  # type: ignore[arg-type]
     vae = MeanVae(encode, id, spread)
-    return write_latents(index, out, config, vae, given, worker, on_progress)  # type: ignore[arg-type]
+    return write_latents(index, out, config, vae, given, worker, on_progress, captions)  # type: ignore[arg-type]
 
 
 def names(folder: Path) -> list[str]:

@@ -23,9 +23,11 @@ def batch_with(extra: int):  # type: ignore[no-untyped-def]
     return config, make_batch([Clips()[sample] for sample in range(2)], draws, config.model)
 
 
-def test_gradient_is_that_of_the_clip_and_of_first_frames_alone() -> None:
+@pytest.mark.parametrize("temporal", ["softmax", "gated_linear"])
+def test_gradient_is_that_of_the_clip_and_of_first_frames_alone(temporal: str) -> None:
     """In float64, and of every parameter: the parts are added, each weighed by its masked tokens."""
     config, batch = batch_with(EXTRA)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"temporal": temporal})})
     batch = doubled(batch)
     model, tokens_BTNC = model_and_tokens(config)
     total, cut = len(batch.picked_M), SHAPE.frames

@@ -110,7 +110,7 @@ def mixture(query: Tensor, put: PutIn, pattern: SlotPattern, memory: Tensor | No
     # Logarithms of products of gates: from before the first slot to each causal one, and to each query.
     to_key = log_gate.cumsum(-1)
     past = torch.arange(causal, device=query.device)
-    frame_U = torch.arange(pattern.frames, device=query.device).repeat(pattern.views)
+    frame_U = pattern.past_counts(query.device)
     to_query = torch.cat([to_key[..., causal - live :], F.pad(to_key, (1, 0))[..., frame_U] + own_log_gate], dim=-1)
     seen = past < torch.cat([past[causal - live :] + 1, frame_U])[:, None]
     decay = (to_query[..., None] - to_key[..., None, :]).masked_fill(~seen, -torch.inf).exp()
