@@ -135,7 +135,9 @@ def digits_text() -> Config:
 
     As ``digits`` (not in the paper): nano size, the text of a clip in four tokens in place of its class, one interval.
     A video from nothing begins with a frame that has none before it, of which a clip has one in sixteen: eight further
-    masked views train it. Made by runs/text.sh.
+    masked views train it. A frame from nothing is drawn token by token (16 iterations) at temperature 1: drawn at once,
+    or more narrowly, it is black. runs/text.sh trains on clips of three frames first, where most of what a text says is
+    decided, and goes on from there.
     """
     return Config(
         data=DataConfig(
@@ -150,8 +152,8 @@ def digits_text() -> Config:
         vae=VaeConfig(name="small", weights="demo"),
         model=size("nano", frames=16, text_encoder="bytes", text_tokens=4, dropout=0.0, noise_max=0.35),
         training=TrainingConfig(
-            steps=4500,
-            batch=12,
+            steps=4000,
+            batch=16,
             first_frame_views=8,
             diffusion_batch_mul=2,
             learning_rate=1e-3,
@@ -163,9 +165,7 @@ def digits_text() -> Config:
             checkpoint_every=250,
             sample_every=500,
         ),
-        sampling=SamplingConfig(
-            iterations=4, steps=50, temperature=0.7, noise_level=2, guidance=2.0, longer="window", window_keep=8
-        ),
+        sampling=SamplingConfig(iterations=16, steps=50, noise_level=2, guidance=3.0, longer="window", window_keep=8),
     )
 
 

@@ -95,7 +95,9 @@ def build_model(config: Config, latent: LatentShape, vae: "VideoAutoencoder") ->
     start = load_pretrained(source)
     for name, given in config.model:
         # What a checkpoint has no weights for may be trained otherwise from here on.
-        if name not in ("dropout", "noise_max", "teacher_forcing") and given != getattr(start.config.model, name):
+        if name not in ("dropout", "noise_max", "teacher_forcing", "frames") and given != getattr(
+            start.config.model, name
+        ):
             word, value = name.replace("_", "-"), getattr(start.config.model, name)
             raise ValueError(f"model.{name} {given}: {source} has {value}; set --model.{word} {value}")
     if start.vae.id != vae.id:

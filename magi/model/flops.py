@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from magi.model.conditioning import condition_tokens
+from magi.model.text import LAYERS as TEXT_LAYERS
 
 if TYPE_CHECKING:
     from magi.config import LatentShape, ModelConfig
@@ -37,16 +38,18 @@ class ClipShape:
     channels: int
 
 
-def clip_shape(config: ModelConfig, latent: LatentShape, views: int = 1) -> ClipShape:
-    """Slots and positions of a clip: S = T - 1 + kT under complete teacher forcing with k views, T under masked."""
+def clip_shape(config: ModelConfig, latent: LatentShape, views: int = 1, first_frame_views: int = 0) -> ClipShape:
+    """Slots and positions of a clip: S = T - 1 + kT + e under complete teacher forcing with k views and e more of the
+    first frame, T under masked.
+    """
     frames, patch = latent.frames, config.patch_size
     tokens = (latent.height // patch) * (latent.width // patch)
     conditions = condition_tokens(config)
     complete = config.teacher_forcing == "complete"
     observed = frames - 1 if complete else 0
     return ClipShape(
-        slots=observed + views * frames,
-        queries=views * frames,
+        slots=observed + views * frames + first_frame_views,
+        queries=views * frames + first_frame_views,
         pasts=observed if complete else frames,
         positions=conditions + tokens,
         tokens=tokens,
@@ -69,19 +72,23 @@ class ClipFlops:
         return self.forward + self.backward
 
 
-def clip_flops(config: ModelConfig, latent: LatentShape, masked: float, noisings: int, views: int = 1) -> ClipFlops:
+def clip_flops(
+    config: ModelConfig, latent: LatentShape, masked: float, noisings: int, views: int = 1, first_frame_views: int = 0
+) -> ClipFlops:
     """Operations of one clip with ``masked`` masked tokens (of all frames and views), each noised ``noisings`` times.
 
-    Backward of a product is two products, one where its input needs no gradient (tokens, timesteps, noisy tokens).
+    Its text is taken to be of ``text_length``. Backward of a product is two products, one where its input needs no
+    gradient (tokens, timesteps, noisy tokens, states of a frozen encoder).
     """
-    shape = clip_shape(config, latent, views)
+    shape = clip_shape(config, latent, views, first_frame_views)
     blocks = sum(_block(config, shape, last=number == config.blocks - 1) for number in range(config.blocks))
     embed = 2 * shape.slots * shape.tokens * shape.channels * config.width
     head, head_inputs = _head(config, shape.channels, masked, noisings)
     last_products = 2 * shape.positions * config.width * int(config.width * config.mlp_ratio)
+    text, embed = _text(config), embed + 2 * config.text_length * config.text_width * config.width
     return ClipFlops(
-        forward=blocks + embed + head + head_inputs,
-        backward=2 * (blocks + head) + embed + head_inputs,
+        forward=blocks + text + embed + head + head_inputs,
+        backward=2 * (blocks + text + head) + embed + head_inputs,
         recomputed=blocks - last_products * ((config.blocks - 1) * shape.slots + shape.queries),
     )
 
@@ -99,6 +106,14 @@ def _block(config: ModelConfig, shape: ClipShape, last: bool) -> float:
     mixing = queries * shape.pasts * (features + width)
     temporal = places * (projections + queries * 2 * width * hidden + mixing)
     return 2 * (spatial + temporal)
+
+
+def _text(config: ModelConfig) -> float:
+    """The layers that read a clip's text, once."""
+    if not config.text_encoder:
+        return 0.0
+    width, hidden, places = config.width, int(config.width * config.mlp_ratio), config.text_tokens + config.text_length
+    return 2 * TEXT_LAYERS * (places * (4 * width**2 + 2 * width * hidden) + 2 * places**2 * width)
 
 
 def _time_features(config: ModelConfig) -> tuple[int, int]:
@@ -125,19 +140,22 @@ def clip_activation_bytes(
     compute_bytes: int,
     views: int = 1,
     recompute: bool = False,
+    first_frame_views: int = 0,
 ) -> float:
     """Bytes that a clip's forward keeps for backward; ``compute_bytes`` of a number in products (2 in bfloat16).
 
     With ``recompute`` (activation checkpointing) blocks keep their inputs alone. Attention keeps queries, keys, values,
     its result and a number a head, as fused kernels do; gated linear attention has none and keeps its weights, too.
     """
-    shape = clip_shape(config, latent, views)
+    shape = clip_shape(config, latent, views, first_frame_views)
     if recompute:
         blocks = float(config.blocks * shape.slots * shape.positions * config.width * RESIDUAL_BYTES)
     else:
         blocks = (config.blocks - 1) * block_activation_bytes(config, shape, compute_bytes)
         blocks += block_activation_bytes(config, shape, compute_bytes, last=True)
-    return blocks + masked * noisings * _head_row_bytes(config, shape.channels, compute_bytes)
+    text = (config.text_tokens + config.text_length) * TEXT_LAYERS * _spatial_bytes(config, compute_bytes)
+    text = text if config.text_encoder else 0.0
+    return blocks + text + masked * noisings * _head_row_bytes(config, shape.channels, compute_bytes)
 
 
 def block_activation_bytes(config: ModelConfig, shape: ClipShape, compute_bytes: int, last: bool = False) -> float:
@@ -148,12 +166,21 @@ def block_activation_bytes(config: ModelConfig, shape: ClipShape, compute_bytes:
     result = number * width + 4 * config.heads + dropped  # of attention, and a logarithm a head
     mlp = norm + number * 2 * hidden + dropped
     queries = shape.queries if last else shape.slots
-    spatial = shape.slots * (norm + number * 3 * width + result + mlp)
+    spatial = shape.slots * _spatial_bytes(config, number)
     mixing = float(shape.slots * number * 2 * width + queries * number * width)
     if config.temporal == "gated_linear":
         mixing = _linear_mixing_bytes(config, shape, queries)
     temporal = shape.slots * norm + mixing + queries * (result + mlp)
     return shape.positions * (spatial + temporal)
+
+
+def _spatial_bytes(config: ModelConfig, number: int) -> float:
+    """The attention among positions and its MLP, of a slot and position."""
+    width, hidden = config.width, int(config.width * config.mlp_ratio)
+    dropped = width if config.dropout else 0
+    norm = RESIDUAL_BYTES * width + number * width + 8
+    attention = number * 3 * width + number * width + 4 * config.heads + dropped
+    return 2 * norm + attention + number * 2 * hidden + dropped
 
 
 def _linear_mixing_bytes(config: ModelConfig, shape: ClipShape, queries: int) -> float:

@@ -89,6 +89,9 @@ class Magi(nn.Module):
             small.append(self.conditioning.text.query_KD)
         for parameter in small:
             nn.init.normal_(parameter, std=0.02, generator=generator)
+        # What stands in a text: of size 1, as the sinusoids of its place, or texts would hardly differ.
+        for table in self.conditioning.text.tables if self.conditioning.text is not None else ():
+            nn.init.normal_(table.weight, generator=generator)
         # Modulation and output of the head: zero, so that every residual block starts as the identity.
         nn.init.zeros_(self.head.modulation.weight)
         nn.init.zeros_(self.head.output.weight)

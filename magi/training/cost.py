@@ -131,7 +131,7 @@ def masked_tokens(config: Config, latent: LatentShape) -> float:
     training, patch = config.training, config.model.patch_size
     ratio = mean_mask_ratio(training.mask_ratio_mean, training.mask_ratio_std, training.mask_ratio_min)
     tokens = (latent.height // patch) * (latent.width // patch)
-    return ratio * tokens * latent.frames * training.masked_views
+    return ratio * tokens * (latent.frames * training.masked_views + training.first_frame_views)
 
 
 def plan(config: Config, latent: LatentShape, gpu: Gpu, gpus: int, utilisation: float = UTILISATION) -> Plan:
@@ -149,7 +149,8 @@ def plan(config: Config, latent: LatentShape, gpu: Gpu, gpus: int, utilisation: 
     share = math.ceil(training.batch / gpus)
     micro_batch = min(training.micro_batch or share, share)
     masked = masked_tokens(config, latent)
-    clip = clip_flops(config.model, latent, masked, training.diffusion_batch_mul, training.masked_views)
+    views, more = training.masked_views, training.first_frame_views
+    clip = clip_flops(config.model, latent, masked, training.diffusion_batch_mul, views, more)
     parameters = count_parameters(config, latent)
     number = 4 if training.precision == "fp32" else 2
     work = share * (clip.total + (clip.recomputed if training.activation_checkpointing else 0.0))
@@ -171,7 +172,7 @@ def _memory(
     config: Config, latent: LatentShape, parameters: int, micro_batch: int, gpus: int, compute_bytes: int
 ) -> Memory:
     training, model = config.training, config.model
-    views, recompute = training.masked_views, training.activation_checkpointing
+    views, more, recompute = training.masked_views, training.first_frame_views, training.activation_checkpointing
     sharded = training.parallel == "fsdp" and gpus > 1
     held = 4.0 * parameters / (gpus if sharded else 1)  # float32
     block = 12 * model.width**2 * 2  # parameters of a block, nearly
@@ -179,10 +180,17 @@ def _memory(
     copies = float(parameters * compute_bytes) if compute_bytes < 4 else 0.0
     if sharded:  # two blocks are whole at a time, what is outside blocks all the time
         copies += 4.0 * (2 * block + rest)
-    shape = clip_shape(model, latent, views)
+    shape = clip_shape(model, latent, views, more)
     one_block = block_activation_bytes(model, shape, compute_bytes)
     kept = clip_activation_bytes(
-        model, latent, masked_tokens(config, latent), training.diffusion_batch_mul, compute_bytes, views, recompute
+        model,
+        latent,
+        masked_tokens(config, latent),
+        training.diffusion_batch_mul,
+        compute_bytes,
+        views,
+        recompute,
+        more,
     )
     # Of the widest layer: the gradient of the MLP's inner width, before and after its non-linearity, and the stream's.
     wide = shape.slots * shape.positions * model.width * (2 * model.mlp_ratio * compute_bytes + 8)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import magi.model.attention as attention_module
+import magi.model.text as text_module
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
 from magi.latents.dataset import LatentClip
 from magi.model.flops import clip_activation_bytes, clip_flops, mean_mask_ratio
@@ -43,10 +44,19 @@ def micro_batch(config: Config, latent: LatentShape, model: Magi) -> Batch:
     shape = TokenShape(latent.frames, model.tokens_per_frame, model.token_channels)
     size = (latent.frames, latent.channels, latent.height, latent.width)
     clips = [
-        LatentClip(np.random.default_rng(i).standard_normal(size).astype(np.float32), 1, 0, i) for i in range(BATCH)
-    ]
+        LatentClip(
+            np.random.default_rng(i).standard_normal(size).astype(np.float32), 1, 0, i,
+            caption="a" * config.model.text_length,
+            text_LE=np.ones((config.model.text_length, config.model.text_width), np.float32),
+        )
+        for i in range(BATCH)
+    ]  # fmt: skip
     draws = [draw_corruption(config.training, config.model, shape, number) for number in range(BATCH)]
     return make_batch(clips, draws, config.model)
+
+
+def make_loss(config: Config) -> MagiLoss:
+    return MagiLoss(config.model, torch.device("cpu"), config.training.first_frame_views)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +66,9 @@ def micro_batch(config: Config, latent: LatentShape, model: Magi) -> Batch:
         {"teacher_forcing": "masked"},
         {"classes": 5},
         {"masked_views": 3},
+        {"first_frame_views": 4, "masked_views": 2},
+        {"text_encoder": "bytes", "text_length": 50, "text_dropout": 0},
+        {"text_encoder": "frozen", "text_width": 200, "text_length": 50, "text_dropout": 0},
         {"precision": "bf16"},
         {"activation_checkpointing": True},
         {"side": 24, "frames": 2, "blocks": 1},
@@ -69,10 +82,11 @@ def test_operations_are_those_that_torch_counts(settings: dict[str, Any]) -> Non
     config, latent = small(**{"side": 14} | settings)
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
     batch = micro_batch(config, latent, model)
-    wrapped, loss = parallelize(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
+    wrapped, loss = parallelize(model, config.training, ONE_PROCESS), make_loss(config)
     rows = math.ceil(len(batch.picked_M) / HEAD_ROWS) * HEAD_ROWS  # the head's rows are padded, by nothing at full size
     training = config.training
-    counted = clip_flops(config.model, latent, rows / BATCH, training.diffusion_batch_mul, training.masked_views)
+    views = (training.masked_views, training.first_frame_views)
+    counted = clip_flops(config.model, latent, rows / BATCH, training.diffusion_batch_mul, *views)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         parts = loss(wrapped, model.patchify(batch.latents_BTCHW), batch, total=1)
         assert BATCH * counted.forward == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -85,6 +99,7 @@ def test_operations_are_those_that_torch_counts(settings: dict[str, Any]) -> Non
 def fused_attention(model: Magi, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a GPU: fused kernels everywhere, which keep no scores; a CPU takes plain products for few keys."""
     patch.setattr(attention_module, "SHORT_KEYS", 0)
+    patch.setattr(text_module, "short_attention", attention_module.attention)
     for module in model.modules():
         if isinstance(module, TemporalAttention):
             module.mix = dense_slot_attention
@@ -98,6 +113,8 @@ def fused_attention(model: Magi, patch: pytest.MonkeyPatch) -> Iterator[None]:
         {"precision": "fp32"},
         {"precision": "bf16", "teacher_forcing": "masked", "classes": 5},
         {"precision": "bf16", "masked_views": 3, "frames": 2},
+        {"precision": "bf16", "first_frame_views": 8},
+        {"precision": "fp32", "text_encoder": "bytes", "text_length": 128, "text_dropout": 0},
         {"precision": "bf16", "activation_checkpointing": True},
         {"precision": "bf16", "temporal": "gated_linear", "frames": 6},
         {"precision": "fp32", "temporal": "gated_linear", "state_width": 8},
@@ -111,7 +128,7 @@ def test_activations_are_what_autograd_keeps(settings: dict[str, Any], monkeypat
     config, latent = small(**{"side": 24, "frames": 3} | settings)
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
     batch = micro_batch(config, latent, model)
-    wrapped, loss = parallelize(model, config.training, ONE_PROCESS), MagiLoss(config.model, torch.device("cpu"))
+    wrapped, loss = parallelize(model, config.training, ONE_PROCESS), make_loss(config)
     training, number = config.training, 2 if config.training.precision == "bf16" else 4
     with fused_attention(model, monkeypatch), kept_bytes(model) as kept:
         loss(wrapped, model.patchify(batch.latents_BTCHW), batch, total=1)
@@ -123,6 +140,7 @@ def test_activations_are_what_autograd_keeps(settings: dict[str, Any], monkeypat
         number,
         training.masked_views,
         training.activation_checkpointing,
+        training.first_frame_views,
     )
     if number == 2:
         outside = model.head if training.activation_checkpointing else model

@@ -11,7 +11,8 @@ from magi.config import LatentShape, ModelConfig
 from magi.model.conditioning import Conditioning, Conditions
 from magi.model.magi import Magi
 from magi.model.teacher_forcing import complete_teacher_forcing
-from magi.model.text import no_text
+from magi.model.text import BUCKETS, GRAMS, hashed_grams, no_text
+from magi.text.bytes import byte_text
 from tests.model.test_conditioning import FRAMES, prediction
 
 SHAPE = {"width": 16, "blocks": 2, "heads": 2, "head_width": 16, "head_blocks": 1, "frames": FRAMES, "dropout": 0.0}
@@ -115,6 +116,32 @@ def test_encoded_text_is_the_text_and_is_not_read_again() -> None:
     assert torch.equal(conditioning(encoded)[0], conditioning(conditions)[0])
     conditioning.text.forward = None  # type: ignore[union-attr, method-assign, assignment]
     assert conditioning(encoded)[0].shape == (2, 1, 4, 16)
+
+
+def test_an_n_gram_has_one_row_wherever_it_stands() -> None:
+    rows = {text: hashed_grams(byte_text([text], 40)[..., 0]) for text in ("a seven moves", "moves: seven", "seven")}
+    at = {text: text.index("seven") for text in rows}
+    for size, *three in zip(GRAMS, *rows.values(), strict=True):
+        half = size // 2
+        inside = [row[0, at[text] + half : at[text] + 5 - half].tolist() for text, row in zip(rows, three, strict=True)]
+        assert inside[0] == inside[1] == inside[2] and len(set(inside[0])) == 5 - 2 * half
+        assert all(bool(((row >= 0) & (row < BUCKETS)).all()) for row in three)
+    # A text begins and ends with a space, so that a word at its end is the one in its middle.
+    end, middle = (hashed_grams(byte_text([text], 40)[..., 0])[0] for text in ("up 7", "7 up"))
+    assert end[0, 3] == middle[0, 0]
+
+
+def test_captions_differ_from_the_first_step_on() -> None:
+    """A text that hardly reaches its tokens is not learned: at small tables its place, of size 1, drowned it."""
+    model = Magi(
+        ModelConfig(width=64, heads=2, text_encoder="bytes", text_tokens=4, dropout=0.0),
+        LatentShape(frames=4, channels=2, height=4, width=4),
+        torch.Generator().manual_seed(0),
+    )
+    texts = ["a bold seven moves up", "a bold three moves up", "a bold seven moves down", "a thin seven moves up"]
+    tokens_BKD = tokens_of(model, byte_text(texts, 40))
+    distance = (tokens_BKD[0] - tokens_BKD[1:]).square().mean(dim=(1, 2)).sqrt()
+    assert float(distance.min()) > 0.2, "of tokens of size 1"
 
 
 @pytest.mark.parametrize(("encoder", "width"), [("frozen", 0), ("bytes", 8), ("", 8)])
