@@ -19,6 +19,7 @@ def model_card(model: Magi, config: Config, vae_id: str, classes: Sequence[str] 
     forcing = "complete teacher forcing" if config.model.teacher_forcing == "complete" else "masked teacher forcing"
     along_time = ", gated linear attention along time" if config.model.temporal == "gated_linear" else ""
     label = f', labels="{names[0]}"' if names and config.model.classes else ""
+    label += ', prompt="what it shows"' if config.model.text_encoder else ""
     rows = [
         ("parameters", f"{parameters:,} ({dtype} on disk)"),
         (
@@ -31,6 +32,8 @@ def model_card(model: Magi, config: Config, vae_id: str, classes: Sequence[str] 
         ("classes", listed or (str(config.model.classes) if config.model.classes else "none")),
         ("sampling", f"{sampling.iterations} iterations, {sampling.steps} steps, guidance {sampling.guidance:g}"),
     ]
+    if config.model.text_encoder:
+        rows.insert(-1, ("text", f"{config.model.text_encoder}, at most {config.model.text_length} long"))
     if config.model.objective == "energy":
         rows.append(("head", "one step a token, trained by the energy score"))
     else:

@@ -14,10 +14,12 @@ from magi.cli.main import main
 from magi.cli.options import SHORT
 from magi.cli.sample import ContextVideo
 from magi.config import SamplingConfig
+from magi.data.captions import read_caption
 from magi.errors import NumericsError
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.prepared import PreparedSampler
 from tests.sampling.test_pipeline import some_video, tiny_pipeline
+from tests.sampling.test_prompts import text_pipeline
 
 OTHER: dict[str, Any] = {
     "iterations": 1, "steps": 4, "temperature": 0.5, "x0_limit": 2.0,
@@ -165,3 +167,66 @@ def test_files_of_an_earlier_call_are_told_and_those_of_other_seeds_stay(
     assert run(tmp_path, "--seed", 1, "--count", 2) == 0
     assert f"{tmp_path}: of 5 files there 3 are overwritten, the others stay\n" in capsys.readouterr().out
     assert written(tmp_path) == first and (tmp_path / "video_00002.mp4").is_file()
+
+
+# Prompts
+
+
+@pytest.fixture
+def with_text(monkeypatch: pytest.MonkeyPatch) -> MagiPipeline:
+    made = text_pipeline()
+    monkeypatch.setattr(sample, "_load", lambda model, device: made)
+    return made
+
+
+def test_a_line_of_prompts_is_a_video_named_after_it(with_text: MagiPipeline, tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("\ufeffA seven,  up\n\U0001f43b\na seven, up\n", encoding="utf-8")
+    assert run(tmp_path / "out", "--prompts", lines, "--seed", 4, "--count", 2, "--batch", 4) == 0
+    videos = sorted(path.stem for path in (tmp_path / "out").glob("*.mp4"))
+    names = ["001_a-seven-up", "002_prompt", "003_a-seven-up"]
+    assert videos == [f"{name}_{seed:05d}" for name in names for seed in (4, 5)]
+    captions = [read_caption(tmp_path / "out" / f"{name}.mp4") for name in videos]
+    assert captions == ["A seven, up"] * 2 + ["\U0001f43b"] * 2 + ["a seven, up"] * 2
+    assert run(tmp_path / "one", "--prompt", "\U0001f43b", "--seed", 5) == 0
+    bytes_of = [(tmp_path / path).read_bytes() for path in ("out/002_prompt_00005.mp4", "one/video_00005.mp4")]
+    assert bytes_of[0] == bytes_of[1] and read_caption(tmp_path / "one/video_00005.mp4") == "\U0001f43b"
+    assert not list((tmp_path / "one").glob("*_00004*"))
+
+
+def test_the_negative_prompt_reaches_the_sampler(with_text: MagiPipeline, tmp_path: Path) -> None:
+    for name, options in (("plain", ()), ("away", ("--negative-prompt", "b"))):
+        assert run(tmp_path / name, "--prompt", "a", "--guidance", 3, *options) == 0
+    assert written(tmp_path / "plain") != written(tmp_path / "away")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("a\n\nb\n", "line 2 is empty; remove it"),
+        ("", "has no lines"),
+        ("a\x07", "line 1: character 1 is U+0007"),
+        (b"caf\xe9", "cannot be read ('utf-8' codec"),
+        ("x" * 10_000, "prompt: text of 10,000 bytes; the model reads 20"),
+        (None, "no such file (--prompts)"),
+    ],
+)
+def test_bad_prompts_are_one_line_and_no_file(
+    with_text: MagiPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, line: str
+) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert run(tmp_path / "out", "--prompts", path) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_text_and_two_kinds_of_prompts(
+    pipeline: MagiPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "out", "--prompt", "a") == 2
+    assert "prompt: this model has no text; leave it out" in capsys.readouterr().err
+    assert run(tmp_path / "out", "--prompt", "a", "--prompts", tmp_path / "p.txt") == 2
+    assert "--prompt and --prompts: give one of them" in capsys.readouterr().err

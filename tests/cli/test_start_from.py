@@ -66,6 +66,16 @@ def test_it_continues_without_the_model(started: Path, latents: Path) -> None:
     assert start("", latents, started, "--training.steps", 2) == 0
 
 
+def test_a_model_trained_on_shorter_clips_is_a_start(latents: Path, tmp_path: Path) -> None:
+    short = ("--data.frames", 3, "--model.frames", 3)
+    assert start("", latents, tmp_path / "short", *short) == 0
+    assert start(tmp_path / "short", latents, tmp_path / "run") == 0
+    before, after = (load_pretrained(tmp_path / name) for name in ("short", "run"))
+    assert (before.config.model.frames, after.config.model.frames) == (3, 16)
+    weights = after.model.state_dict()
+    assert all(torch.allclose(weights[name], value, atol=1e-6) for name, value in before.model.state_dict().items())
+
+
 def test_what_does_not_fit_is_one_line(latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(source: object, *more: object) -> str:
         assert start(source, latents, tmp_path / "run", *more) in (2, 5)

@@ -138,7 +138,7 @@ def text_pipeline(**changes: Any) -> MagiPipeline:
         sampling=WINDOW,
     )
     vae = SoftVae(4)
-    return MagiPipeline(tiny_model(config.model, latent_shape(vae, config.data)).eval(), vae, config)
+    return MagiPipeline(tiny_model(config.model, latent_shape(vae, config.data)).double(), vae, config)
 
 
 def test_prompts_are_one_for_all_or_one_a_video_and_none_is_the_empty_one() -> None:
