@@ -50,6 +50,9 @@ class DataConfig(Section):
         True, description="latents are drawn from the autoencoder's posterior, anew for every clip; else its mean"
     )
     max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable videos that is tolerated")
+    text_states: str = Field(
+        "", description="folder of 'magi encode-text', of a model whose text_encoder is frozen (not in the paper)"
+    )
     workers: int = Field(2, ge=0, description="loader processes; the order of clips does not depend on it")
 
     @model_validator(mode="after")

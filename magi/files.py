@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 # A run, and an export of one.
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.json"
+TEXT_ENCODER_FILE = "text_encoder.json"
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 VAE_FOLDER = "vae"

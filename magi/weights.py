@@ -7,6 +7,7 @@ newest good one taken. Knows no training and no sampling: both read through it.
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ EMA_FILE = "ema.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 CHECKPOINT_FILES = (MODEL_FILE, EMA_FILE, OPTIMIZER_FILE, STATE_FILE)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""What names a repository of the hub, ``owner/name``."""
 _CHUNK = 1 << 22
 _LISTED = 10
 # What weights are stored in; float8 and complex numbers are not.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from magi.data.clips import ClipDataset
     from magi.latents.dataset import LatentDataset
     from magi.model.magi import Magi
+    from magi.text.states import TextStates
     from magi.training.parallelize import Distributed
     from magi.vae.contract import VideoAutoencoder
     from magi.vae.normalization import Normalization
@@ -135,7 +136,7 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
                 f"set --model.actions {latents.header.actions}"
             )
         if latents.captions is not None:
-            check_captions(config, latents.captions)
+            latents.states = check_captions(config, latents.captions)
         return latents
     index = open_index(config.data, report)
     check_classes(config, index.classes)
@@ -148,17 +149,33 @@ def open_data(config: Config, vae: "VideoAutoencoder", report: Report | None) ->
         captions, reasons = CaptionTable.beside(index, config.data.max_bad_fraction)
         if reasons:
             warnings.warn(f"{len(reasons)} captions left out; {reasons[0]}", stacklevel=2)
-        check_captions(config, captions)
-    return ClipDataset(index, config.data, seed, config.model.actions, captions)
+    clips = ClipDataset(index, config.data, seed, config.model.actions, captions)
+    if captions is not None:
+        clips.states = check_captions(config, captions)
+    return clips
 
 
-def check_captions(config: Config, captions: "CaptionTable") -> None:
-    """A model with text needs captions; of some videos they may be missing."""
+def check_captions(config: Config, captions: "CaptionTable") -> "TextStates | None":
+    """A model with text needs captions; of some videos they may be missing. Returns their states for a frozen encoder.
+
+    ``ValueError`` or ``DataError`` where there are none, or not of this model.
+    """
     if not captions.count:
         raise ValueError(
             f"model.text_encoder {config.model.text_encoder}: no video of {config.data.root} has a caption (NAME.txt "
             "beside NAME.mp4; latents get them from 'magi encode', run again); write them, or leave text out"
         )
+    if config.model.text_encoder != "frozen":
+        return None
+    if not config.data.text_states:
+        raise ValueError(
+            "data.text_states is empty: name the folder that 'magi encode-text DATA OUT --encoder PATH' has written"
+        )
+    from magi.text.states import TextStates
+
+    states = TextStates(Path(config.data.text_states))
+    states.check(config.model, captions.texts())
+    return states
 
 
 def open_data_together(
@@ -266,7 +283,7 @@ def _captions_summary(captions: "CaptionTable", config: Config) -> str:
     """How many videos have a caption, and how many of these are cut."""
     if config.model.text_encoder != "bytes":
         return f"{captions.count} captions"
-    long = sum(len((captions[video] or "").encode()) > config.model.text_length for video in range(len(captions)))
+    long = sum(len(text.encode()) > config.model.text_length for text in captions.texts())
     cut = f" ({long} of them cut to model.text_length {config.model.text_length} bytes)" if long else ""
     return f"{captions.count} captions{cut}"
 

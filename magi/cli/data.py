@@ -1,4 +1,4 @@
-"""``magi data index`` and ``magi encode``: from files to what training reads."""
+"""``magi data index``, ``magi encode`` and ``magi encode-text``: from files to what training reads."""
 
 import json
 import os
@@ -219,6 +219,70 @@ def encode(words: list[str]) -> None:
     chosen += (f" --data.fps {data.fps:g}" if data.fps else "") + (f" --model.actions {actions}" if actions else "")
     chosen += " --model.text-encoder bytes" if captions.count else ""
     print(f"train on it with: --data.root {options.out}{chosen}")
+
+
+@dataclass(frozen=True)
+class EncodeTextOptions:
+    """Put every different caption through a frozen text encoder once; training then reads OUT as data.text_states.
+
+    Needs '.[text]'. The encoder is the folder or hub id of a T5, UMT5, CLIP or any AutoModel of Hugging Face's
+    transformers; safetensors alone are read and no code of a repository is run. Restartable: complete shards stay. N
+    workers, each with its own --worker i/N, share the work without talking. States of another encoder are refused.
+    """
+
+    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """folder of videos with their captions, a .csv or .jsonl that lists them, or a folder of latents"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """folder to write to"""
+    encoder: str
+    """folder or hub id of the encoder"""
+    text_length: int = 128
+    """tokens after which a caption is cut; model.text_length must be the same"""
+    worker: str = "0/1"
+    """i/N: take every N-th shard from the i-th on"""
+    max_bad_fraction: float = 0.01
+    """share of unreadable videos or captions that is tolerated; above it the exit code is 3"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+
+
+def encode_text(words: list[str]) -> None:
+    """Write the states of captions."""
+    options = parse(EncodeTextOptions, "encode-text", words)
+    worker = parse_worker(options.worker)
+    _existing_source(options.data)
+    if options.text_length < 1:
+        raise ValueError(f"--text-length {options.text_length}: expected at least 1")
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
+    check_device(options.device)
+    from magi.devices import resolve_device
+    from magi.text.frozen import FrozenEncoder
+    from magi.text.states import write_states
+
+    captions = _captions_of(DataConfig(root=str(options.data), max_bad_fraction=options.max_bad_fraction), worker)
+    encoder = FrozenEncoder.load(options.encoder, resolve_device(options.device))
+    with progress("encoding captions", "captions") as report:
+        header, written = write_states(captions, options.out, encoder, options.text_length, worker, report)
+    print(f"{options.out}: {header.captions} captions, {written} shards written, encoder {header.encoder}")
+    print(
+        f"train on it with: --data.text-states {options.out} --model.text-encoder frozen --model.text-width "
+        f"{header.width} --model.text-length {header.longest}"
+    )
+
+
+def _captions_of(data: DataConfig, worker: tuple[int, int]) -> "list[str]":
+    """All captions of a folder of videos or of latents."""
+    from magi.data.caption_table import CaptionTable
+    from magi.latents.dataset import is_latents, latent_captions
+
+    if is_latents(Path(data.root)):
+        captions = latent_captions(Path(data.root))
+    else:
+        captions, reasons = CaptionTable.beside(_opened_index(data, worker), data.max_bad_fraction)
+        for reason in reasons[:SHOWN]:
+            print(f"skipped {reason}")
+    return list(captions.texts())
 
 
 def _with_actions(index: "VideoIndex", asked: int | None, data: DataConfig) -> "tuple[VideoIndex, int]":

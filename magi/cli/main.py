@@ -48,6 +48,7 @@ VERBS = (
     Verb("data captions", "videos", "data_captions", "write the captions of an annotation file beside their videos"),
     Verb("data index", "data", "data_index", "decode every video once, safely; write the index and a report"),
     Verb("encode", "data", "encode", "latents on disk; restartable; N workers need no coordination"),
+    Verb("encode-text", "data", "encode_text", "states of captions by a frozen text encoder, on disk; restartable"),
     Verb("vae check", "vae", "check", "quality, speed and leaks of an autoencoder on your videos"),
     Verb("vae import", "vae", "import_weights", "released OmniTokenizer or Cosmos weights as a folder of safetensors"),
     Verb("train-vae", "train", "train_vae", "train a small autoencoder on your own videos"),

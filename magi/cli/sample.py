@@ -54,6 +54,8 @@ class SampleOptions:
     """text file of prompts, a line each: COUNT videos of every line, named after it"""
     negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """what guidance leads away from; without one, from no prompt"""
+    text_encoder: str = ""
+    """folder or hub id of the frozen text encoder, where it is not where the model's training had it"""
     interval: int = 1
     """frame interval that the model is conditioned on, and at which the context is read"""
     actions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -83,7 +85,7 @@ def sample(argv: list[str]) -> None:
     """Generate videos and write them."""
     options = parse(SampleOptions, "sample", argv)
     _check(options)
-    pipeline = _load(options.model, options.device)
+    pipeline = _load(options.model, options.device, options.text_encoder)
     settings = at_speed(pipeline.config.sampling, options.speed).changed(**options.sampling.fields)
     if options.speed != "full":
         ends = f"timestep {settings.first_timestep or 'the highest'} to {settings.last_timestep}"
@@ -173,11 +175,11 @@ def _check(options: SampleOptions) -> None:
     check_device(options.device)
 
 
-def _load(model: str, device: Device) -> "MagiPipeline":
+def _load(model: str, device: Device, text_encoder: str = "") -> "MagiPipeline":
     from magi.devices import resolve_device
     from magi.sampling.pipeline import MagiPipeline
 
-    return MagiPipeline.from_pretrained(model, resolve_device(device))
+    return MagiPipeline.from_pretrained(model, resolve_device(device), text_encoder=text_encoder)
 
 
 def read_context(path: Path, frames: int, interval: int, size: "DataConfig") -> ContextVideo:

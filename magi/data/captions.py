@@ -60,14 +60,6 @@ class CaptionSegment:
     end: float
     caption: str
 
-    def holds(self, first: float, last: float) -> bool:
-        """Whether the frames from ``first`` to ``last`` seconds lie in it."""
-        return self.start <= first + _ROUNDING and last <= self.end + _ROUNDING
-
-
-_ROUNDING = 0.002
-"""Seconds: times in annotations have milliseconds."""
-
 
 def segments_path(video: Path) -> Path:
     """Where the captions of the parts of a video are; the file need not be there."""
@@ -107,13 +99,3 @@ def segments_text(segments: Iterable[CaptionSegment]) -> str:
         for segment in segments
     )
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-
-
-def caption_between(segments: Iterable[CaptionSegment], whole: str | None, first: float, last: float) -> str | None:
-    """The caption of a clip whose frames are shown from ``first`` to ``last`` seconds: that of the shortest segment
-    that holds it, else that of the ``whole`` video; None if there is none.
-    """
-    holding = [segment for segment in segments if segment.holds(first, last)]
-    if not holding:
-        return whole
-    return min(holding, key=lambda segment: segment.end - segment.start).caption or None

@@ -17,7 +17,7 @@ from PIL import Image
 
 from magi.config import DataConfig
 from magi.data.actions import actions_between, video_track
-from magi.data.caption_table import CaptionTable
+from magi.data.caption_table import CaptionStates, CaptionTable
 from magi.data.decoding.frames import stream_frames
 from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
@@ -125,6 +125,8 @@ class ClipDataset:
         self, index: VideoIndex, config: DataConfig, seed: int, actions: int = 0, captions: CaptionTable | None = None
     ) -> None:
         self.index, self.config, self.actions, self.captions = index, config, actions, captions
+        self.states: CaptionStates | None = None
+        """Where the states of a frozen encoder come from, of a model that reads these."""
         self.draws = ClipSampler(index.frame_counts(), config, seed)
 
     @property
@@ -140,7 +142,9 @@ class ClipDataset:
         draw = self.draws.draw(sample)
         clip = read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
         if self.captions is not None:
-            clip = replace(clip, caption=self.captions[draw.video])
+            last = draw.start + clip_span(self.config.frames, draw.interval) - 1
+            caption = self.captions.of_clip(draw.video, draw.start, last)
+            clip = replace(clip, caption=caption, text_LE=self.states[caption] if self.states is not None else None)
         if not self.actions:
             return clip
         record = self.index.videos[draw.video]

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from magi.config import DataConfig, LatentShape
 from magi.data.actions import actions_between
-from magi.data.caption_table import CaptionTable
-from magi.data.clips import ClipDraw, ClipSampler, epoch_order
+from magi.data.caption_table import CaptionStates, CaptionTable
+from magi.data.clips import ClipDraw, ClipSampler, clip_span, epoch_order
 from magi.errors import DataError
 from magi.latents.files import (
     AGAIN,
@@ -78,9 +78,9 @@ class LatentDataset:
         _check_header(folder, header, config, vae_id)
         shards = _read_shards(folder, header)
         self._table = _Table.of(header, shards)
-        self.captions = (
-            CaptionTable.of(video.caption for shard in shards for video in shard.videos) if captioned else None
-        )
+        self.captions = _captions(shards) if captioned else None
+        self.states: CaptionStates | None = None
+        """Where the states of a frozen encoder come from, of a model that reads these."""
         self.draws: ClipSampler | RecordedDraws
         if header.by_clips:
             self.draws = RecordedDraws(self._table.clips_VK2, self._table.counts_V, header, seed)
@@ -133,15 +133,26 @@ class LatentDataset:
             raise DataError(
                 f"{self.folder}: latents of {self._path(draw.video)} are not finite; delete the folder and {AGAIN}"
             )
-        label = int(self._table.label_V[draw.video])
+        label, caption = int(self._table.label_V[draw.video]), self._caption(draw)
         return LatentClip(
             latents_TCHW.numpy(),
             draw.interval,
             None if label < 0 else label,
             sample,
             self._actions(shard, draw),
-            None if self.captions is None else self.captions[draw.video],
+            caption,
+            None if self.states is None else self.states[caption],
         )
+
+    def _caption(self, draw: ClipDraw) -> str | None:
+        """That of the frames that the clip was encoded from."""
+        if self.captions is None:
+            return None
+        first, frames = draw.start, self.config.frames
+        if self.header.by_clips:
+            clip = draw.start // self.header.latent_frames
+            first, frames = int(self._table.clips_VK2[draw.video, clip, 0]), self.header.frames
+        return self.captions.of_clip(draw.video, first, first + clip_span(frames, draw.interval) - 1)
 
     def _actions(self, shard: ShardTensors, draw: ClipDraw) -> NDArray[np.float32] | None:
         """What led to each frame of the clip."""
@@ -266,6 +277,15 @@ class _Table:
             counts_V=np.array([len(video.clips) for video in videos], np.int32),
             stored_S=np.array([shard[-1] for shard in starts], np.int64),
         )
+
+
+def latent_captions(folder: Path) -> CaptionTable:
+    """The captions of a folder of latents; errors as for ``LatentDataset``."""
+    return _captions(_read_shards(folder, read_header(folder)))
+
+
+def _captions(shards: list[Shard]) -> CaptionTable:
+    return CaptionTable.of(video.spans for shard in shards for video in shard.videos)
 
 
 def _read_shards(folder: Path, header: LatentHeader) -> list[Shard]:

@@ -160,8 +160,7 @@ class _Job:
                 stds.append(self._stored(posterior.std_BTCHW, record))
             if header.actions:
                 actions += self._actions(record, clips)
-            caption = self.captions[number] if self.captions is not None else None
-            encoded.append(EncodedVideo(record.path, record.label, record.frames, clips, caption))
+            encoded.append(self._captioned(EncodedVideo(record.path, record.label, record.frames, clips), number))
             on_video(done)
         tensors = {"mean": torch.cat(means)}
         if any(std.any() for std in stds):
@@ -178,11 +177,17 @@ class _Job:
         assert self.captions is not None
         shard = read_shard(self.out, number, self.header)
         videos = [
-            replace(video, caption=self.captions[place])
+            self._captioned(video, place)
             for place, video in zip(self.header.videos_of(number), shard.videos, strict=True)
         ]
         if videos != shard.videos:
             write_text(lines_path(self.out, number), shard_text(replace(shard, videos=videos)))
+
+    def _captioned(self, video: EncodedVideo, number: int) -> EncodedVideo:
+        if self.captions is None:
+            return video
+        segments = [list(span) for span in self.captions.segments(number)]
+        return replace(video, caption=self.captions[number], segments=segments)
 
     def _choose_clips(self, number: int, record: VideoRecord) -> list[list[int]]:
         """(start, interval) of each clip, a pure function of (seed, video number); none if the video is too short."""

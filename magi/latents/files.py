@@ -15,13 +15,15 @@ Captions are in the lines; a folder of format 4 has none, and is read all the sa
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from magi.data.caption_table import Span, whole_caption
 from magi.errors import DataError
 from magi.files import read_text, utf8_name
 from magi.vae.normalization import ChannelStatistics, Normalization
@@ -97,6 +99,15 @@ class EncodedVideo:
     clips: list[list[int]]
     """(start, interval) of each clip; empty where whole videos are encoded, or for one that is too short."""
     caption: str | None = None
+    """Of the whole video."""
+    segments: list[list[Any]] = field(default_factory=list)
+    """(first frame, last frame, caption) of parts of it."""
+
+    @property
+    def spans(self) -> list[Span]:
+        """All its captions, as ``CaptionTable`` takes them."""
+        whole: list[Span] = [whole_caption(self.caption)] if self.caption else []
+        return whole + [(first, last, text) for first, last, text in self.segments]
 
     def stored(self, header: LatentHeader) -> int:
         """Latent frames in the shard."""
@@ -168,7 +179,7 @@ def read_shard(folder: Path, number: int, header: LatentHeader) -> Shard:
     try:
         head, *lines = read_text(path).splitlines()
         shard = Shard(**json.loads(head), videos=[EncodedVideo(**json.loads(line)) for line in lines])
-        if any(not isinstance(video.caption, str | None) for video in shard.videos):
+        if any(not isinstance(text, str) for video in shard.videos for *_, text in video.spans):
             raise ValueError("a caption is no text")
         if len(shard.videos) != len(header.videos_of(number)):
             raise ValueError(f"{len(shard.videos)} videos, not {len(header.videos_of(number))}")

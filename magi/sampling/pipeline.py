@@ -24,7 +24,7 @@ from magi.sampling.prepared import SamplerCache
 from magi.sampling.pretrained import Pretrained, load_pretrained, save_export
 from magi.sampling.prompts import Prompt, Prompts, prompt_count, with_prompts
 from magi.sampling.request import Labels, batch_of, changed_settings, context_batch, make_conditions
-from magi.text.encoder import TextEncoder, built_in_encoder
+from magi.text.encoder import FrozenChoice, PromptEncoder, TextEncoder, built_in_encoder
 from magi.vae.contract import VideoAutoencoder
 
 PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16"}
@@ -55,12 +55,14 @@ class MagiPipeline:
         config: Config,
         classes: Sequence[str] | None = None,
         text_encoder: TextEncoder | None = None,
+        text: FrozenChoice | None = None,
     ) -> None:
         """Use ``model`` and ``vae`` as they are; ``classes`` are the names of the labels, if known.
 
-        ``text_encoder`` is that of a model with a frozen one; the others have their own.
+        ``text_encoder`` is that of a model with a frozen one, and ``text`` says which it was trained with; the others
+        have their own.
         """
-        self.model, self.vae, self.config = model, vae, config
+        self.model, self.vae, self.config, self.text = model, vae, config, text
         self.text_encoder = text_encoder or built_in_encoder(config.model)
         self.classes = None if classes is None else tuple(classes)
         self._samplers = SamplerCache()
@@ -71,13 +73,15 @@ class MagiPipeline:
         source: str | Path,
         device: torch.device | str = "cpu",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        text_encoder: str = "",
     ) -> Self:
         """Load a shipped model ('demo', 'platform'), the folder of a run or an export, or a hub id ``owner/name``.
 
         A local folder goes before a hub id. ``dtype`` is ``sampling.precision`` by its name in PyTorch; "auto" leaves
-        it as the model's config says. Weights stay in float32 and are rounded when a sampler is prepared. Raises
-        ValueError if there is no such model, CheckpointError if its weights are missing, damaged, a pickle, or of
-        another architecture.
+        it as the model's config says. Weights stay in float32 and are rounded when a sampler is prepared.
+        ``text_encoder`` is the folder or hub id of a frozen text encoder, where that is not the model's own; it is
+        loaded with the first prompt. Raises ValueError if there is no such model, CheckpointError if its weights are
+        missing, damaged, a pickle, or of another architecture.
         """
         if dtype not in ("auto", *PRECISION_OF):
             raise ValueError(f"dtype: expected auto, float32 or bfloat16, got {dtype!r}")
@@ -85,11 +89,14 @@ class MagiPipeline:
         config = parts.config
         if dtype != "auto":
             config = config.model_copy(update={"sampling": config.sampling.changed(precision=PRECISION_OF[dtype])})
-        return cls(parts.model, parts.vae, config, parts.classes).to(device)
+        encoder = None if parts.text is None else PromptEncoder(parts.text, text_encoder)
+        if text_encoder and encoder is None:
+            raise ValueError(f"text_encoder {text_encoder}: {source} reads no states of a frozen encoder; leave it out")
+        return cls(parts.model, parts.vae, config, parts.classes, encoder, parts.text).to(device)
 
     def save_pretrained(self, folder: str | Path, dtype: Literal["float32", "float16"] = "float32") -> None:
         """Write an export, which ``from_pretrained`` loads; see ``magi.sampling.pretrained.save_export``."""
-        save_export(Path(folder), Pretrained(self.model, self.vae, self.config, self.classes), dtype)
+        save_export(Path(folder), Pretrained(self.model, self.vae, self.config, self.classes, self.text), dtype)
 
     def to(self, device: torch.device | str) -> Self:
         """Move model and autoencoder; returns itself."""
@@ -105,7 +112,7 @@ class MagiPipeline:
     def at_speed(self, name: str) -> Self:
         """The same model with the sampling settings of a speed (``magi.presets.SPEEDS``); ValueError for others."""
         config = self.config.model_copy(update={"sampling": at_speed(self.config.sampling, name)})
-        return type(self)(self.model, self.vae, config, self.classes, self.text_encoder)
+        return type(self)(self.model, self.vae, config, self.classes, self.text_encoder, self.text)
 
     def __call__(
         self,

@@ -7,8 +7,7 @@ does not know how frames are generated.
 """
 
 import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,15 +25,18 @@ from magi.files import (
     MODEL_FILE,
     NORMALIZATION_FILE,
     SHIPPED,
+    TEXT_ENCODER_FILE,
     VAE_FOLDER,
     read_text,
     write_text,
 )
 from magi.model.magi import Magi
 from magi.sampling.model_card import model_card
+from magi.text.encoder import FrozenChoice
 from magi.vae.adapters import load_vae
 from magi.vae.contract import VideoAutoencoder, latent_shape
 from magi.weights import (
+    HUB_ID,
     download,
     load_ema,
     load_weights,
@@ -44,7 +46,6 @@ from magi.weights import (
     write_tensors,
 )
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.yaml", "*.md"]
 _END = "..."
 """The end of a document in YAML."""
@@ -58,6 +59,8 @@ class Pretrained:
     vae: VideoAutoencoder
     config: Config
     classes: tuple[str, ...] | None
+    text: FrozenChoice | None = None
+    """The frozen text encoder of a model that reads its states."""
 
 
 def find_model(source: str | Path) -> Path:
@@ -73,7 +76,7 @@ def find_model(source: str | Path) -> Path:
         raise ValueError(f"{source}: a file; expected the folder of a run or of an export")
     if shipped:
         raise ValueError(f"{folder}: the shipped model is missing from this installation; install magi again")
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
         raise ValueError(f"{source}: no such folder; expected a run, an export, 'demo' or a hub id owner/name")
     return download(source, _HUB_PATTERNS, source)
 
@@ -100,9 +103,17 @@ def load_pretrained(source: str | Path) -> Pretrained:
         load_weights(model, load_ema(folder, model.state_dict()), folder / CHECKPOINTS_FOLDER)
     model.eval()
     classes = _read_classes(folder / CLASSES_FILE, config.model.classes)
+    text = FrozenChoice.read(folder / TEXT_ENCODER_FILE) if config.model.text_encoder == "frozen" else None
+    pretrained = Pretrained(model, vae, config, classes, text)
     if exported and (folder / MANIFEST_FILE).exists():
-        verify_manifest(folder, (MODEL_FILE, *([CLASSES_FILE] if classes else [])))
-    return Pretrained(model, vae, config, classes)
+        verify_manifest(folder, _listed_files(pretrained))
+    return pretrained
+
+
+def _listed_files(pretrained: Pretrained) -> list[str]:
+    """What the manifest of an export has hashes of."""
+    has = {MODEL_FILE: True, CLASSES_FILE: bool(pretrained.classes), TEXT_ENCODER_FILE: pretrained.text is not None}
+    return [name for name, there in has.items() if there]
 
 
 def _is_export(folder: Path) -> bool:
@@ -142,7 +153,7 @@ def _read_classes(path: Path, expected: int) -> tuple[str, ...] | None:
 def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", "float16"] = "float32") -> None:
     """Write an export, each file atomically; float16 halves the weight file and is read as float32.
 
-    Paths of this machine (data, autoencoder, start) are left out of the config. ValueError for the folder of a run, or
+    Paths of this machine (data, autoencoder, text encoder, start) are left out. ValueError for the folder of a run, or
     if a weight does not fit float16.
     """
     if dtype not in ("float32", "float16"):
@@ -156,7 +167,7 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
     config = pretrained.config
     config = config.model_copy(
         update={
-            "data": config.data.model_copy(update={"root": ""}),
+            "data": config.data.model_copy(update={"root": "", "text_states": ""}),
             "vae": config.vae.model_copy(update={"weights": "", "normalization": ""}),
             "training": config.training.model_copy(update={"start_from": ""}),
         }
@@ -167,10 +178,13 @@ def save_export(folder: Path, pretrained: Pretrained, dtype: Literal["float32", 
         pretrained.vae.save(folder / VAE_FOLDER)
     if pretrained.classes is not None:
         write_text(folder / CLASSES_FILE, json.dumps(list(pretrained.classes), ensure_ascii=False) + "\n")
+    if (text := pretrained.text) is not None:
+        hub = text.source if HUB_ID.fullmatch(text.source) and not Path(text.source).exists() else ""
+        replace(text, source=hub).write(folder / TEXT_ENCODER_FILE)
     write_config(folder, config)
     write_text(folder / CARD_FILE, model_card(pretrained.model, config, pretrained.vae.id, pretrained.classes, dtype))
     write_tensors(folder / MODEL_FILE, tensors)
-    write_manifest(folder, (MODEL_FILE, *([CLASSES_FILE] if pretrained.classes is not None else [])))
+    write_manifest(folder, _listed_files(pretrained))
 
 
 def write_config(folder: Path, config: Config) -> Path:

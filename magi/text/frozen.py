@@ -6,7 +6,6 @@ them is said by an id of its weights and its tokenizer, and another one's are re
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor
 
 from magi.errors import CheckpointError, DataError
-from magi.weights import download, weights_hash
+from magi.weights import HUB_ID, download, weights_hash
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -121,7 +119,7 @@ def _find(source: str) -> Path:
     """Folder of an encoder, from the hub if it is a hub id; ``CheckpointError`` if it has pickled weights alone."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        if folder.exists() or not _HUB_ID.fullmatch(source):
+        if folder.exists() or not HUB_ID.fullmatch(source):
             raise ValueError(f"{source}: no such folder; expected that of a text encoder, or a hub id owner/name")
         folder = download(source, _PATTERNS, source)
     if not (folder / "config.json").is_file():

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from magi.config import ModelConfig
 from magi.errors import DataError
 from magi.files import read_text, remove_leftovers, utf8_name, write_text
 from magi.progress import Report
+from magi.text.encoder import FrozenChoice
 from magi.weights import write_tensors
 
 HEADER_NAME = "magi-text.json"
@@ -174,6 +176,34 @@ class TextStates:
         order_V = np.argsort(keys_V)
         self._keys_V, self._places_V3 = keys_V[order_V], np.concatenate(places)[order_V].astype(np.int64)
         self._maps: dict[int, Any] = {}
+
+    @property
+    def id(self) -> str:
+        """Names the encoder."""
+        return self.header.encoder
+
+    @property
+    def choice(self) -> FrozenChoice:
+        """The encoder, as a model that reads these states remembers it."""
+        header = self.header
+        return FrozenChoice(header.encoder, header.source, header.width, header.longest)
+
+    def check(self, model: ModelConfig, captions: Iterable[str]) -> None:
+        """``ValueError`` if a model cannot read these states, ``DataError`` if some of ``captions`` have none."""
+        header = self.header
+        if header.width != model.text_width:
+            raise ValueError(f"{self.folder}: states of {header.width} numbers; set --model.text-width {header.width}")
+        if header.longest > model.text_length:
+            raise ValueError(
+                f"{self.folder}: states of up to {header.longest} tokens, but model.text_length {model.text_length}; "
+                f"set it to {header.longest}"
+            )
+        missing = [caption for caption in set(captions) if caption not in self]
+        if missing:
+            raise DataError(
+                f"{self.folder}: {len(missing)} captions have no states, as {min(missing)[:60]!a}: they are other ones "
+                f"than were encoded; {AGAIN} into another folder"
+            )
 
     def __contains__(self, caption: str) -> bool:
         return self._find(caption) is not None

@@ -25,6 +25,8 @@ from magi.latents.dataset import LatentClip, LatentDataset
 from magi.model.conditioning import Conditions, action_rows
 from magi.model.noise_injection import noise_level
 from magi.text.bytes import byte_text
+from magi.text.encoder import FrozenChoice
+from magi.text.states import TextStates
 from magi.training.batch_sampler import StepBatchSampler, step_samples
 from magi.training.corruption import Corruption, TokenShape, draw_corruption, masked_tokens
 
@@ -46,12 +48,19 @@ def data_identity(clips: Clips) -> str | None:
     if not isinstance(clips, LatentDataset | ClipDataset):
         return None
     captions = "" if clips.captions is None else f", captions {clips.captions.digest}"
+    captions += "" if clips.states is None else f", states of {clips.states.id}"
     if isinstance(clips, LatentDataset):
         return f"{clips.header.videos} encoded videos {clips.header.digest[:16]}{captions}"
     digest = hashlib.sha256()
     for video in clips.index.videos:
         digest.update(f"{video.path}\0{video.bytes}\0{video.frames}\0{video.label}\0".encode(errors="surrogateescape"))
     return f"{len(clips.index.videos)} videos {digest.hexdigest()[:16]}{captions}"
+
+
+def frozen_choice(clips: Clips) -> FrozenChoice | None:
+    """The frozen text encoder whose states the clips have; None where they have none."""
+    states = clips.states if isinstance(clips, LatentDataset | ClipDataset) else None
+    return states.choice if isinstance(states, TextStates) else None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ _MAY_CHANGE = (
     "training.start_from",  # weights of step 0; a checkpoint has its own
     # What the data and the autoencoder are is compared by content, so both may have moved.
     "data.root",
+    "data.text_states",
     "vae.weights",
     "data.workers",
     "data.max_bad_fraction",

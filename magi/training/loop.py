@@ -15,9 +15,9 @@ from pathlib import Path
 from magi.config import Config
 from magi.config_files import dump_config
 from magi.errors import CheckpointError, NumericsError, StoppedCleanly
-from magi.files import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, VAE_FOLDER, write_text
+from magi.files import CHECKPOINTS_FOLDER, CLASSES_FILE, CONFIG_FILE, TEXT_ENCODER_FILE, VAE_FOLDER, write_text
 from magi.model.magi import Magi
-from magi.training.batch import Clips
+from magi.training.batch import Clips, frozen_choice
 from magi.training.checkpoint import (
     clear_unfinished,
     load_checkpoint,
@@ -62,7 +62,7 @@ def train(
         trainer = Trainer(config, dataset, vae, model, process)
         continue_run(trainer, run)
         if process.is_main:
-            _write_run(config, vae, classes, run, trainer.step)
+            _write_run(config, vae, classes, dataset, run, trainer.step)
         log = TrainingLog(run, training.steps, is_main=process.is_main, tensorboard=tensorboard)
         if trainer.step >= training.steps:
             log.say(f"{run}: all {training.steps} steps are done; raise training.steps to train on")
@@ -102,10 +102,14 @@ def continue_run(trainer: RunState, run: Path) -> None:
         drop_metrics_after(run, int(step))
 
 
-def _write_run(config: Config, vae: VideoAutoencoder | None, classes: Sequence[str], run: Path, step: int) -> None:
-    """Make the folder self-contained: the config, the names of the classes, the autoencoder."""
+def _write_run(
+    config: Config, vae: VideoAutoencoder | None, classes: Sequence[str], dataset: Clips, run: Path, step: int
+) -> None:
+    """Make the folder self-contained: the config, the names of the classes and of the text encoder, the autoencoder."""
     write_text(run / CONFIG_FILE, dump_config(config))
     if step == 0:
+        if (choice := frozen_choice(dataset)) is not None:
+            choice.write(run / TEXT_ENCODER_FILE)
         write_text(run / CLASSES_FILE, json.dumps(list(classes), ensure_ascii=False) + "\n")
         if vae is not None:
             vae.save(run / VAE_FOLDER)

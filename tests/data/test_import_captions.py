@@ -8,7 +8,7 @@ import pytest
 
 from magi.cli.main import main
 from magi.data.caption_files import open_captions
-from magi.data.captions import CaptionSegment, caption_between, read_caption, read_segments
+from magi.data.captions import CaptionSegment, read_caption, read_segments
 from magi.data.import_captions import CaptionReport, VideoNames, import_captions
 from magi.errors import DataError
 
@@ -116,7 +116,7 @@ def test_too_many_bad_rows_and_no_match_are_refused_before_anything_is_written(r
     assert not list(root.rglob("*.txt")) and not list(root.rglob("*.jsonl"))
 
 
-def test_a_clip_gets_the_caption_of_the_segment_that_holds_it(root: Path) -> None:
+def test_segments_of_a_video_are_written_as_such(root: Path) -> None:
     file = root.parent / "p.csv"
     file.write_text(
         "videoID,timestamp,caption\n"
@@ -126,9 +126,6 @@ def test_a_clip_gets_the_caption_of_the_segment_that_holds_it(root: Path) -> Non
     assert report.written == 1 and read_caption(root / "a.mp4") is None and report.uncaptioned.count == 4
     segments = read_segments(root / "a.mp4")
     assert segments[0] == CaptionSegment(0, 2.5, "x") and len(segments) == 3
-    times = [(0.0, 2.5), (2.5, 9.0), (3.0, 4.0), (2.0, 3.0), (8.0, 9.1)]
-    assert [caption_between(segments, None, *time) for time in times] == ["x", "y", "z", None, None]
-    assert caption_between(segments, "all of it", 2.0, 3.0) == "all of it"
     (root / "d.captions.jsonl").write_text('{"start": 1, "end": null, "caption": "to the end"}\n')
     assert read_segments(root / "d.mkv") == [CaptionSegment(1, math.inf, "to the end")]
 

@@ -22,6 +22,8 @@ class FakeEncoder:
         found = []
         for text in texts:
             words = text.split()[:longest] if cut else text.split()
+            if len(words) > longest:
+                raise ValueError(f"text of {len(words)} tokens, {text[:40]!a}; {longest} are read, make it shorter")
             states_LE = torch.full((len(words), self.width), float(len(text)), dtype=torch.float16)
             states_LE[:, 0] = torch.tensor([len(word) for word in words])
             if text == self.not_finite:
