@@ -261,10 +261,14 @@ def encode_text(words: list[str]) -> None:
     from magi.text.states import write_states
 
     captions = _captions_of(DataConfig(root=str(options.data), max_bad_fraction=options.max_bad_fraction), worker)
-    encoder = FrozenEncoder.load(options.encoder, resolve_device(options.device))
+    source = Path(options.encoder)  # a model remembers it, wherever it is used
+    found = str(source.resolve()) if source.is_dir() else options.encoder
+    encoder = FrozenEncoder.load(found, resolve_device(options.device))
     with progress("encoding captions", "captions") as report:
-        header, written = write_states(captions, options.out, encoder, options.text_length, worker, report)
+        header, written, long = write_states(captions, options.out, encoder, options.text_length, worker, report)
     print(f"{options.out}: {header.captions} captions, {written} shards written, encoder {header.encoder}")
+    if long:
+        print(f"{long} captions reach {header.longest} tokens, and what is longer is cut there")
     print(
         f"train on it with: --data.text-states {options.out} --model.text-encoder frozen --model.text-width "
         f"{header.width} --model.text-length {header.longest}"

@@ -87,8 +87,9 @@ def write_states(
     worker: tuple[int, int] = (0, 1),
     on_progress: Report = lambda done, total: None,
     captions_a_shard: int = CAPTIONS_A_SHARD,
-) -> tuple[TextHeader, int]:
-    """Encode every different caption into ``out``; returns the header and how many shards were written.
+) -> tuple[TextHeader, int, int]:
+    """Encode every different caption into ``out``; returns the header, how many shards were written, and how many
+    captions of this worker's reach ``longest`` tokens.
 
     Captions of more than ``longest`` tokens are cut. ``on_progress`` gets (done, all) captions of this worker.
     ``ValueError`` if ``out`` holds states of another encoder or other captions, or there is no caption; ``DataError``
@@ -111,7 +112,8 @@ def write_states(
             written += 1
         done += len(part)
         on_progress(done, total)
-    return header, written
+    lengths = [_read_table(out, shard, header)[0] for shard in shards]
+    return header, written, sum(int((lengths_V >= longest).sum()) for lengths_V in lengths)
 
 
 def _write_shard(

@@ -38,6 +38,11 @@ def test_a_caption_finds_its_states_wherever_it_lies(tmp_path: Path) -> None:
         states["a digit"]
 
 
+def test_captions_that_are_cut_are_counted(tmp_path: Path) -> None:
+    assert write_states(CAPTIONS, tmp_path, FakeEncoder(), 6, captions_a_shard=5)[1:] == (5, 15)
+    assert write_states(CAPTIONS, tmp_path, FakeEncoder(), 6, (1, 2), captions_a_shard=5)[1:] == (0, 7)
+
+
 def test_the_same_call_goes_on_and_writes_the_same_bytes(tmp_path: Path) -> None:
     written(tmp_path / "once")
     for worker in ((1, 2), (0, 2)):
