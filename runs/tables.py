@@ -16,15 +16,19 @@ from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, read_result
 from magi.evaluation.report import bounds_text, metric_titles, score_rows, target_text
+from magi.evaluation.text.report import swap_table, text_table
+from magi.evaluation.text.result import TextResult, read_text_result
 from magi.files import write_markdown_block
 
 ROOT = Path(__file__).parents[1]
+TEXT = "results/text.json"
 
 
 def targets(root: Path = ROOT) -> None:
     """What every shipped model was measured to do, and should, in the README."""
-    results = [read_result(root / f"results/{name}.json") for name in ("digits", "world")]
-    write_markdown_block(root / "README.md", "targets", targets_table(results))
+    results, text_path = [read_result(root / f"results/{name}.json") for name in ("digits", "world")], root / TEXT
+    text = read_text_result(text_path) if text_path.is_file() else None  # until runs/text.sh has been run
+    write_markdown_block(root / "README.md", "targets", targets_table(results, text))
 
 
 def digits(root: Path = ROOT) -> None:
@@ -67,6 +71,14 @@ def studies(root: Path = ROOT) -> None:
 def world(root: Path = ROOT) -> None:
     """The shipped world model against the exact simulator, in the page on worlds."""
     write_markdown_block(root / "docs/worlds.md", "world", world_table(read_result(root / "results/world.json")))
+
+
+def text(root: Path = ROOT) -> None:
+    """How the shipped model of captioned digits obeys prompts, in the page on text."""
+    result, page = read_text_result(root / TEXT), root / "docs/text.md"
+    (scores,) = result.scores.values()
+    write_markdown_block(page, "text", text_table(result))
+    write_markdown_block(page, "text-swaps", swap_table(scores))
 
 
 def survival(root: Path = ROOT) -> None:
@@ -130,7 +142,7 @@ def world_table(result: EvaluationResult) -> str:
     return "\n".join([*lines, "", f"{how}{_missed(result)}"])
 
 
-def targets_table(results: list[EvaluationResult]) -> str:
+def targets_table(results: list[EvaluationResult], text: TextResult | None = None) -> str:
     """A row for each target of each model, beside what the autoencoder alone leaves of real videos."""
     lines = ["| model | figure | autoencoder alone | model | target |", "|---|---|---:|---:|---|"]
     for result in results:
@@ -141,11 +153,18 @@ def targets_table(results: list[EvaluationResult]) -> str:
                 floor = scores.series["vae"].ranges[target.frames][target.metric].value.value
                 start, _, end = target.frames.partition("-")
                 what = f"{METRIC_TITLES[target.metric]}, frame{f' {end}' if start == end else f's {start} to {end}'}"
-                met = "" if target.met else " (missed)"
-                lines.append(f"| `{name}` | {what} | {floor:.3g} | {target.value:.3g} | {bounds_text(target)}{met} |")
+                bounds = bounds_text(target.low, target.high) + ("" if target.met else " (missed)")
+                lines.append(f"| `{name}` | {what} | {floor:.3g} | {target.value:.3g} | {bounds} |")
     count = {result.protocol["count"] for result in results}
     assert len(count) == 1, "one sentence says how many clips all were measured on"
-    return "\n".join([*lines, "", f"Each on {count.pop()} held-out clips, of which a model sees the first 4 frames."])
+    how = [f"Each on {count.pop()} held-out clips, of which a model sees the first 4 frames."]
+    if text is not None:
+        how = [how[0].replace("Each", "Without text each"), f"Of text on {text.card['prompts']} prompts, from nothing."]
+        for name, scores in text.scores.items():
+            for one in scores.targets:
+                bounds = bounds_text(one.low, one.high) + ("" if one.met else " (missed)")
+                lines.append(f"| `{name}` | {one.what} | {one.floor:.3g} | {one.value:.3g} | {bounds} |")
+    return "\n".join([*lines, "", " ".join(how)])
 
 
 def ground_truth_table(result: EvaluationResult) -> str:
@@ -225,7 +244,7 @@ def score_table(result: EvaluationResult) -> str:
 
 
 TABLES: dict[str, Callable[..., None]] = {
-    table.__name__: table for table in (bench, digits, digits3d, speed, state, studies, survival, targets, world)
+    table.__name__: table for table in (bench, digits, digits3d, speed, state, studies, survival, targets, text, world)
 }
 
 

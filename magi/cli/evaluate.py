@@ -1,6 +1,6 @@
 """``magi evaluate``: scores by named protocols, their rank, and the weights of feature networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,38 @@ class ProtocolOptions:
 
 
 @dataclass(frozen=True)
+class TextOptions:
+    """Measure how models of captioned digits obey prompts, attribute by attribute, read from pixels.
+
+    Clips are generated from nothing; no data and no downloads are needed. Half of the prompts ask for combinations that
+    training videos do not show; single attributes are changed under the same seed. Beside them stand chance, real clips
+    and the autoencoder's. OUT gets the samples (lossless), result.json, a page and a sheet of twelve prompts.
+    Restartable: what is there is used again.
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """run directory, exported folder or hub id of a model with text; or NAME=MODEL,NAME=MODEL to compare several"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """folder to write to"""
+    prompts: int = 512
+    """number of prompts; even"""
+    guidance: tuple[float, ...] = ()
+    """scales of guidance to try beside the model's own, as in --guidance 1 2 4"""
+    frames: int = 16
+    """frames a clip"""
+    speeds: tuple[Speed, ...] = ("full",)
+    """speeds of sampling to evaluate every model at (magi sample --speed)"""
+    seed: int = 0
+    """of the samples"""
+    batch: int = 16
+    """clips generated at a time"""
+    worker: str = "0/1"
+    """i/N: generate every N-th shard of samples from the i-th on; the last worker to finish scores"""
+    device: Device = "auto"
+    """auto takes a GPU where there is one"""
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     """Rank the models of several results; refused, field by field, where their protocol cards differ."""
 
@@ -125,6 +157,43 @@ def evaluate_protocol(argv: list[str]) -> None:
     )
     check_device(options.device)
     _evaluate(chosen, overrides, model_sources(options.model), checked(data), worker, options)
+
+
+def evaluate_text(argv: list[str]) -> None:
+    """Measure how models obey prompts."""
+    options = parse(TextOptions, "evaluate text", argv)
+    worker = parse_worker(options.worker)
+    if options.batch < 1:
+        raise ValueError(f"--batch {options.batch}: expected at least 1")
+    check_device(options.device)
+    from magi.evaluation.protocol.result import RESULT_FILE
+    from magi.evaluation.text.protocol import score_text
+    from magi.evaluation.text.report import terminal_rows, write_text_report
+    from magi.evaluation.text.result import write_text_result
+    from magi.evaluation.text.samples import TextEvaluation, generate_text_samples
+
+    models, _ = _models(model_sources(options.model), options.speeds, options.device)
+    with Stages() as on_progress:
+        evaluation = TextEvaluation(
+            models,
+            options.out,
+            options.prompts,
+            options.guidance,
+            options.frames,
+            options.seed,
+            options.batch,
+            on_progress,
+        )
+        result = score_text(evaluation) if generate_text_samples(evaluation, worker) else None
+    if result is None:
+        print(f"{options.out}: this worker's samples are finished; the last worker to finish scores them")
+        return
+    write_text_result(result, options.out / RESULT_FILE)
+    files = write_text_report(evaluation, result)
+    for line in terminal_rows(result):
+        print(line)
+    for file in (*files, RESULT_FILE):
+        print(options.out / file)
 
 
 def compare(argv: list[str]) -> None:
@@ -224,7 +293,7 @@ def _evaluate(
     from magi.evaluation.report import FILES, text_rows, write_report
 
     out, metrics = options.out, _metrics(protocol, options.synthetic, options.device)
-    models, runs = _models(sources, options)
+    models, runs = _models(sources, options.speeds, options.device)
     with Stages() as on_progress:
         index = open_index(data, lambda done, total: on_progress("decoding videos", done, total))
         table = read_table(options.clips, protocol, index) if options.clips else build_table(protocol, index)
@@ -253,15 +322,17 @@ def _evaluate(
         print(out / file)
 
 
-def _models(sources: Mapping[str, str], options: ProtocolOptions) -> "tuple[dict[str, MagiPipeline], dict[str, Path]]":
+def _models(
+    sources: Mapping[str, str], speeds: Sequence[Speed], device: Device
+) -> "tuple[dict[str, MagiPipeline], dict[str, Path]]":
     """Every model at every speed by name, each loaded once, and the folders of those that are runs with a log."""
     from magi.devices import resolve_device
     from magi.sampling.pipeline import MagiPipeline
 
     models, runs = {}, {}
     for given, source in sources.items():
-        loaded = MagiPipeline.from_pretrained(source, resolve_device(options.device))
-        for speed in options.speeds:
+        loaded = MagiPipeline.from_pretrained(source, resolve_device(device))
+        for speed in speeds:
             name = given if speed == "full" else f"{given}-{speed}"
             models[name] = loaded.at_speed(speed)
             if (Path(source) / METRICS_FILE).is_file():

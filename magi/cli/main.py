@@ -61,6 +61,7 @@ VERBS = (
     Verb("evaluate import-weights", "evaluate", "import_weights", "check and keep a published weight file"),
     Verb("evaluate protocols", "evaluate", "list_protocols", "the named protocols, or all fields of one"),
     Verb("evaluate compare", "evaluate", "compare", "rank results whose protocol cards are equal"),
+    Verb("evaluate text", "evaluate", "evaluate_text", "measure how a model of captioned digits obeys prompts"),
     Verb("evaluate", "evaluate", "evaluate_protocol", "score a model: evaluate PROTOCOL MODEL DATA OUT"),
     Verb("bench data", "bench", "bench_data", "clips a second that one core reads from encoded latents"),
     Verb(

@@ -47,11 +47,11 @@ ANGLE_JITTER = math.radians(8)
 
 @dataclass(frozen=True)
 class CaptionedVideo:
-    """A drawn video, what it shows, its caption, its glyph and the exact (x, y) of that in every frame."""
+    """What a video shows, its caption, the drawn video, its glyph and the exact (x, y) of that in every frame."""
 
-    video_THWC: NDArray[np.uint8]
     attributes: DigitAttributes
     wording: Wording
+    video_THWC: NDArray[np.uint8]
     glyph: Glyph
     centroids_T2: NDArray[np.float64]
 
@@ -65,10 +65,15 @@ def is_held_out(attributes: DigitAttributes) -> bool:
     return attributes.direction == _held_out_direction(attributes.digit)
 
 
+def directions_of(digit: str, combinations: Combinations) -> tuple[str, ...]:
+    """The directions in which videos of ``combinations`` show a digit."""
+    held_out = _held_out_direction(digit)
+    return (held_out,) if combinations == "held-out" else tuple(one for one in DIRECTIONS if one != held_out)
+
+
 def draw_attributes(digit: str, rng: np.random.Generator, combinations: Combinations) -> DigitAttributes:
     """Draw the other five attributes of a digit, each value as likely as the others that ``combinations`` leaves."""
-    held_out = _held_out_direction(digit)
-    directions = (held_out,) if combinations == "held-out" else tuple(d for d in DIRECTIONS if d != held_out)
+    directions = directions_of(digit, combinations)
     drawn = {
         name: (directions if name == "direction" else values) for name, values in VALUES.items() if name != "digit"
     }
@@ -86,11 +91,18 @@ def captioned_video(
     rng = numpy_generator(seed, clip_number, CAPTIONED_KEY)
     attributes = draw_attributes(CLASSES[clip_number % 10], rng, combinations)
     wording = Wording.drawn(rng)
+    return CaptionedVideo(attributes, wording, *draw_video(attributes, rng, size, frames))
+
+
+def draw_video(
+    attributes: DigitAttributes, rng: np.random.Generator, size: int = 64, frames: int = FRAMES
+) -> tuple[NDArray[np.uint8], Glyph, NDArray[np.float64]]:
+    """Draw from ``rng`` what the attributes leave open; video_THWC, its glyph and the (x, y) of that by frame."""
     glyph, mask_HW = _glyph(attributes, size, rng)
     path_T2 = glyph_path(glyph, np.arange(frames))
     video_THW = np.zeros((frames, size, size), dtype=np.uint8)
     stamp(video_THW, mask_HW, path_T2, glyph.grey)
-    return CaptionedVideo(np.repeat(video_THW[..., None], 3, axis=-1), attributes, wording, glyph, path_T2)
+    return np.repeat(video_THW[..., None], 3, axis=-1), glyph, path_T2
 
 
 def write_captioned_digits(

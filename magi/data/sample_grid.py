@@ -22,7 +22,8 @@ def contact_sheet(
     """Lay out videos (T, H, W, C) of one frame size, a row each; context frames are framed in colour.
 
     Up to half of the columns show context frames, the rest is evenly spaced over what follows, the last frame
-    included. Frame numbers on top count from 1. Raises ``ValueError`` for unequal frame sizes or label counts.
+    included. Frame numbers on top count from 1; a label may have several lines. Raises ``ValueError`` for unequal frame
+    sizes or label counts.
     """
     if not rows or (labels and len(labels) != len(rows)):
         raise ValueError(f"a contact sheet needs videos and a label for each, got {len(rows)} and {len(labels)}")

@@ -1,7 +1,8 @@
 """What a person looks at after an evaluation: figures as rows of text, pictures, a video, and one page with all of it.
 
 The page loads nothing from elsewhere: pictures and the video are inside it. Its layout is report.html, a Jinja
-template. Knows results (magi.evaluation.protocol.result) and pictures (magi.evaluation.plots).
+template, in the frame of page.html. Knows results (magi.evaluation.protocol.result) and pictures
+(magi.evaluation.plots).
 """
 
 import base64
@@ -9,6 +10,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
@@ -32,6 +34,7 @@ from magi.evaluation.protocol.result import (
     FrechetScores,
     GroundTruthScores,
     JudgedTarget,
+    ModelDescription,
     MotionControl,
 )
 from magi.evaluation.protocol.samples import read_samples, sample_plan
@@ -39,7 +42,7 @@ from magi.files import write_text
 
 FILES = ("comparison.mp4", "comparison.gif", "contact_sheet.png", "curves.png", "report.html")
 _FPS = 12.5  # half the speed of the built-in videos, so that one can follow
-_TEMPLATE = Path(__file__).with_name("report.html")
+_TEMPLATES = (Path(__file__).parent, Path(__file__).parent / "text")
 
 
 def write_report(evaluation: Evaluation, result: EvaluationResult, runs: Mapping[str, Path]) -> None:
@@ -70,8 +73,8 @@ def shown_clips(evaluation: Evaluation) -> Series:
 def report_html(result: EvaluationResult, pictures: Mapping[str, Image.Image], video: bytes) -> str:
     """The page: figures, video, pictures (title -> picture), how it was measured."""
     scores, truth = result.frechet, result.ground_truth
-    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "report.html",
         result=result,
         protocol=result.protocol,
         score_rows=[] if scores is None else score_rows(result),
@@ -80,9 +83,9 @@ def report_html(result: EvaluationResult, pictures: Mapping[str, Image.Image], v
         metrics=metric_titles(truth) if truth else {},
         targets=[target_text(target) for target in next(iter(truth.targets.values()), ())] if truth else [],
         ranges=list(next(iter(truth.series.values())).ranges) if truth else [],
-        pictures={title: _base64(_png(picture)) for title, picture in pictures.items()},
-        video=_base64(video),
-        model_rows=_model_rows(result),
+        pictures={title: png_base64(picture) for title, picture in pictures.items()},
+        video=base64.b64encode(video).decode("ascii"),
+        model_rows=model_rows(result.models),
         card=json.dumps(result.card, indent=1),
     )
 
@@ -181,19 +184,20 @@ def metric_titles(scores: GroundTruthScores) -> dict[str, str]:
 
 def target_text(target: JudgedTarget) -> str:
     """A target in words."""
-    return f"{METRIC_TITLES[target.metric]} of frames {target.frames} {bounds_text(target)}"
+    return f"{METRIC_TITLES[target.metric]} of frames {target.frames} {bounds_text(target.low, target.high)}"
 
 
-def bounds_text(target: JudgedTarget) -> str:
-    """The bounds of a target in words."""
-    if target.low is not None and target.high is not None:
-        return f"within {target.low:g} to {target.high:g}"
-    return f"at least {target.low:g}" if target.high is None else f"at most {target.high:g}"
+def bounds_text(low: float | None, high: float | None) -> str:
+    """The bounds of a target in words; one of them is there."""
+    if low is not None and high is not None:
+        return f"within {low:g} to {high:g}"
+    return f"at most {high:g}" if low is None else f"at least {low:g}"
 
 
-def _model_rows(result: EvaluationResult) -> list[tuple[str, str]]:
+def model_rows(models: Mapping[str, ModelDescription]) -> list[tuple[str, str]]:
+    """What the samples of every model depend on."""
     rows: list[tuple[str, str]] = []
-    for name, model in result.models.items():
+    for name, model in models.items():
         sampling = ", ".join(f"{key} {value}" for key, value in model.sampling.items())
         rows += [(f"{name}: model", model.id), (f"{name}: autoencoder", model.vae), (f"{name}: sampling", sampling)]
     return rows
@@ -203,11 +207,14 @@ def _estimate(found: Estimate) -> str:
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}; std {found.std:.3f})"
 
 
-def _png(image: Image.Image) -> bytes:
+def render_page(template: str, **values: Any) -> str:
+    """A page from its Jinja template, by the name of the file; all text in ``values`` is escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
+    return environment.get_template(template).render(**values)
+
+
+def png_base64(image: Image.Image) -> str:
+    """A picture as a page holds it."""
     file = io.BytesIO()
     image.save(file, "PNG")
-    return file.getvalue()
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
+    return base64.b64encode(file.getvalue()).decode("ascii")

@@ -19,6 +19,7 @@ from magi.model.magi import Magi
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.contract import latent_shape
 from magi.vae.pixel import PixelVae
+from tests.fakes.caption_reader import Illustrator
 from tests.fakes.look_alikes import write_look_alikes
 
 
@@ -249,3 +250,22 @@ def test_mistakes_are_one_line_and_an_exit_code(
 @pytest.fixture(scope="module")
 def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_look_alikes(tmp_path_factory.mktemp("look-alikes"), 6)
+
+
+def test_text_writes_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MagiPipeline, "from_pretrained", lambda source, device: Illustrator())
+    assert run("evaluate text drawn=anything", tmp_path, "--prompts", 4, "--guidance", 2, "--worker", "1/2") == 0
+    assert "this worker's samples are finished" in capsys.readouterr().out
+    assert run("evaluate text drawn=anything", tmp_path, "--prompts", 4, "--guidance", 2) == 0
+    out = capsys.readouterr().out
+    assert "drawn: 6 of 6 targets met" in out
+    for file in ("prompts.png", "report.html", "result.json"):
+        assert (tmp_path / file).is_file() and str(tmp_path / file) in out
+
+
+def test_text_refuses_a_model_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate text demo", tmp_path) == 2
+    assert "model: this model has no text; its prompts cannot be measured" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

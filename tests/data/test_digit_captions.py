@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from magi.data.digit_captions import NAMED_SHARE, PHRASES, VALUES, DigitAttributes, Wording
+from tests.fakes.caption_reader import values_read
 
 EXAMPLE = DigitAttributes("7", "bold", "small", "dim", "upper left", "fast")
 ALL = dict.fromkeys(VALUES, 1.0)
@@ -19,21 +20,6 @@ def wordings(count: int, named: dict[str, float] | None = None) -> list[Wording]
 
 def drawn_attributes(rng: np.random.Generator) -> DigitAttributes:
     return DigitAttributes(**{name: values[int(rng.integers(len(values)))] for name, values in VALUES.items()})
-
-
-def values_read(text: str) -> dict[str, str]:
-    """What a reader finds who knows the phrases and nothing of sentences: the longest phrase first."""
-    phrases = sorted(
-        ((phrase, name, value) for name, of in PHRASES.items() for value, said in of.items() for phrase in said),
-        key=lambda entry: -len(entry[0]),
-    )
-    found: dict[str, str] = {}
-    for phrase, name, value in phrases:
-        text, times = re.subn(rf"\b{phrase}\b", "_", text, flags=re.IGNORECASE)
-        if times:
-            assert times == 1 and name not in found, f"{name} is said twice"
-            found[name] = value
-    return found
 
 
 def test_a_caption_says_what_it_names_and_nothing_else() -> None:

@@ -33,3 +33,9 @@ def test_sheet_leaves_a_shorter_video_blank_and_refuses_unlike_ones() -> None:
         contact_sheet([long, np.zeros((4, 48, 96, 3), np.uint8)])
     with pytest.raises(ValueError, match="label"):
         contact_sheet([long], labels=["a", "b"])
+
+
+def test_a_label_of_several_lines_is_as_wide_as_its_longest() -> None:
+    row = np.zeros((4, 96, 96, 3), np.uint8)
+    one, two, long = (contact_sheet([row], labels=[label]).width for label in ("abcd", "ab\nabcd", "ab abcd"))
+    assert one == two < long

@@ -25,6 +25,8 @@ from magi.evaluation.protocol.result import (
     read_result,
 )
 from magi.evaluation.report import drift_rows, frame_rows, report_html, score_rows
+from magi.evaluation.text.report import swap_table, text_table
+from magi.evaluation.text.result import TextResult, read_text_result
 from runs import tables
 
 ROOT = Path(__file__).parents[2]
@@ -137,11 +139,27 @@ def test_a_page_without_its_markers_is_left_alone(tmp_path: Path, damaged: str) 
     assert page.read_text() == damaged
 
 
+def measured_text() -> TextResult | None:
+    """Of the shipped model of text, where runs/text.sh has been run."""
+    return read_text_result(ROOT / tables.TEXT) if (ROOT / tables.TEXT).is_file() else None
+
+
+def test_tables_of_text_are_those_of_the_result() -> None:
+    page, result = (ROOT / "docs/text.md").read_text(encoding="utf-8"), measured_text()
+    for name in ("text", "text-swaps"):
+        _, block, _ = re.split(f"<!-- results:{name}:(?:begin|end) -->", page)
+        if result is None:
+            assert block == "\nNot measured yet: `bash runs/text.sh`.\n"
+        else:
+            (scores,) = result.scores.values()
+            assert block == f"\n{text_table(result) if name == 'text' else swap_table(scores)}\n"
+
+
 def test_every_target_of_a_shipped_model_is_in_the_readme() -> None:
     results = [read_result(ROOT / "results" / f"{name}.json") for name in ("digits", "world")]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     _, block, _ = re.split("<!-- results:targets:(?:begin|end) -->", text)
-    assert block == f"\n{tables.targets_table(results)}\n"
+    assert block == f"\n{tables.targets_table(results, measured_text())}\n"
     assert results[0].ground_truth is not None
     series = results[0].ground_truth.series
     floor, model = (series[name].ranges["5-16"]["position_error_px"] for name in ("vae", "demo"))

@@ -1,4 +1,5 @@
-"""How sure one can be of a number: bootstrap intervals over clips, and Student's interval over few repetitions.
+"""How sure one can be of a number: bootstrap intervals over clips, Wilson's interval of a share, and Student's interval
+over few repetitions.
 
 Clips are resampled, not frames: frames of one clip are not independent. Intervals are 95% ones, and pure functions of
 the values and of the key of their random numbers (magi.seeding). Knows no distances and no models.
@@ -16,6 +17,7 @@ from magi.seeding import torch_generator
 
 RESAMPLES = 1000
 _LOW, _HIGH = 0.025, 0.975
+_NORMAL = 1.959964  # the 97.5% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,28 @@ def ratio_curve(generated_BT: Tensor, real_BT: Tensor, *key: int | str) -> Curve
     means_RT = resampled_means(generated_BT, RESAMPLES, *key, "generated")
     ratios_RT = means_RT / resampled_means(real_BT, RESAMPLES, *key, "real")
     return _curve(generated_BT.mean(0) / real_BT.mean(0), *interval_95(ratios_RT))
+
+
+def share_interval(hits: int, count: int) -> Estimate:
+    """The share ``hits`` of ``count`` with Wilson's interval (1927), which has a width at 0 and at 1, too.
+
+    ``ValueError`` for no count, of which there is no share.
+    """
+    if not 0 <= hits <= count or not count:
+        raise ValueError(f"no share of {hits} in {count}")
+    share, z = hits / count, _NORMAL
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    low, high = (0.0 if not hits else middle - half), (1.0 if hits == count else middle + half)
+    return Estimate(*(round(value, 4) for value in (share, low, high, math.sqrt(share * (1 - share) / count))))
+
+
+def share_difference(one: Estimate, other: Estimate) -> Estimate:
+    """``one`` less ``other``, shares of independent counts, with Newcombe's interval (1998, his method 10)."""
+    value = one.value - other.value
+    low = value - math.hypot(one.value - one.low, other.high - other.value)
+    high = value + math.hypot(one.high - one.value, other.value - other.low)
+    return Estimate(*(round(found, 4) for found in (value, low, high, math.hypot(one.std, other.std))))
 
 
 def student_interval(values: Sequence[float], level: float = 0.95) -> Estimate:

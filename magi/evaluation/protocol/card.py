@@ -73,15 +73,20 @@ def make_card(
             "data": dict(data),
             "seed": seed,
             "arithmetic": ARITHMETIC,
-            "versions": {
-                "magi": magi.__version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "pillow": PIL.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
     )
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a score."""
+    return {
+        "magi": magi.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def plain_network(protocol: EvaluationProtocol) -> str:

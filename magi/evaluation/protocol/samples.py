@@ -6,7 +6,7 @@ generates the shards k with k mod n = i and needs no coordination. A shard appea
 everything that its samples depend on; a shard of other settings is not used. Knows no networks and no scores.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -134,18 +134,31 @@ def _generate_shards(evaluation: Evaluation, name: str, worker: tuple[int, int])
         evaluation.on_progress(f"{name}: generating frames", done, total)
 
     generator = _Generator(evaluation, evaluation.models[name])
-    for shard in mine:
+    write_shards(plan, mine, evaluation.batch, generator.frames, on_frame)
+    return plan
+
+
+def write_shards(
+    plan: SamplePlan,
+    shards: Sequence[int],
+    batch: int,
+    frames: Callable[[range], Iterator[Tensor]],
+    on_frame: Callable[[int], None],
+) -> None:
+    """Write shards of a plan, whose samples, by their numbers, ``frames`` makes as frames_BHWC uint8 on the CPU.
+
+    ``on_frame`` is called with the samples of a batch that have one more frame.
+    """
+    for shard in shards:
         videos, numbers = [], plan.numbers(shard)
-        for start in range(numbers.start, numbers.stop, evaluation.batch):
-            part = range(start, min(start + evaluation.batch, numbers.stop))
-            frames = []
-            for frame_BHWC in generator.frames(part):
-                frames.append(frame_BHWC)
+        for start in range(numbers.start, numbers.stop, batch):
+            part, made = range(start, min(start + batch, numbers.stop)), []
+            for frame_BHWC in frames(part):
+                made.append(frame_BHWC)
                 on_frame(len(part))
-            videos.append(torch.stack(frames, dim=1))
+            videos.append(torch.stack(made, dim=1))
         tensors = {"video_BTHWC": torch.cat(videos), "numbers": torch.tensor(list(numbers))}
         write_tensors(plan.path(shard), tensors, {"key": plan.key})
-    return plan
 
 
 def read_samples(evaluation: Evaluation, plan: SamplePlan, first: int, last: int) -> Iterator[Tensor]:

@@ -10,6 +10,8 @@ from magi.evaluation.metrics.bootstrap import (
     mean_curve,
     ratio_curve,
     resampled_means,
+    share_difference,
+    share_interval,
     student_interval,
     t_quantile,
 )
@@ -86,3 +88,22 @@ def test_t_quantile_of_many_degrees_is_the_normal_one() -> None:
     assert t_quantile(0.5, 3) == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="0 degrees"):
         t_quantile(0.975, 0)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)]
+)
+def test_the_interval_of_a_share_is_wilsons(hits: int, count: int, low: float, high: float) -> None:
+    found = share_interval(hits, count)
+    assert (found.value, found.low, found.high) == pytest.approx((hits / count, low, high), abs=1e-4)
+
+
+def test_the_interval_of_a_difference_of_shares_is_newcombes() -> None:
+    found = share_difference(share_interval(56, 70), share_interval(48, 80))  # example (a) of his table II
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-4)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 0), (3, 2), (-1, 2)])
+def test_a_share_that_is_none_is_refused(hits: int, count: int) -> None:
+    with pytest.raises(ValueError, match=f"no share of {hits} in {count}"):
+        share_interval(hits, count)

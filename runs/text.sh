@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes the shipped model of text, magi/demo_text, and its figures: captioned videos, latents of the shipped digits
+# autoencoder, training, export, evaluation. Stop it and start it again as you like, every step continues where it was.
+# Seeds: 0 for the training videos and the training; the prompts are of another one.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PATH="$PWD/.venv/bin:$PATH"
+work=build/text
+
+magi data digits $work/train --captions --clips 15000 --seed 0
+magi encode $work/train $work/latents --vae demo --height 64 --width 64
+magi train digits-text --run $work/run --data.root $work/latents --training.sample-every 0
+magi export $work/run magi/demo_text --dtype float16
+magi evaluate text text=magi/demo_text $work/results --guidance 1 2 3 5
+
+mkdir -p results
+cp $work/results/result.json results/text.json
+python runs/tables.py text targets
+cp $work/results/prompts.png docs/text.png
+cp $work/run/metrics.jsonl runs/text_train.jsonl

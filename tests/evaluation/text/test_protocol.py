@@ -1,0 +1,174 @@
+"""A model that draws what it is told scores 1, one that does not listen scores chance, and each deaf ear is found."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magi.data.digit_captions import VALUES
+from magi.errors import DataError
+from magi.evaluation.protocol.result import read_result
+from magi.evaluation.text import samples
+from magi.evaluation.text.protocol import chance, score_text
+from magi.evaluation.text.report import swap_table, terminal_rows, text_table, write_text_report
+from magi.evaluation.text.result import ALL, TextResult, read_text_result, write_text_result
+from magi.evaluation.text.samples import TextEvaluation, generate_text_samples
+from runs.tables import targets_table
+from tests.fakes.caption_reader import Illustrator
+
+PROMPTS, CHANGED = 40, 4
+
+
+def asked(out: Path, **models: Any) -> TextEvaluation:
+    return TextEvaluation(models, out, PROMPTS, (3.0,))
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> TextEvaluation:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SWAPPED", CHANGED)
+        found = asked(
+            tmp_path_factory.mktemp("text"),
+            obeys=Illustrator(),
+            ignores=Illustrator(deaf=tuple(VALUES)),
+            half=Illustrator(deaf=("direction",)),
+        )
+        assert generate_text_samples(found)
+        found.swaps  # noqa: B018  (drawn while there are few of them)
+    return found
+
+
+@pytest.fixture(scope="module")
+def result(evaluation: TextEvaluation) -> TextResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SWAPPED", CHANGED)
+        return score_text(evaluation)
+
+
+def test_an_obeying_model_scores_one(result: TextResult) -> None:
+    scores = result.scores["obeys"]
+    for title in ("seen", "held-out"):
+        assert {name: found.value for name, found in scores.obeyed[title].accuracy.items()} == dict.fromkeys(
+            (*VALUES, ALL), 1.0
+        )
+        assert scores.obeyed[title].class_kept.value == 1
+    assert all(target.met for target in scores.targets) and all(found.value == 0 for found in scores.lost.values())
+    for name, one in scores.swaps.items():
+        assert one.followed.value == 1 and one.pairs == CHANGED
+        assert {of: found.value for of, found in one.changed.items()} == {of: float(of == name) for of in VALUES}
+    assert all(found.value == 1 for found in scores.empty_prompt.values())
+
+
+def test_an_ignoring_model_scores_chance(result: TextResult) -> None:
+    scores = result.scores["ignores"]
+    for title in ("seen", "held-out"):
+        for name, found in scores.obeyed[title].accuracy.items():
+            assert found.low - 0.05 <= chance()[name] <= found.high + 0.05, (title, name)
+    for one in scores.swaps.values():
+        assert all(found.value == 0 for found in one.changed.values())
+    assert not any(target.met for target in scores.targets[:3])
+
+
+def test_a_model_deaf_to_one_attribute_is_found_out(result: TextResult) -> None:
+    scores = result.scores["half"]
+    for name, found in scores.obeyed["seen"].accuracy.items():
+        assert (found.value == 1) == (name not in ("direction", ALL))
+    assert scores.swaps["direction"].changed["direction"].value == 0
+    assert next(target.what for target in scores.targets if not target.met) == "direction"
+
+
+def test_no_prompt_scores_chance_and_floors_are_near_one(result: TextResult) -> None:
+    unprompted = result.scores["obeys"].obeyed["no prompt"].accuracy
+    assert unprompted["digit"].value < 0.4 and unprompted["direction"].value < 0.4
+    assert set(result.floors) == {"real", "vae"}
+    for sets in result.floors.values():
+        assert all(found.value >= 0.95 for one in sets.values() for found in one.accuracy.values())
+
+
+def test_each_clip_is_asked_for_as_its_set_says(tmp_path: Path) -> None:
+    model = Illustrator()
+    evaluation = replace(asked(tmp_path, one=model), prompts=4)
+    assert generate_text_samples(evaluation)
+    by_prompt = {tuple(call["prompt"] or ()): call for call in model.asked}
+    seen = tuple(clip.prompt for clip in evaluation.asked["seen"])
+    assert {str(call["sampling"]) for call in model.asked} == {"None", "{'guidance': 3.0}"}
+    unprompted = by_prompt[()]
+    first = next(call for call in model.asked if call["prompt"] is not None and tuple(call["prompt"]) == seen)
+    assert first["seeds"] == unprompted["seeds"] == by_prompt[("", "")]["seeds"]
+    held = by_prompt[tuple(clip.prompt for clip in evaluation.asked["held-out"])]
+    assert not set(held["seeds"]) & set(first["seeds"])
+    changed = [call for call in model.asked if len(call["seeds"]) == 12]
+    assert [call["seeds"] for call in changed] == [[first["seeds"][swap.base] for swap in evaluation.swaps]]
+    calls = len(model.asked)
+    assert generate_text_samples(evaluation) and len(model.asked) == calls
+
+
+def test_workers_share_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "SWAPPED", 1)
+    monkeypatch.setattr(samples, "WITHOUT", 1)
+    evaluation = replace(asked(tmp_path, one=Illustrator()), prompts=66)
+    assert not generate_text_samples(evaluation, (0, 2))
+    assert generate_text_samples(evaluation, (1, 2))
+
+
+def test_result_goes_to_json_and_back_and_into_page_and_table(
+    evaluation: TextEvaluation, result: TextResult, tmp_path: Path
+) -> None:
+    write_text_result(result, tmp_path / "result.json")
+    assert read_text_result(tmp_path) == result
+    files = write_text_report(evaluation, result)
+    page = (evaluation.out / "report.html").read_text()
+    assert files == ["obeys-prompts.png", "ignores-prompts.png", "half-prompts.png", "report.html"]
+    assert all((evaluation.out / file).is_file() for file in files)
+    assert "http" not in page and page.count("<img") == 3
+    for text in ("obeys, seen", "half, held-out", "Targets of ignores", "0.85"):
+        assert text in page
+    table = text_table(result)
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+    assert "obeys: all targets are met." in table and "ignores: targets missed: digit at least 0.9;" in table
+    assert any(line.startswith("obeys: 6 of 6 targets met") for line in terminal_rows(result))
+
+
+def test_tables_of_a_result_have_a_row_a_target_and_an_attribute(result: TextResult) -> None:
+    others = [read_result(Path(__file__).parents[3] / "results" / f"{name}.json") for name in ("digits", "world")]
+    lines = targets_table(others, result).splitlines()
+    assert "| `obeys` | digit | 1 | 1 | at least 0.9 |" in lines
+    assert f"Of text on {PROMPTS} prompts, from nothing." in lines[-1]
+    assert [line.split("|")[2].strip() for line in lines if "`half`" in line] == [
+        target.what for target in result.scores["half"].targets
+    ]
+    rows = swap_table(result.scores["obeys"]).splitlines()
+    assert rows[2] == "| digit | 1.000 | 1.000 | 0.000 | 0.000 | 0.000 | 0.000 | 0.000 |"
+    assert [row.split("|")[1].strip() for row in rows[2:]] == list(VALUES)
+
+
+def test_a_result_changed_by_hand_is_refused(result: TextResult, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_text_result(result, path)
+    values = json.loads(path.read_text())
+    values["card"]["prompts"] += 2
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="does not have the hash written beside it"):
+        read_text_result(path)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="not a result of 'magi evaluate text'"):
+        read_text_result(path)
+    with pytest.raises(ValueError, match="no such result"):
+        read_text_result(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": 3}, "prompts 3: expected an even number"),
+        ({"prompts": 0}, "prompts 0: expected an even number"),
+        ({"frames": 8}, "frames 8: attributes are read from 10"),
+        ({"models": {"vae": Illustrator()}}, "a model cannot be called 'vae'"),
+        ({"models": {"plain": Illustrator(text=False)}}, "plain: this model has no text"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(asked(tmp_path, one=Illustrator()), **changes)
