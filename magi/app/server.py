@@ -35,6 +35,9 @@ FPS = 15.0
 """Of models whose data have no rate."""
 MOST_PAGES = 64
 MESSAGES_A_SECOND = 300
+MOST_UNSENT = 32
+"""Messages to a page that does not read them; frames are never that many."""
+CLOSE_S = 1.0
 SILENCE_S, PAUSED_SILENCE_S = 60.0, 1800.0
 POLICY, TOO_BIG, UNSUPPORTED, TRY_LATER = 1008, 1009, 1003, 1013
 _PAGE = Path(__file__).with_name("page")
@@ -186,7 +189,8 @@ class _Connection:
             if not code:
                 code, reason = self._obey(message["text"])
             if code:
-                await self.socket.close(code, reason)
+                with contextlib.suppress(TimeoutError):  # who does not read is not told
+                    await asyncio.wait_for(self.socket.close(code, reason), CLOSE_S)
                 return
 
     def _refused(self, text: str | None) -> tuple[int, str]:
@@ -195,6 +199,8 @@ class _Connection:
             return UNSUPPORTED, "messages are text"
         if len(text.encode()) > MOST_TEXT:
             return TOO_BIG, f"messages have at most {MOST_TEXT} bytes"
+        if self.outbox.qsize() > MOST_UNSENT:
+            return POLICY, "what is sent is not read"
         now = time.monotonic()
         if now - self.window >= 1:
             self.window, self.count = now, 0

@@ -94,6 +94,10 @@ def _check(options: PlayOptions) -> None:
     missing = [name for name in ("starlette", "uvicorn", "websockets") if find_spec(name) is None]
     if missing:
         raise ValueError(f"magi play needs {', '.join(missing)}: pip install 'magi-video[app]'")
+    from magi.app.server import MOST_PAGES
+
+    if options.players > MOST_PAGES:
+        raise ValueError(f"--players {options.players}: at most {MOST_PAGES} pages are served")
     check_device(options.device)
 
 

@@ -43,6 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ("arguments", "line"),
     [
         (["--players", "0"], "--players 0: expected at least 1"),
+        (["--players", "65"], "--players 65: at most 64 pages are served"),
         (["--fps", "-1"], "--fps -1: expected 0 to 240"),
         (["--port", "70000"], "--port 70000: expected 0 to 65535"),
         (["--host", "0.0.0.0"], "everyone who reaches this machine could play"),
@@ -112,10 +113,12 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("how", [["-m", "magi"], ["-c", BUSY]])
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(how: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, *how, "play", "demo", "--players", "1", "--port", "0", "--no-open-page"]
+    """Nor does it look for a browser where there is no display."""
+    command = [sys.executable, *how, "play", "demo", "--players", "1", "--port", "0"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=kept | {"TMPDIR": str(tmp_path), "BROWSER": f"touch {tmp_path / 'opened'} %s"},
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         guard = threading.Timer(120, process.kill)
