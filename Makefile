@@ -2,6 +2,7 @@
 # make test   linters, types and tests
 # make test-text   frozen text encoders, with a real small one (100 MB of packages)
 # make test-browser   the page of magi play in a real browser; needs the system's chromium
+# make play   the shipped game in your browser, dreamed by the model under your keys
 # All make .venv first (once); a second call installs nothing.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help install test test-text test-browser lint demo
+.PHONY: help install test test-text test-browser lint demo play
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -54,6 +55,9 @@ test-browser: $(INSTALLED)
 	    { echo "make test-browser needs chromium; on Debian: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[browser]"
 	MAGI_BROWSER=1 $(BIN)/python -m pytest tests/app/test_browser.py
+
+play: $(INSTALLED)
+	$(BIN)/magi play
 
 demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh
