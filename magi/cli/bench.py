@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from magi.cli.options import Device, check_device, checked, existing_folder, parse
+from magi.cli.assemble import autoencoder, open_data
+from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
 from magi.config import DataConfig
 
 WIDTH = 160  # of the table where the terminal is narrower, or none
@@ -73,23 +74,37 @@ class BenchDataOptions:
 
     The clip is as in training: random video, start and interval, float32, drawn from the posterior; and, for
     comparison, the posterior's mean. Latents of a 3-D autoencoder have the frames that they were encoded with.
+    With --beside, the clips of a config and a training step of it on this device instead, and how many cores keep the
+    device busy.
     """
 
-    latents: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-    """folder that `magi encode` wrote"""
+    latents: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """folder that `magi encode` wrote; with --beside also one of videos"""
+    beside: Annotated[str, tyro.conf.arg(metavar="PRESET")] = ""
+    """preset, config file or run directory: measure its input pipeline beside its step"""
+    clips: int = 8
+    """with --beside, clips of a forward pass"""
+    device: Device = "auto"
+    """with --beside, where it trains; auto takes a GPU where there is one"""
     frames: int = 16
     """frames of a clip, where every frame has latents of its own"""
     interval_max: int = 25
     """largest interval, where every frame has latents of its own; 1 is the smallest"""
     seconds: float = 5.0
-    """time to measure, twice"""
+    """time to measure, twice; with --beside each part"""
 
 
 def bench_data(argv: list[str]) -> None:
-    """Measure how fast clips are read from latents."""
+    """Measure how fast clips are read from latents, or the whole input pipeline beside a step."""
     options = parse(BenchDataOptions, "bench data", argv)
     if not options.seconds > 0:
         raise ValueError(f"--seconds {options.seconds}: expected more than 0")
+    if options.clips < 1:
+        raise ValueError(f"--clips {options.clips}: expected at least 1")
+    if options.beside:
+        return _bench_pipeline(options)
+    if options.latents is None:
+        raise ValueError("name what to read: --latents FOLDER, or --beside PRESET with it")
     existing_folder(options.latents)
     from magi.bench.latents import clips_per_second
     from magi.latents.dataset import read_header
@@ -113,3 +128,28 @@ def bench_data(argv: list[str]) -> None:
             f"{name:<24}  {speed.clips_per_second:,.0f} clips/s at best, {speed.clips / speed.seconds:,.0f} on average "
             f"over {speed.clips:,}; {speed.bytes_per_clip / 1024:,.3g} KiB a clip"
         )
+
+
+def _bench_pipeline(options: BenchDataOptions) -> None:
+    """The parts of a config's input pipeline and its step, a line each."""
+    check_device(options.device)
+    config = preset_or_file(options.beside)
+    if options.latents is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(options.latents)})})
+    from magi.bench.input_pipeline import pipeline_speed
+    from magi.devices import resolve_device
+    from magi.progress import progress
+
+    vae, latent = autoencoder(config)
+    with progress("decoding videos", "videos") as report:
+        dataset = open_data(config, vae, report)
+    device = resolve_device(options.device)
+    speed = pipeline_speed(config, dataset, vae, latent, device, options.clips, options.seconds)
+    kind = "latents on disk" if speed.encode is None else "videos, decoded"
+    print(f"read    {speed.read:,.4g} clips/s a core ({kind})")
+    print(f"draw    {speed.draw:,.4g} clips/s a core (masks and noise, stacked)")
+    if speed.encode is not None:
+        print(f"encode  {speed.encode:,.4g} clips/s on {device.type}; encoded once by 'magi encode', training has none")
+    print(f"step    {speed.step:,.4g} clips/s on {device.type}, {options.clips} clips a forward pass")
+    enough = "enough" if config.data.workers >= speed.cores else "too few"
+    print(f"cores   {speed.cores:.2f} keep it busy; data.workers {config.data.workers}: {enough}")

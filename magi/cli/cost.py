@@ -84,7 +84,7 @@ def _config(options: CostOptions) -> Config:
 
 def plan_lines(made: "Plan", config: Config, latent: LatentShape) -> list[str]:
     """The plan as lines of text."""
-    from magi.training.cost import GIB, USABLE_MEMORY, masked_tokens
+    from magi.training.cost import CORE_NUMBERS, GIB, USABLE_MEMORY, masked_tokens
 
     memory, training, shape = made.memory, config.training, f"{latent.channels} x {latent.height} x {latent.width}"
     kinds = {
@@ -113,6 +113,8 @@ def plan_lines(made: "Plan", config: Config, latent: LatentShape) -> list[str]:
         f"GPU          {made.gpus} x {made.gpu.name}, {made.gpu.tflops:g} TFLOP/s dense bf16 ({made.gpu.source})",
         f"speed        {seconds} s a step, {made.steps_a_day:,.0f} steps a day "
         f"at {made.utilisation:.0%} of the peak (stated, not measured)",
+        f"data         {made.clips_a_second:.3g} clips/s a GPU, {made.numbers:,} random numbers each: "
+        f"{made.cores:.2g} CPU cores a GPU from latents on disk, at {CORE_NUMBERS / 1e6:.0f} M a second (stated)",
         f"schedule     {made.steps:,} steps: {made.gpu_days:.1f} GPU-days, {made.gpu_days / made.gpus:.1f} days",
     ]
 

@@ -63,7 +63,7 @@ VERBS = (
     Verb("evaluate compare", "evaluate", "compare", "rank results whose protocol cards are equal"),
     Verb("evaluate text", "evaluate", "evaluate_text", "measure how a model of captioned digits obeys prompts"),
     Verb("evaluate", "evaluate", "evaluate_protocol", "score a model: evaluate PROTOCOL MODEL DATA OUT"),
-    Verb("bench data", "bench", "bench_data", "clips a second that one core reads from encoded latents"),
+    Verb("bench data", "bench", "bench_data", "clips a second of one core, and the cores that a training step needs"),
     Verb(
         "bench", "bench", "bench", "speed cases against their baselines in the same run; JSON and a table", alone=True
     ),

@@ -33,6 +33,8 @@ UTILISATION = 0.4
 """Share of the dense bfloat16 peak; one H200 reached 36 to 43 % (docs/plans.md, `magi inspect cost --measure`)."""
 USABLE_MEMORY = 0.92
 """Share of a GPU's memory that tensors can have: the rest is the driver's, the libraries' and fragmentation."""
+CORE_NUMBERS = 5e7
+"""Random numbers of clips that a CPU core draws and stacks a second: stated, `magi bench data --beside` measures."""
 SECONDS_A_DAY = 86_400
 _WARM_UP = 2
 
@@ -98,6 +100,18 @@ class Plan:
     utilisation: float
     step_seconds: float
     steps: int
+    numbers: int
+    """Random numbers of a clip, read from latents on disk."""
+
+    @property
+    def clips_a_second(self) -> float:
+        """What one GPU trains on."""
+        return self.share / self.step_seconds
+
+    @property
+    def cores(self) -> float:
+        """CPU cores that prepare as much for one GPU."""
+        return self.clips_a_second * self.numbers / CORE_NUMBERS
 
     @property
     def fits(self) -> bool:
@@ -165,7 +179,16 @@ def plan(config: Config, latent: LatentShape, gpu: Gpu, gpus: int, utilisation: 
         utilisation=utilisation,
         step_seconds=work / (gpu.tflops * 1e12 * utilisation),
         steps=training.steps,
+        numbers=random_numbers(config, latent),
     )
+
+
+def random_numbers(config: Config, latent: LatentShape) -> int:
+    """Numbers drawn for a clip: its posterior, noise on observations, and noise of every masked frame and noising."""
+    training = config.training
+    masked = training.masked_views * latent.frames + training.first_frame_views
+    frames = latent.frames * (config.data.sample_posterior + 1) + masked * training.diffusion_batch_mul
+    return frames * latent.channels * latent.height * latent.width
 
 
 def _memory(
@@ -262,14 +285,16 @@ def will_not_fit(made: Plan, config: Config, latent: LatentShape) -> str | None:
 
 
 class _InventedClips:
-    """Latents of unit variance, a pure function of the sample number."""
+    """Latents of unit variance, without any action, a pure function of the sample number."""
 
-    def __init__(self, latent: LatentShape, classes: int) -> None:
-        self.size, self.classes = (latent.frames, latent.channels, latent.height, latent.width), classes
+    def __init__(self, latent: LatentShape, model: ModelConfig) -> None:
+        self.size, self.classes = (latent.frames, latent.channels, latent.height, latent.width), model.classes
+        self.actions_TA = np.full((latent.frames, model.actions), np.nan, np.float32) if model.actions else None
 
     def __getitem__(self, sample: int) -> LatentClip:
         latents_TCHW = np.random.default_rng(sample).standard_normal(self.size).astype(np.float32)
-        return LatentClip(latents_TCHW, 1, sample % self.classes if self.classes else None, sample)
+        label = sample % self.classes if self.classes else None
+        return LatentClip(latents_TCHW, 1, label, sample, self.actions_TA)
 
 
 def measure_step(
@@ -282,7 +307,7 @@ def measure_step(
     total = _WARM_UP + steps
     one = changed(config, batch=clips, micro_batch=0, steps=total, parallel="ddp")
     model = Magi(config.model, latent, torch.Generator().manual_seed(0))
-    trainer = Trainer(one, _InventedClips(latent, config.model.classes), None, model, Distributed(0, 1, device))
+    trainer = Trainer(one, _InventedClips(latent, config.model), None, model, Distributed(0, 1, device))
     seconds = []
     with closing(trainer):
         trainer.start()

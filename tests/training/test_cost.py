@@ -4,7 +4,18 @@ import pytest
 
 from magi.config import Config, LatentShape, TrainingConfig
 from magi.presets import preset, size
-from magi.training.cost import GIB, GPUS, USABLE_MEMORY, advice, changed, count_parameters, fitting, plan, will_not_fit
+from magi.training.cost import (
+    CORE_NUMBERS,
+    GIB,
+    GPUS,
+    USABLE_MEMORY,
+    advice,
+    changed,
+    count_parameters,
+    fitting,
+    plan,
+    will_not_fit,
+)
 
 LATENT = LatentShape(frames=16, channels=4, height=32, width=32)
 LARGE = Config(model=size("large"), training=TrainingConfig(batch=128, micro_batch=2, steps=1000))
@@ -32,6 +43,21 @@ def test_schedule_is_arithmetic() -> None:
     recomputed = plan(changed(LARGE, activation_checkpointing=True), LATENT, GPUS["h100"], 8, utilisation=0.5)
     assert 1.25 < recomputed.step_seconds / made.step_seconds < 1.34
     assert recomputed.memory.activations < 0.2 * made.memory.activations
+
+
+def test_cores_draw_as_many_numbers_as_the_clips_of_a_gpu_need() -> None:
+    """Counted on what a clip of training holds: every number that is drawn for it."""
+    from magi.training.corruption import TokenShape, draw_corruption
+
+    config = changed(LARGE, masked_views=2, first_frame_views=1, diffusion_batch_mul=3)
+    made = plan(config, LATENT, GPUS["h100"], 8)
+    drawn = draw_corruption(config.training, config.model, TokenShape(16, 256, 16), 0)
+    posterior = 16 * 4 * 32 * 32
+    assert made.numbers == posterior + drawn.noise_TNC.numel() + drawn.diffusion_noise_RUNC.numel()
+    assert made.clips_a_second == pytest.approx(16 / made.step_seconds)
+    assert made.cores == pytest.approx(made.numbers * 16 / made.step_seconds / CORE_NUMBERS)
+    mean = config.model_copy(update={"data": config.data.model_copy(update={"sample_posterior": False})})
+    assert plan(mean, LATENT, GPUS["h100"], 8).numbers == made.numbers - posterior
 
 
 def test_what_fits_is_the_largest_that_fits() -> None:

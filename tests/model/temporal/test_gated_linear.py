@@ -22,7 +22,8 @@ ROWS, HEADS, FEATURES, WIDTH = 3, 2, 4, 10
 COMPLETE, VIEWS = SlotPattern(causal=3, frames=4, views=1), SlotPattern(causal=2, frames=3, views=2)
 MASKED, ONE = SlotPattern(causal=4), SlotPattern(causal=0, frames=1, views=1)
 DTYPES = (torch.float64, torch.float32)
-PATTERNS = [COMPLETE, VIEWS, MASKED, ONE]
+ALONE = SlotPattern(causal=2, frames=3, views=1, alone=2)
+PATTERNS = [COMPLETE, VIEWS, ALONE, MASKED, ONE]
 
 
 def row(*values: float) -> Tensor:
@@ -64,7 +65,7 @@ def scanned(query: Tensor, put: PutIn, pattern: SlotPattern) -> Tensor:
     memories = [put.key.new_zeros(ROWS, HEADS, FEATURES, value_1.shape[-1])]
     for slot in range(pattern.causal):
         memories.append(after(memories[-1], slot))
-    frames = [*range(pattern.causal), *(list(range(pattern.frames)) * pattern.views)]
+    frames = [*range(pattern.causal), *(list(range(pattern.frames)) * pattern.views), *[0] * pattern.alone]
     read = [
         torch.einsum("rhk,rhkv->rhv", query[..., slot, :], after(memories[frame], slot))
         for slot, frame in enumerate(frames)
