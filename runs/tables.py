@@ -7,6 +7,7 @@ A table stands between the lines ``<!-- results:NAME:begin -->`` and ``end``. No
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,10 @@ def survival_table(reports: list[dict[str, Any]]) -> str:
     for report in reports:
         short = "" if report["n"] >= report["wanted"] else f" (of {report['wanted']} meant)"
         lines.append(f"| `{report['promise']}` | {report['n']}{short} | {report['failures']} | {report['goal']} |")
-    failed = [f"- `{report['promise']}`: {what}" for report in reports for what in report["failed"]]
+    failed = []
+    for report in reports:
+        for what, times in Counter(report["failed"]).items():
+            failed.append(f"- `{report['promise']}`: {what}" + (f" ({times} times)" if times > 1 else ""))
     return "\n".join([*lines, "", *(["Not kept:", "", *failed] if failed else ["All were kept."])])
 
 

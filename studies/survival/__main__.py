@@ -8,7 +8,7 @@ from pathlib import Path
 from magi.cli.main import exit_code_of
 from magi.cli.options import parse
 from magi.errors import hint
-from studies.survival import canaries, damage, kills, memory, sameness
+from studies.survival import canaries, damage, hostile, kills, limits, memory, overwritten, sameness
 from studies.survival.commands import World
 from studies.survival.report import GOALS, conduct, write
 
@@ -17,6 +17,9 @@ TRIALS = {
     "damaged": damage.trials,
     "canaries": canaries.trials,
     "reproducibility": sameness.trials,
+    "limits": limits.trials,
+    "hostile": hostile.trials,
+    "overwritten": overwritten.trials,
     "memory": memory.trials,
 }
 

@@ -17,6 +17,9 @@ GOALS = {
     ),
     "canaries": (20, "run no code, whatever stands in the place of a file that is loaded"),
     "reproducibility": (8, "write the same bytes"),
+    "limits": (63, "end well or in one line, change nothing it reads, and work once there is enough"),
+    "hostile": (1000, "be read or refused in a sandbox that lives, within 30 s; touch no other file and no host"),
+    "overwritten": (360, "be noticed, where bytes in the middle of a video were overwritten by random ones"),
     "memory": (15_000, "stay within 2 % after warming up (10,000 steps of training and 5,000 frames of a stream)"),
     "damaged": (200, "noticed and named, or harmless; a run goes on from the newest good checkpoint, equal to the bit"),
 }

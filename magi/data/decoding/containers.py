@@ -83,6 +83,8 @@ def _unsound_clusters(file: BinaryIO, head: bytes) -> Iterator[range]:
     while len(box := (file.seek(offset), file.read(24))[1]) > 12:
         # The ids of all elements at this level have four bytes, but for padding (Void) and checksums.
         names = 1 if box[:1] in (b"\xec", b"\xbf") else 4
+        if names == 4 and box[0] >> 4 != 1:
+            return  # no element: damage, or a hole that could be walked through for hours
         size, start = _ebml_size(box, names)
         end = offset + start + size
         if box[:4] == _CLUSTER and box[start : start + 2] == _CRC:

@@ -1,5 +1,6 @@
 """Damage in the middle of a stream is noticed, as far as the codec lets its decoder notice; a cut is none."""
 
+import os
 import random
 import re
 from collections import Counter
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from magi.data.decoding.containers import unsound_clusters
 from magi.data.decoding.damage import DamageWatch
 from magi.data.decoding.frames import KEPT, read_frames
 from magi.data.decoding.probe import DecodeLimits, RejectedFile, outcome_from_json, outcome_to_json, probe_file
@@ -104,6 +106,18 @@ def test_a_video_that_was_cut_between_keyframes_is_not_damaged(tmp_path: Path, n
     assert 0 < probe.frames < FRAMES
     shown = read_frames(tmp_path / name, [probe.frames - 1], probe)
     assert np.array_equal(shown, read_frames(path, [FRAMES - 1], good(path)))
+
+
+def test_checksums_of_clusters_tell_where_one_bit_is_other_and_a_hole_is_not_walked_through(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", count=FRAMES, draw=moving_texture, options={"g": "8"})
+    assert unsound_clusters(path) == []
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    (cluster,) = unsound_clusters(path)
+    assert len(content) // 2 in cluster
+    os.truncate(path, 1 << 40)
+    assert unsound_clusters(path) == [cluster]
 
 
 def test_what_is_said_of_the_first_frame_or_is_harmless_is_no_damage() -> None:
