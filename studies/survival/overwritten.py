@@ -26,17 +26,20 @@ def trials(world: World, count: int, seed: int) -> Iterator[Trial]:
     draw, folder = random.Random(seed), world.folder / "codecs"
     folder.mkdir()
     paths = [write_video(folder / name, KINDS.get(name, "libx265"), FRAMES, HEIGHT, WIDTH) for name in CODECS]
-    kinds = [
-        Trial(f"{path.name}, {size} bytes", partial(_overwritten, path, size, draw)) for path in paths for size in SIZES
-    ]
-    return islice(cycle(kinds), count)
+    with DecodingSandbox() as sandbox:
+        kinds = [
+            Trial(f"{path.name}, {size} bytes", partial(_overwritten, sandbox, path, size, draw))
+            for path in paths
+            for size in SIZES
+        ]
+        yield from islice(cycle(kinds), count)
 
 
-def _overwritten(whole: Path, size: int, draw: random.Random) -> str:
+def _overwritten(sandbox: DecodingSandbox, whole: Path, size: int, draw: random.Random) -> str:
     held = bytearray(whole.read_bytes())
     begin = draw.randrange(len(held) // 5, len(held) * 4 // 5)
     held[begin : begin + size] = draw.randbytes(size)
-    with tempfile.TemporaryDirectory() as folder, DecodingSandbox() as sandbox:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / whole.name
         path.write_bytes(held)
         before, after = sandbox.probe(whole), sandbox.probe(path)
