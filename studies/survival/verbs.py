@@ -9,7 +9,7 @@ from studies.survival.commands import MODEL, TRAINING, Ended, World, magi, magi_
 Verb = Callable[..., Ended]
 """Writes into a folder; keywords are those of ``magi``: SIGKILL after some seconds, limits, environment."""
 
-EVALUATED = "--frames 6 --context 2 --count 3 --batch 2 --size 32 --device cpu"
+EVALUATED = "--frames 4 --context 2 --count 3 --batch 2 --size 32 --device cpu"
 VAE = "--height 32 --width 32 --steps 6 --batch 4 --warmup-steps 2 --widths 8 8 --checkpoint-every 2 --log-every 1"
 
 

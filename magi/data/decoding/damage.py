@@ -1,7 +1,7 @@
 """Damage in the middle of a stream, by what FFmpeg says of it: a frame marked corrupt, or an error in its log.
 
-Decoders conceal damage and go on, and what they show then is made up. How much they notice depends on the codec: nearly
-all in H.264, MPEG-4 and MPEG-2, most in AV1, half in VP9 (by libvpx), and in HEVC nothing that stays within a picture.
+Decoders conceal damage and go on, and what they show then is made up. How much they notice depends on the codec: most
+in MPEG-4, MPEG-2, H.264, AV1 and VP9 (by libvpx), and in HEVC hardly anything that stays within a picture.
 """
 
 import re
