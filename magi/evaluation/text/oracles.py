@@ -45,7 +45,7 @@ LEAST_SPEED = SPEEDS["slow"][0] / 2
 
 
 @dataclass(frozen=True)
-class Readings:
+class AttributeReadings:
     """Of each clip the value of every attribute, None where it cannot be read, and the digit of the last frame."""
 
     values: Mapping[str, tuple[str | None, ...]]
@@ -55,7 +55,7 @@ class Readings:
         return len(self.last_digit)
 
 
-def read_attributes(video_BTHWC: NDArray[np.uint8], classifier: DigitClassifier) -> Readings:
+def read_attributes(video_BTHWC: NDArray[np.uint8], classifier: DigitClassifier) -> AttributeReadings:
     """Read square videos uint8; ``ValueError`` for fewer than ``READ_FRAMES`` frames."""
     batch, frames, height = video_BTHWC.shape[:3]
     if frames < READ_FRAMES:
@@ -71,7 +71,7 @@ def read_attributes(video_BTHWC: NDArray[np.uint8], classifier: DigitClassifier)
         for name, value in zip(("weight", "size", "brightness"), looks, strict=True):
             values[name].append(value)
     motions = [_motion(path_T2, scale) for path_T2 in centroids(intensity_BTHW)]
-    return Readings(
+    return AttributeReadings(
         {name: tuple(read) for name, read in values.items()}
         | {"direction": tuple(motion[0] for motion in motions), "speed": tuple(motion[1] for motion in motions)},
         tuple(_digit(number) for number in classes_BF[:, -1]),

@@ -17,7 +17,7 @@ from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.protocol.card import hash_of, versions
 from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED
 from magi.evaluation.protocol.samples import describe
-from magi.evaluation.text.oracles import READ_FRAMES, Readings, read_attributes
+from magi.evaluation.text.oracles import READ_FRAMES, AttributeReadings, read_attributes
 from magi.evaluation.text.prompts import AskedClip
 from magi.evaluation.text.result import ALL, Accuracy, Obeyed, SwapScores, TextResult, TextScores, TextTarget
 from magi.evaluation.text.samples import SETS, TextEvaluation, read_clips
@@ -110,17 +110,17 @@ def _targets(obeyed: Mapping[str, Obeyed], floor: Mapping[str, Obeyed]) -> tuple
     return tuple(TextTarget(what, low, high, of(floor).value, of(obeyed).value) for what, low, high, of in figures)
 
 
-def _read(video_BTHWC: NDArray[np.uint8], classifier: DigitClassifier) -> Readings:
+def _read(video_BTHWC: NDArray[np.uint8], classifier: DigitClassifier) -> AttributeReadings:
     """A part at a time, for memory."""
     parts = [
         read_attributes(video_BTHWC[start : start + _AT_A_TIME], classifier)
         for start in range(0, len(video_BTHWC), _AT_A_TIME)
     ]
     values = {name: tuple(value for part in parts for value in part.values[name]) for name in VALUES}
-    return Readings(values, tuple(digit for part in parts for digit in part.last_digit))
+    return AttributeReadings(values, tuple(digit for part in parts for digit in part.last_digit))
 
 
-def _obeyed(readings: Readings, asked: Sequence[AskedClip]) -> Obeyed:
+def _obeyed(readings: AttributeReadings, asked: Sequence[AskedClip]) -> Obeyed:
     """The readings against what was asked of as many clips, the first."""
     wanted = [clip.attributes for clip in asked[: len(readings)]]
     hits = {name: _hits(readings, name, wanted) for name in VALUES}
@@ -132,7 +132,7 @@ def _obeyed(readings: Readings, asked: Sequence[AskedClip]) -> Obeyed:
     return Obeyed(len(readings), {name: _share(of) for name, of in hits.items()}, _share(kept))
 
 
-def _hits(readings: Readings, name: str, wanted: Sequence[DigitAttributes]) -> NDArray[np.bool_]:
+def _hits(readings: AttributeReadings, name: str, wanted: Sequence[DigitAttributes]) -> NDArray[np.bool_]:
     pairs = zip(readings.values[name], wanted, strict=True)
     return np.array([value == getattr(attributes, name) for value, attributes in pairs])
 
@@ -141,7 +141,7 @@ def _share(hits: Sequence[bool] | NDArray[np.bool_]) -> Estimate:
     return share_interval(int(np.sum(hits)), len(hits))
 
 
-def _swaps(evaluation: TextEvaluation, before: Readings, after: Readings) -> dict[str, SwapScores]:
+def _swaps(evaluation: TextEvaluation, before: AttributeReadings, after: AttributeReadings) -> dict[str, SwapScores]:
     scores = {}
     for name in VALUES:
         places = [place for place, swap in enumerate(evaluation.swaps) if swap.name == name]
@@ -155,7 +155,7 @@ def _swaps(evaluation: TextEvaluation, before: Readings, after: Readings) -> dic
     return scores
 
 
-def _agreement(one: Readings, other: Readings) -> Accuracy:
+def _agreement(one: AttributeReadings, other: AttributeReadings) -> Accuracy:
     """The share of the clips of ``one`` that read as those of ``other`` with the same number."""
     return {
         name: _share([a == b for a, b in zip(one.values[name], other.values[name][: len(one)], strict=True)])

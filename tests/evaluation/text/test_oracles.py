@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from magi.data.captioned_digits import CaptionedVideo, captioned_video
 from magi.data.digit_captions import VALUES
 from magi.evaluation.moving_digits.classifier import DigitClassifier
-from magi.evaluation.text.oracles import READ_FRAMES, Readings, read_attributes
+from magi.evaluation.text.oracles import READ_FRAMES, AttributeReadings, read_attributes
 from magi.vae.adapters import load_vae, named_vae
 
 COUNT = 60
@@ -19,7 +19,7 @@ def stacked(clips: list[CaptionedVideo]) -> NDArray[np.uint8]:
     return np.stack([clip.video_THWC for clip in clips])
 
 
-def read(video_BTHWC: NDArray[np.uint8]) -> Readings:
+def read(video_BTHWC: NDArray[np.uint8]) -> AttributeReadings:
     return read_attributes(video_BTHWC, DigitClassifier.load())
 
 
@@ -28,10 +28,10 @@ def test_real_clips_show_their_attributes(name: str) -> None:
     assert real_readings().values[name] == tuple(getattr(clip.attributes, name) for clip in CLIPS)
 
 
-_READ: list[Readings] = []
+_READ: list[AttributeReadings] = []
 
 
-def real_readings() -> Readings:
+def real_readings() -> AttributeReadings:
     if not _READ:
         _READ.append(read(stacked(CLIPS)))
     return _READ[0]
