@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the shipped model of text, magi/demo_text, and its figures: captioned videos, latents of the shipped digits
-# autoencoder, training, export, evaluation. Stop it and start it again as you like, every step continues where it was.
+# autoencoder, two trainings, export, evaluation. Stop it and start it again as you like, every step continues where it was.
 # Seeds: 0 for the training videos and the training; the prompts are of another one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,7 +9,13 @@ work=build/text
 
 magi data digits $work/train --captions --clips 15000 --seed 0
 magi encode $work/train $work/latents --vae demo --height 64 --width 64
-magi train digits-text --run $work/run --data.root $work/latents --training.sample-every 0
+# First on clips of 3 frames, where most of what a caption says is decided, then on whole ones.
+magi train digits-text --run $work/short --data.root $work/latents --training.sample-every 0 --data.frames 3 \
+    --model.frames 3 --training.steps 3000 --training.batch 16 --training.cooldown-steps 600 \
+    --training.first-frame-views 4
+magi train digits-text --run $work/run --data.root $work/latents --training.sample-every 0 \
+    --training.start-from $work/short --training.steps 900 --training.batch 8 --training.warmup-steps 20 \
+    --training.cooldown-steps 700 --training.ema-decay 0.995
 magi export $work/run magi/demo_text --dtype float16
 magi evaluate text text=magi/demo_text $work/results --guidance 1 2 3 5
 
@@ -17,4 +23,4 @@ mkdir -p results
 cp $work/results/result.json results/text.json
 python runs/tables.py text targets
 cp $work/results/prompts.png docs/text.png
-cp $work/run/metrics.jsonl runs/text_train.jsonl
+cat $work/short/metrics.jsonl $work/run/metrics.jsonl > runs/text_train.jsonl
