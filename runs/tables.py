@@ -82,6 +82,66 @@ def text(root: Path = ROOT) -> None:
     write_markdown_block(page, "text-swaps", swap_table(scores))
 
 
+def play(root: Path = ROOT) -> None:
+    """From a key to its pixels in a real browser, in the page on play."""
+    write_markdown_block(root / "docs/play.md", "play", play_table(_key_report(root)))
+
+
+def latency(root: Path = ROOT) -> None:
+    """The same in a sentence, in the README."""
+    write_markdown_block(root / "README.md", "latency", latency_line(_key_report(root)))
+
+
+def _key_report(root: Path) -> dict[str, Any] | None:
+    """What ``runs/play_latency.py`` has written; None before."""
+    path = root / "results/play.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def latency_line(report: dict[str, Any] | None) -> str:
+    """From a key to its pixels, with the machine to itself and with a core of it busy."""
+    if report is None:
+        return "`python runs/play_latency.py` measures in a browser how long a key takes to its pixels."
+    free, busy = ([f"{case['latency_ms'][share]:.0f}" for share in ("p50", "p95")] for case in report["cases"])
+    return (
+        f"From a key to its pixels in a browser, at {report['fps']:g} frames a second on {report['machine']['cores']} "
+        f"CPU cores ({report['machine']['processor']}): {free[0]} ms, 95 % within {free[1]}; with one of the cores "
+        f"busy {busy[0]}, 95 % within {busy[1]}."
+    )
+
+
+def play_table(report: dict[str, Any] | None) -> str:
+    """What half and 95 % of the keys took, by part and with something else at work; below, what making a frame took."""
+    if report is None:
+        return "Not measured yet."
+    cases, machine, parts = report["cases"], report["machine"], report["frame_parts_ms"]
+    busy = [f"{case['busy_cores']} cores busy: {share}" for case in cases for share in ("half", "95 %")]
+    lines = ["| within ms | " + " | ".join(busy) + " |", "|---" + "|---:" * len(busy) + "|"]
+    for part, found in (
+        *((name, [case["parts_ms"][name] for case in cases]) for name in cases[0]["parts_ms"]),
+        ("**key to pixels**", [case["latency_ms"] for case in cases]),
+    ):
+        figures = [f"{one[share]:.0f}" for one in found for share in ("p50", "p95")]
+        lines.append(f"| {part} | " + " | ".join(figures) + " |")
+    made = ", ".join(f"{part} {took:.1f} ms" for part, took in parts.items())
+    verdicts = ", ".join(
+        f"{case['latency_ms']['p95']:.0f} of {case['wanted_p95_ms']:g} ms wanted"
+        + ("" if case["latency_ms"]["p95"] <= case["wanted_p95_ms"] else " (missed)")
+        for case in cases
+    )
+    shown = " and ".join(f"{case['frames_a_second']:.1f}" for case in cases)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{report['model']}` at {report['fps']:g} frames a second ({shown} shown), {cases[0]['keys']} keys each, "
+            f"{machine['cores']} cores ({machine['processor']}); 95 % within {verdicts}. *wait* holds the way of the "
+            f"key to the server, *network* what a frame took longer than the fastest. A frame alone, without a "
+            f"browser, on {machine['threads']} threads: {made}.",
+        ]
+    )
+
+
 def survival(root: Path = ROOT) -> None:
     """How often each promise was tried and not kept, in the page on reliability."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted((root / "results/survival").glob("*.json"))]
@@ -248,7 +308,8 @@ def score_table(result: EvaluationResult) -> str:
 
 
 TABLES: dict[str, Callable[..., None]] = {
-    table.__name__: table for table in (bench, digits, digits3d, speed, state, studies, survival, targets, text, world)
+    table.__name__: table
+    for table in (bench, digits, digits3d, latency, play, speed, state, studies, survival, targets, text, world)
 }
 
 

@@ -183,16 +183,14 @@ class _Leg:
         self.dreams = [player.dream for player in players if player.dream is not None]
         self.players: list[Player | None] = list(players)  # None: no longer in it
         self.facts: list[FrameFacts | None] = []
-        self.began = 0.0
 
     def run(self) -> None:
         """Dream until the leg ends or nobody is left in it."""
         frames = self.engine.dreams.leg(self.dreams, self._ask)
         for pictures_BHWC in frames:
-            took = time.monotonic() - self.began
             with self.engine.changed:
                 for slot, picture_HWC in enumerate(pictures_BHWC):
-                    self._deliver(slot, picture_HWC, took)
+                    self._deliver(slot, picture_HWC)
             if not any(self.players):
                 break
         frames.close()  # type: ignore[attr-defined]
@@ -204,11 +202,10 @@ class _Leg:
                 player.dream = None
                 player.send({"type": "error", "text": reason})
 
-    def _deliver(self, slot: int, picture_HWC: Picture, took: float) -> None:
+    def _deliver(self, slot: int, picture_HWC: Picture) -> None:
         player, facts = self.players[slot], self.facts[slot]
         if player is not None and facts is not None and player.dream is self.dreams[slot]:
-            made = FrameFacts(facts.action, facts.key_seq, took, facts.late)
-            player.deliver(picture_HWC, made, self.engine.dreams.world)
+            player.deliver(picture_HWC, facts, self.engine.dreams.world)
 
     def _ask(self) -> list[int | None]:
         """Wait until the next frame may begin; its actions, None for those who do not get it."""
@@ -231,9 +228,9 @@ class _Leg:
                     break
                 engine.changed.wait(begin - now if any(ready) else None)
             self.players = [player if there else None for player, there in zip(self.players, ready, strict=True)]
-            self.began = time.monotonic()
-            self.due = max(self.due + 1 / engine.fps, self.began) if engine.fps else self.began
-            self.facts = [None if p is None else FrameFacts(p.action, p.key_seq, 0.0, late) for p in self.players]
+            began = time.monotonic()
+            self.due = max(self.due + 1 / engine.fps, began) if engine.fps else began
+            self.facts = [None if p is None else FrameFacts(p.action, p.key_seq, began, late) for p in self.players]
             return [None if facts is None else facts.action for facts in self.facts]
 
     def _drop_absent(self) -> None:

@@ -1,6 +1,7 @@
 """One page as the engine sees it: what it has said, its dream, the real world beside it, and its recording."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ class FrameFacts:
 
     action: int
     key_seq: int
-    generation_s: float
+    began: float
+    """``time.monotonic()`` when it could obey no later key."""
     late: bool
 
 
@@ -75,4 +77,4 @@ class Player:
         self.picture, self.frame = picture, self.frame + 1
         if self.recorded is not None and len(self.recorded) * picture.nbytes < MOST_RECORDED_BYTES:
             self.recorded.append((picture, facts.action))
-        self.send(pack_frame(self.frame, facts.key_seq, views, facts.generation_s, facts.late, error))
+        self.send(pack_frame(self.frame, facts.key_seq, views, time.monotonic() - facts.began, facts.late, error))

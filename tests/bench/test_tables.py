@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
         ("docs/performance.md", "bench"),
         ("docs/performance.md", "state"),
         ("docs/reliability.md", "survival"),
+        ("README.md", "latency"),
+        ("docs/play.md", "play"),
     ],
 )
 def test_a_page_holds_what_its_writer_writes(page: str, name: str, tmp_path: Path) -> None:
@@ -77,3 +79,26 @@ def test_the_table_of_cache_and_state_has_a_row_for_each_number_of_frames_in_vie
         "| softmax, 1,024 frames in view | 3.0 MB | 6 ms | 300 µs |",
     ]
     assert tables.state_table([report | {"cases": []}]) == "Not measured yet."
+
+
+def test_a_key_is_followed_from_the_hand_to_the_pixels() -> None:
+    def case(busy: int, wanted: float, whole: float) -> dict[str, object]:
+        parts = {part: {"p50": 4.0, "p95": 9.4} for part in ("wait", "making", "network", "draw")}
+        latency = {"p50": 40.0, "p95": whole}
+        return {"busy_cores": busy, "wanted_p95_ms": wanted, "keys": 200, "frames_a_second": 29.96, "parts_ms": parts,
+                "latency_ms": latency}  # fmt: skip
+
+    report = {
+        "model": "platform", "fps": 30.0, "machine": {"cores": 2, "threads": 1, "processor": "a chip"},
+        "cases": [case(0, 100.0, 80.4), case(1, 150.0, 151.0)], "frame_parts_ms": {"passes": 5.04, "decode": 2.0},
+    }  # fmt: skip
+    rows = tables.play_table(report).splitlines()
+    assert (
+        rows[0] == "| within ms | 0 cores busy: half | 0 cores busy: 95 % | 1 cores busy: half | 1 cores busy: 95 % |"
+    )
+    assert rows[2] == "| wait | 4 | 9 | 4 | 9 |" and rows[6] == "| **key to pixels** | 40 | 80 | 40 | 151 |"
+    assert "95 % within 80 of 100 ms wanted, 151 of 150 ms wanted (missed)." in rows[-1]
+    assert rows[-1].endswith("on 1 threads: passes 5.0 ms, decode 2.0 ms.") and "(30.0 and 30.0 shown)" in rows[-1]
+    assert "2 CPU cores (a chip): 40 ms, 95 % within 80; with one of the cores busy 40, 95 % within 151." in (
+        tables.latency_line(report)
+    )

@@ -14,9 +14,11 @@ const $ = (id) => document.getElementById(id);
 const held = []; // inputs that are pressed, the newest last
 const sent = []; // [sequence number, time of the key] not yet on the screen
 const shown = []; // times of the newest frames
-const stats = { frame: 0, seq: 0, obeyed: 0, error: null, late: 0, place: null, latencies: [], closed: null, recording: 0 };
+const stats = { frame: 0, seq: 0, obeyed: 0, error: null, late: 0, place: null, latencies: [], parts: [], closed: null,
+  recording: 0 };
 window.magi = stats; // for tests, and for the curious
 let socket, welcome, inputs = [], start = 0, action = -1, asked = false, draws = Promise.resolve();
+let apart = Infinity; // the server's clock and the page's, and the least time that a frame was on its way
 
 function say(message) {
   if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
@@ -113,12 +115,14 @@ function onFrame(data) {
   const view = new DataView(data);
   const little = true;
   const frame = {
-    number: view.getUint32(4, little), seq: view.getUint32(8, little), took: view.getUint32(20, little),
+    arrived: performance.now(), packed: Number(view.getBigUint64(12, little)) / 1000,
+    number: view.getUint32(4, little), seq: view.getUint32(8, little), took: view.getUint32(20, little) / 1000,
     width: view.getUint16(24, little), height: view.getUint16(26, little), views: view.getUint8(28),
     format: view.getUint8(29), late: view.getUint8(30), error: view.getFloat32(32, little),
   };
   const body = data.slice(HEADER);
   if (frame.format === ZIP) return save(body);
+  apart = Math.min(apart, frame.arrived - frame.packed);
   if (frame.format === RAW) return draw(frame, (canvas, number) => {
     const bytes = 4 * frame.width * frame.height;
     const pixels = new Uint8ClampedArray(body, number * bytes, bytes);
@@ -136,19 +140,28 @@ function draw(frame, paint) {
   requestAnimationFrame(() => {
     const now = performance.now();
     say({ type: "ack", frame: frame.number });
-    while (sent.length && sent[0][0] <= frame.seq) stats.latencies.push(now - sent.shift()[1]);
+    while (sent.length && sent[0][0] <= frame.seq) measure(frame, now, sent.shift()[1]);
     shown.push(now);
     if (shown.length > KEPT) shown.shift();
-    if (stats.latencies.length > KEPT) stats.latencies.shift();
     Object.assign(stats, { frame: frame.number, obeyed: frame.seq, error: Number.isNaN(frame.error) ? null : frame.error });
     stats.late = 0.98 * stats.late + 0.02 * frame.late;
-    stats.took = frame.took / 1000;
+    stats.took = frame.took;
     $("late").hidden = !frame.late;
     if (stats.error !== null) {
       $("error").value = stats.error;
       $("error-text").textContent = `${stats.error.toFixed(1)} px`;
     }
   });
+}
+
+// From a key to its pixels in milliseconds, and where they went: until its frame began, and so on to the repaint.
+function measure(frame, now, pressed) {
+  const packed = frame.packed + apart;
+  stats.latencies.push(now - pressed);
+  stats.parts.push({
+    wait: packed - frame.took - pressed, making: frame.took, network: frame.arrived - packed, draw: now - frame.arrived,
+  });
+  for (const kept of [stats.latencies, stats.parts]) if (kept.length > KEPT) kept.shift();
 }
 
 function percentile(values, share) {
