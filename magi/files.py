@@ -32,8 +32,12 @@ MANIFEST_FILE = "manifest.json"
 NORMALIZATION_FILE = "normalization.json"
 
 DEMO_FOLDER = Path(__file__).with_name("demo_model")
-SHIPPED = {"demo": DEMO_FOLDER, "platform": Path(__file__).with_name("demo_worlds") / "platform"}
-"""The shipped models by their names wherever a model is asked for: the digits, and the platform world."""
+SHIPPED = {
+    "demo": DEMO_FOLDER,
+    "platform": Path(__file__).with_name("demo_worlds") / "platform",
+    "text": Path(__file__).with_name("demo_text"),
+}
+"""The shipped models by their names wherever a model is asked for: digits, the platform world, digits from text."""
 _LONGEST_LINE = 1_000_000
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 

@@ -11,13 +11,13 @@ magi data digits $work/train --captions --clips 15000 --seed 0
 magi encode $work/train $work/latents --vae demo --height 64 --width 64
 # First on clips of 3 frames, where most of what a caption says is decided, then on whole ones.
 magi train digits-text --run $work/short --data.root $work/latents --training.sample-every 0 --data.frames 3 \
-    --model.frames 3 --training.steps 3000 --training.batch 16 --training.cooldown-steps 600 \
+    --model.frames 3 --training.steps 2270 --training.batch 16 --training.cooldown-steps 0 \
     --training.first-frame-views 4
 magi train digits-text --run $work/run --data.root $work/latents --training.sample-every 0 \
-    --training.start-from $work/short --training.steps 900 --training.batch 8 --training.warmup-steps 20 \
-    --training.cooldown-steps 700 --training.ema-decay 0.995
+    --training.start-from $work/short --training.steps 1050 --training.batch 8 --training.warmup-steps 20 \
+    --training.cooldown-steps 850 --training.ema-decay 0.995
 magi export $work/run magi/demo_text --dtype float16
-magi evaluate text text=magi/demo_text $work/results --guidance 1 2 3 5
+magi evaluate text text=magi/demo_text $work/results
 
 mkdir -p results
 cp $work/results/result.json results/text.json

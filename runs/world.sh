@@ -20,9 +20,14 @@ magi train world-platform --run $work/run --data.root $work/latents --vae.weight
 magi export $work/run magi/demo_worlds/platform --dtype float16
 magi evaluate world platform=magi/demo_worlds/platform $work/held_out $work/results --batch 32
 
+# And for 1,000 frames.
+magi data world platform $work/long --clips 32 --frames 1024 --seed 3
+magi evaluate world platform=magi/demo_worlds/platform $work/long $work/results_long --batch 32 --frames 1004 --count 32
+
 mkdir -p results
 cp $work/results/result.json results/world.json
-python runs/tables.py world targets
+cp $work/results_long/result.json results/world_long.json
+python runs/tables.py world world_long targets
 cp $work/results/contact_sheet.png docs/world.png
 # docs/world.gif: four clips and the first 140 frames of $work/results/comparison.mp4, every other frame.
 cat $work/first/metrics.jsonl $work/run/metrics.jsonl > runs/world_train.jsonl

@@ -34,7 +34,7 @@ class ProtocolOptions:
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
     """name of a protocol; digits, digits3d and world are for built-in videos and need no downloads"""
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """run directory, exported folder, hub id, or 'demo'; or NAME=MODEL,NAME=MODEL to compare several"""
+    """run directory, exported folder, hub id, or a shipped model; or NAME=MODEL,NAME=MODEL to compare several"""
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """folder of real videos that no model was trained on, of the split that the protocol names"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]

@@ -27,7 +27,7 @@ class MaskOptions:
     """
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")] = "digits"
-    """preset, size, config file, run directory, exported folder, or 'demo'"""
+    """preset, size, config file, run directory, exported folder, or a shipped model"""
     frames: int = 0
     """latent frames of the clip; 0 is as many as the model is trained on"""
 
@@ -37,7 +37,7 @@ class ModelOptions:
     """Print shapes and parameters of a model."""
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")] = "digits"
-    """preset, size, config file, run directory, exported folder, or 'demo'"""
+    """preset, size, config file, run directory, exported folder, or a shipped model"""
 
 
 def inspect_mask(words: list[str]) -> None:

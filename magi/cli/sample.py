@@ -37,7 +37,7 @@ class SampleOptions:
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """run directory, exported folder, hub id, or 'demo'"""
+    """run directory, exported folder, hub id, or a shipped one: 'demo', 'platform', 'text'"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder to write to"""
     frames: int = 16

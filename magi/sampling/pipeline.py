@@ -75,7 +75,7 @@ class MagiPipeline:
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         text_encoder: str = "",
     ) -> Self:
-        """Load a shipped model ('demo', 'platform'), the folder of a run or an export, or a hub id ``owner/name``.
+        """Load a shipped model ('demo', 'platform', 'text'), a run's folder, an export, or a hub id ``owner/name``.
 
         A local folder goes before a hub id. ``dtype`` is ``sampling.precision`` by its name in PyTorch; "auto" leaves
         it as the model's config says. Weights stay in float32 and are rounded when a sampler is prepared.

@@ -64,7 +64,7 @@ class Pretrained:
 
 
 def find_model(source: str | Path) -> Path:
-    """Folder of a model: 'demo' and 'platform' are shipped, then local folders, then a hub id ``owner/name``.
+    """Folder of a model: 'demo', 'platform' and 'text' are shipped, then local folders, then a hub id ``owner/name``.
 
     ValueError for something that is none of these; only a name that looks like a hub id reaches for the network.
     """

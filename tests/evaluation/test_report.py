@@ -101,6 +101,7 @@ def test_table_holds_near_and_far_figures_of_every_series() -> None:
         ("docs/evaluation.md", "digits", tables.ground_truth_table),
         ("docs/evaluation.md", "digits3d", tables.score_table),
         ("docs/worlds.md", "world", tables.world_table),
+        ("docs/worlds.md", "world_long", tables.world_table),
     ],
 )
 def test_tables_of_pages_are_those_of_the_results(
