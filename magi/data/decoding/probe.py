@@ -47,6 +47,9 @@ from magi.errors import DataError
 
 FROM_THE_START = "from the start"
 """What JSON says of a video whose frames cannot be found by a seek."""
+_SCANNED = (b"RIFF", b"\x1a\x45\xdf\xa3")
+"""What AVI and Matroska files begin with: FFmpeg goes through a hole in them byte by byte."""
+_LARGEST_HOLE = 256 << 20
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<smil", b"<asx", b"file ", b"#!concat")
 
 
@@ -101,8 +104,24 @@ def _check_bytes(path: Path) -> None:
         raise Rejection("empty_file", "has 0 bytes")
     with open(path, "rb") as file:
         head = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
+        missing = _never_written(file.fileno(), status.st_size) if head.startswith(_SCANNED) else 0
     if head.startswith(_PLAYLIST_STARTS):
         raise Rejection("playlist_refused", "is a playlist that names other files")
+    if missing > _LARGEST_HOLE:
+        raise Rejection("never_written", f"{missing} of its {status.st_size} bytes were never written; copy it again")
+
+
+def _never_written(file: int, size: int) -> int:
+    """Bytes in the holes of a file: it is on its way here, or hostile. The reader of some containers scans them all."""
+    at = missing = 0
+    while at < size and missing <= _LARGEST_HOLE and (hole := os.lseek(file, at, os.SEEK_HOLE)) < size:
+        try:
+            at = os.lseek(file, hole, os.SEEK_DATA)
+        except OSError:  # nothing but a hole follows
+            at = size
+        missing += at - hole
+    os.lseek(file, 0, os.SEEK_SET)
+    return missing
 
 
 class _Seen:

@@ -186,3 +186,14 @@ def test_damaged_time_stamps_are_refused(pts: object) -> None:
     values = outcome_to_json(VideoProbe(40, 32, 48, 25.0, None)) | {"pts": pts}
     with pytest.raises((ValueError, TypeError, KeyError)):
         outcome_from_json(values)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi"])
+def test_a_hole_of_gigabytes_is_named_at_once(tmp_path: Path, name: str) -> None:
+    """A file system says where nothing was written; FFmpeg would go through it for minutes."""
+    path = write(tmp_path / name, codec="mpeg4", count=3, b_frames=0)
+    assert good(path).frames == 3
+    os.truncate(path, 64 << 30)
+    outcome = probe_file(path, DecodeLimits())
+    assert isinstance(outcome, RejectedFile) and outcome.reason == "never_written"
+    assert outcome.detail.endswith(f" of its {64 << 30} bytes were never written; copy it again")
