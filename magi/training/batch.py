@@ -4,6 +4,7 @@ It knows what a dataset yields (``Clip`` or ``LatentClip``) and the corruption; 
 """
 
 import hashlib
+import multiprocessing
 import resource
 import signal
 from collections.abc import Callable, Generator, Sequence
@@ -212,10 +213,26 @@ def _shared(batch: Batch) -> Batch | Exception:
     try:
         return batch._each(Tensor.share_memory_)
     except (RuntimeError, OSError) as error:
-        return ValueError(
-            f"no shared memory left for the batches of data.workers ({' '.join(str(error).split())}): give "
-            "--data.workers 0, a smaller --training.micro-batch, or a larger /dev/shm (of containers: --shm-size 2g)"
-        )
+        return _no_shared_memory(error)
+
+
+def _no_shared_memory(error: Exception) -> ValueError:
+    return ValueError(
+        f"no shared memory left for the batches of data.workers ({' '.join(str(error).split())}): give "
+        "--data.workers 0, a smaller --training.micro-batch, or a larger /dev/shm (of containers: --shm-size 2g)"
+    )
+
+
+def _check_shared_memory(workers: int) -> None:
+    """``ValueError`` where what a loader talks to its workers through finds no room.
+
+    Tried here, because a loader that fails while it is made prints a traceback of its own when it is thrown away.
+    """
+    try:
+        held = [*(multiprocessing.Queue() for _ in range(workers + 1)), multiprocessing.Event()]
+    except OSError as error:
+        raise _no_shared_memory(error) from None
+    del held
 
 
 def _allow_open_files(workers: int) -> None:
@@ -250,6 +267,7 @@ def load_batches(
     """
     if workers:
         _allow_open_files(workers)
+        _check_shared_memory(workers)
     loader = DataLoader(
         micro_batches,
         batch_sampler=order,

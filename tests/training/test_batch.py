@@ -1,3 +1,5 @@
+import errno
+import multiprocessing
 import resource
 import time
 from pathlib import Path
@@ -164,6 +166,18 @@ def test_too_little_shared_memory_is_one_line_at_once(tmp_path: Path) -> None:
         train_tiny(tmp_path / "run", tiny_config(workers=2), FakeClips(on_clip=full))
     assert "\n" not in str(refused.value) and time.monotonic() - began < 60
     train_tiny(tmp_path / "run", tiny_config(workers=0))
+
+
+def test_a_full_shared_memory_is_told_before_the_loader_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing, "Event", full)
+    monkeypatch.setattr("magi.training.batch.DataLoader", lambda *words, **more: pytest.fail("a loader was made"))
+    with pytest.raises(ValueError, match=r"^no shared memory left .*No space left on device\): give --data\.workers 0"):
+        train_tiny(tmp_path / "run", tiny_config(workers=2))
 
 
 def test_too_few_open_files_are_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
