@@ -159,7 +159,7 @@ def _falls_back(world: World, damage: Damage, what: str) -> str:
         damage(newest(run))
         ended = train(run, world.latents)
         if ended.code or "falling back to step-000000004" not in ended.said:
-            return f"{what}: exit code {ended.code}, {_last_line(ended.said)}"
+            return f"{what}: exit code {ended.code}, {last_line(ended.said)}"
         names = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
         same = all((newest(run) / name).read_bytes() == (newest(world.run) / name).read_bytes() for name in names)
         return "" if same else f"{what}: other weights at the end"
@@ -192,17 +192,17 @@ def _index(world: World, how: Callable[[Path, random.Random], None], draw: rando
             how(videos / INDEX, draw)
             ended = magi("data", "index", videos)
             same = ended.code == 0 and (videos / INDEX).read_bytes() == (world.videos / INDEX).read_bytes()
-            return "" if same else f"{how.__name__} {INDEX}: exit code {ended.code}, {_last_line(ended.said)}"
+            return "" if same else f"{how.__name__} {INDEX}: exit code {ended.code}, {last_line(ended.said)}"
 
     return Trial("index", run)
 
 
 def _named(ended: Any, how: Callable[[Path, random.Random], None], name: str, codes: tuple[int, ...]) -> str:
-    said = _last_line(ended.said)
+    said = last_line(ended.said)
     kept = ended.code in codes and said.startswith("magi: ") and name.split(".")[0] in said
     return "" if kept else f"{how.__name__} {name}: exit code {ended.code}, {said}"
 
 
-def _last_line(said: str) -> str:
+def last_line(said: str) -> str:
     """What it was about, without the folders above, which are other ones every time."""
     return re.sub(r"/\S+/", "", (said.strip().splitlines() or ["nothing said"])[-1])[:300]

@@ -18,6 +18,7 @@ from typing import Any
 
 from magi.files import is_temporary
 from studies.survival.commands import Ended, World, magi
+from studies.survival.damage import last_line
 from studies.survival.report import Trial
 from studies.survival.verbs import Verb, verbs
 
@@ -148,7 +149,7 @@ def _lacking(world: World, name: str, verb: Verb, lack: Lack) -> str:
             wrong = f"left behind: {', '.join(left)}"
         again = verb(out) if not wrong and name != "play" else None
         if again is not None and again.code:
-            wrong = f"with all it needs again: exit code {again.code}, {again.said[-200:]}"
+            wrong = f"with all it needs again: exit code {again.code}, {last_line(again.said)}"
     if not wrong and _contents(world) != before:
         wrong = "changed what it read"
     return f"{name}: {wrong}" if wrong else ""
@@ -166,7 +167,7 @@ def _not_one_line(ended: Ended) -> str:
         return ""
     if ended.code in (2, 3, 5) and len(errors) == 1 and "Traceback" not in ended.said:
         return ""
-    return f"exit code {ended.code}, {len(errors)} lines of error: {ended.said.strip()[-300:]}"
+    return f"exit code {ended.code}, {len(errors)} lines of error: {last_line(ended.said)}"
 
 
 def _contents(world: World) -> dict[Path, tuple[int, int]]:
