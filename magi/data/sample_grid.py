@@ -32,7 +32,7 @@ def contact_sheet(
     shown = sheet_frames(max(len(row) for row in rows), context_frames, columns)
     height, width = (side * _enlargement(rows[0]) for side in rows[0].shape[1:3])
     font = ImageFont.load_default(size=14)
-    left = max([0, *(int(font.getlength(label)) + 2 * _GAP for label in labels)]) + _GAP
+    left = max([0, *(int(font.getlength(line)) + 2 * _GAP for label in labels for line in label.split("\n"))]) + _GAP
     top = 22
     size = (left + len(shown) * (width + _GAP), top + len(rows) * (height + _GAP))
     sheet, draw = _blank(size)

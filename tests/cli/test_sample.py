@@ -33,7 +33,7 @@ OTHER: dict[str, Any] = {
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> MagiPipeline:
     made = tiny_pipeline()
-    monkeypatch.setattr(sample, "_load", lambda model, device: made)
+    monkeypatch.setattr(sample, "_load", lambda model, device, text_encoder="": made)
     return made
 
 
@@ -175,7 +175,7 @@ def test_files_of_an_earlier_call_are_told_and_those_of_other_seeds_stay(
 @pytest.fixture
 def with_text(monkeypatch: pytest.MonkeyPatch) -> MagiPipeline:
     made = text_pipeline()
-    monkeypatch.setattr(sample, "_load", lambda model, device: made)
+    monkeypatch.setattr(sample, "_load", lambda model, device, text_encoder="": made)
     return made
 
 

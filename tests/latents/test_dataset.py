@@ -265,7 +265,7 @@ def test_folder_of_an_older_format_is_one_line(index: VideoIndex, tmp_path: Path
     (tmp_path / HEADER_NAME).write_text(json.dumps(old | {"source": "y"}))
     for attempt in (lambda: open_latents(tmp_path), lambda: write(index, tmp_path)):
         with pytest.raises(
-            DataError, match=rf"format {older} is not 4\); delete the folder and run 'magi encode' again"
+            DataError, match=rf"format {older} is not 5\); delete the folder and run 'magi encode' again"
         ):
             attempt()
 

@@ -28,6 +28,7 @@ from magi.evaluation.protocol.samples import SamplePlan
 from magi.files import DEMO_FOLDER
 from magi.latents.files import LatentHeader, map_shard, tensors_path
 from magi.sampling.pretrained import load_pretrained
+from magi.text.states import TextHeader, _open, _shard_path
 from magi.untrusted.child import read
 from magi.weights import read_tensors
 from studies.survival.canaries import TRAPS
@@ -41,6 +42,11 @@ READERS = {"torch.load", "torch.jit.load", "np.load", "np.lib.format.read_array"
 def shard_of_latents(path: Path) -> object:
     shutil.copy(path, tensors_path(path.parent, 0))
     return map_shard(path.parent, 0, cast(LatentHeader, None), 1)  # the header is compared with what was read
+
+
+def shard_of_states(path: Path) -> object:
+    shutil.copy(path, _shard_path(path.parent, 0))
+    return _open(path.parent, 0, cast(TextHeader, None))  # the header is compared with what was read
 
 
 def shard_of_samples(path: Path) -> object:
@@ -68,12 +74,13 @@ def track_of_actions(path: Path) -> object:
 
 
 LOADERS: dict[str, Callable[[Path], object]] = {
-    "config.py": load_config,
+    "config_files.py": load_config,
     "data/actions.py": track_of_actions,
     "data/index/records.py": IndexedVideos,
     "evaluation/protocol/features.py": chunk_of_features,
     "evaluation/protocol/samples.py": shard_of_samples,
     "latents/files.py": shard_of_latents,
+    "text/states.py": shard_of_states,
     "untrusted/child.py": restricted_reader,
     "weights.py": read_tensors,
 }
