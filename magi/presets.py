@@ -133,39 +133,25 @@ def world_maze() -> Config:
 def digits_text() -> Config:
     """Moving digits from their captions (`magi data digits --captions`), 64x64, generated from nothing.
 
-    As ``digits`` (not in the paper): nano size, the text of a clip in four tokens in place of its class, one interval.
+    As ``world_platform`` (not in the paper), with the text of a clip in four tokens in place of actions, and one view.
     A video from nothing begins with a frame that has none before it, of which a clip has one in sixteen: eight further
     masked views train it. A frame from nothing is drawn token by token (16 iterations) at temperature 1: drawn at once,
     or more narrowly, it is black. runs/text.sh trains on clips of three frames first, where most of what a text says is
     decided, and goes on from there.
     """
-    return Config(
-        data=DataConfig(
-            root="build/text/latents",
-            frames=16,
-            height=64,
-            width=64,
-            interval_min=1,
-            interval_max=1,
-            sample_posterior=False,
-        ),
-        vae=VaeConfig(name="small", weights="demo"),
-        model=size("nano", frames=16, text_encoder="bytes", text_tokens=4, dropout=0.0, noise_max=0.35),
-        training=TrainingConfig(
-            steps=4000,
-            batch=16,
-            first_frame_views=8,
-            diffusion_batch_mul=2,
-            learning_rate=1e-3,
-            warmup_steps=200,
-            cooldown_steps=1500,
-            ema_decay=0.999,
-            precision="auto",
-            log_every=20,
-            checkpoint_every=250,
-            sample_every=500,
-        ),
-        sampling=SamplingConfig(iterations=16, steps=50, noise_level=2, guidance=3.0, longer="window", window_keep=8),
+    world = world_platform()
+    return world.model_copy(
+        update={
+            "data": world.data.model_copy(update={"root": "build/text/latents"}),
+            "vae": VaeConfig(name="small", weights="demo"),
+            "model": size("nano", frames=16, text_encoder="bytes", text_tokens=4, dropout=0.0, noise_max=0.35),
+            "training": world.training.model_copy(
+                update={"steps": 4000, "batch": 16, "masked_views": 1, "first_frame_views": 8, "sample_every": 500}
+            ),
+            "sampling": SamplingConfig(
+                iterations=16, steps=50, noise_level=2, guidance=3.0, longer="window", window_keep=8
+            ),
+        }
     )
 
 

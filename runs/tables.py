@@ -15,10 +15,10 @@ from typing import Any
 from magi.bench.report import load_report, markdown, title
 from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
-from magi.evaluation.protocol.result import EvaluationResult, read_result
+from magi.evaluation.protocol.result import EvaluationResult, JudgedTarget, read_result
 from magi.evaluation.report import bounds_text, metric_titles, score_rows, target_text
 from magi.evaluation.text.report import swap_table, text_table
-from magi.evaluation.text.result import TextResult, read_text_result
+from magi.evaluation.text.result import TextResult, TextTarget, read_text_result
 from magi.files import write_markdown_block
 
 ROOT = Path(__file__).parents[1]
@@ -225,8 +225,7 @@ def targets_table(results: list[EvaluationResult], text: TextResult | None = Non
                 floor = scores.series["vae"].ranges[target.frames][target.metric].value.value
                 start, _, end = target.frames.partition("-")
                 what = f"{METRIC_TITLES[target.metric]}, frame{f' {end}' if start == end else f's {start} to {end}'}"
-                bounds = bounds_text(target.low, target.high) + ("" if target.met else " (missed)")
-                lines.append(f"| `{name}` | {what} | {floor:.3g} | {target.value:.3g} | {bounds} |")
+                lines.append(_target_row(name, what, floor, target))
     count = {result.protocol["count"] for result in results}
     assert len(count) == 1, "one sentence says how many clips all were measured on"
     how = [f"Each on {count.pop()} held-out clips, of which a model sees the first 4 frames."]
@@ -234,9 +233,13 @@ def targets_table(results: list[EvaluationResult], text: TextResult | None = Non
         how = [how[0].replace("Each", "Without text each"), f"Of text on {text.card['prompts']} prompts, from nothing."]
         for name, scores in text.scores.items():
             for one in scores.targets:
-                bounds = bounds_text(one.low, one.high) + ("" if one.met else " (missed)")
-                lines.append(f"| `{name}` | {one.what} | {one.floor:.3g} | {one.value:.3g} | {bounds} |")
+                lines.append(_target_row(name, one.what, one.floor, one))
     return "\n".join([*lines, "", " ".join(how)])
+
+
+def _target_row(name: str, what: str, floor: float, judged: JudgedTarget | TextTarget) -> str:
+    bounds = bounds_text(judged.low, judged.high) + ("" if judged.met else " (missed)")
+    return f"| `{name}` | {what} | {floor:.3g} | {judged.value:.3g} | {bounds} |"
 
 
 def ground_truth_table(result: EvaluationResult) -> str:

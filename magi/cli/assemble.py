@@ -94,13 +94,12 @@ def build_model(config: Config, latent: LatentShape, vae: "VideoAutoencoder") ->
     from magi.sampling.pretrained import load_pretrained
 
     start = load_pretrained(source)
-    for name, given in config.model:
-        # What a checkpoint has no weights for may be trained otherwise from here on.
-        if name not in ("dropout", "noise_max", "teacher_forcing", "frames") and given != getattr(
-            start.config.model, name
-        ):
-            word, value = name.replace("_", "-"), getattr(start.config.model, name)
-            raise ValueError(f"model.{name} {given}: {source} has {value}; set --model.{word} {value}")
+    # What a checkpoint has no weights for may be trained otherwise from here on.
+    free = {"dropout", "noise_max", "teacher_forcing", "frames"}
+    for (name, given), (_, found) in zip(config.model, start.config.model, strict=True):
+        if name not in free and given != found:
+            option = name.replace("_", "-")
+            raise ValueError(f"model.{name} {given}: {source} has {found}; set --model.{option} {found}")
     if start.vae.id != vae.id:
         raise ValueError(
             f"training.start_from {source}: trained on latents of {start.vae.id}, the run's are of {vae.id}; "

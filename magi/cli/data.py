@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from magi.cli.options import Device, check_device, checked, existing_folder, parse
+from magi.cli.options import Device, check_device, check_share, checked, existing_folder, parse
 from magi.config import DataConfig, VaeConfig
 from magi.files import read_text
 from magi.progress import progress
 
 if TYPE_CHECKING:
+    from magi.data.caption_table import CaptionTable
     from magi.data.index.index import VideoIndex
 
 SHOWN = 10  # skipped files named on the screen; the report names all
@@ -50,8 +51,7 @@ def data_index(words: list[str]) -> None:
     """Build the index of a source, or a worker's share of it, and say what is in it."""
     options = parse(IndexOptions, "data index", words)
     worker = parse_worker(options.worker)
-    if not 0 <= options.max_bad_fraction <= 1:
-        raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
+    check_share("--max-bad-fraction", options.max_bad_fraction)
     if options.processes < 0:
         raise ValueError(f"--processes {options.processes}: expected 0 (one a core) or more")
     if not 0 < options.seconds_per_file < float("inf"):
@@ -190,7 +190,6 @@ def encode(words: list[str]) -> None:
     data = checked(
         DataConfig.model_construct(root=str(options.data), **{name: getattr(options, name) for name in fields})
     )
-    from magi.data.caption_table import CaptionTable
     from magi.devices import resolve_device
     from magi.latents.encode import EncodeSettings, write_latents
     from magi.vae.adapters import load_vae
@@ -206,10 +205,8 @@ def encode(words: list[str]) -> None:
     )
     index, actions = _with_actions(_opened_index(data, worker), options.actions, data)
     settings = replace(settings, actions=actions)
-    captions, reasons = CaptionTable.beside(index, data.max_bad_fraction)
+    captions = _captions_beside(index, data)
     print(f"captions of {captions.count} of {len(captions)} videos")
-    for reason in reasons[:SHOWN]:
-        print(f"skipped {reason}")
     with progress("encoding videos", "videos") as report:
         written = write_latents(index, options.out, data, vae, settings, worker, report, captions)
     print(f"{options.out}: {written} shards written")
@@ -253,8 +250,7 @@ def encode_text(words: list[str]) -> None:
     _existing_source(options.data)
     if options.text_length < 1:
         raise ValueError(f"--text-length {options.text_length}: expected at least 1")
-    if not 0 <= options.max_bad_fraction <= 1:
-        raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
+    check_share("--max-bad-fraction", options.max_bad_fraction)
     check_device(options.device)
     from magi.devices import resolve_device
     from magi.text.frozen import FrozenEncoder
@@ -277,16 +273,21 @@ def encode_text(words: list[str]) -> None:
 
 def _captions_of(data: DataConfig, worker: tuple[int, int]) -> "list[str]":
     """All captions of a folder of videos or of latents."""
-    from magi.data.caption_table import CaptionTable
     from magi.latents.dataset import is_latents, latent_captions
 
-    if is_latents(Path(data.root)):
-        captions = latent_captions(Path(data.root))
-    else:
-        captions, reasons = CaptionTable.beside(_opened_index(data, worker), data.max_bad_fraction)
-        for reason in reasons[:SHOWN]:
-            print(f"skipped {reason}")
+    root = Path(data.root)
+    captions = latent_captions(root) if is_latents(root) else _captions_beside(_opened_index(data, worker), data)
     return list(captions.texts())
+
+
+def _captions_beside(index: "VideoIndex", data: DataConfig) -> "CaptionTable":
+    """The captions beside the videos; those that cannot be read are named."""
+    from magi.data.caption_table import CaptionTable
+
+    captions, reasons = CaptionTable.beside(index, data.max_bad_fraction)
+    for reason in reasons[:SHOWN]:
+        print(f"skipped {reason}")
+    return captions
 
 
 def _with_actions(index: "VideoIndex", asked: int | None, data: DataConfig) -> "tuple[VideoIndex, int]":

@@ -138,6 +138,12 @@ def existing_folder(path: Path) -> Path:
     return path
 
 
+def check_share(option: str, value: float) -> None:
+    """Refuse, with a ``ValueError``, what is no share of a whole."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{option} {value}: expected a share between 0 and 1")
+
+
 def check_device(device: Device) -> None:
     """Refuse, with a ``ValueError``, a GPU that is not there."""
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from magi.cli.data import SHOWN
-from magi.cli.options import existing_folder, parse
+from magi.cli.options import check_share, existing_folder, parse
 from magi.progress import progress
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ def data_captions(words: list[str]) -> None:
     existing_folder(options.videos)
     if options.text_length < 1:
         raise ValueError(f"--text-length {options.text_length}: expected at least 1")
-    if not 0 <= options.max_bad_fraction <= 1:
-        raise ValueError(f"--max-bad-fraction {options.max_bad_fraction}: expected a share between 0 and 1")
+    check_share("--max-bad-fraction", options.max_bad_fraction)
     named = (options.path_column, options.caption_column)
     if any((*named, options.start_column, options.end_column)) and not all(named):
         raise ValueError("--path-column and --caption-column: name both, or none where the columns are known")

@@ -13,8 +13,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -174,9 +174,9 @@ def _text(clips: Sequence[Clip | LatentClip], corruptions: Sequence[Corruption],
         if clip.text_LE is None or clip.text_LE.shape[1] != model.text_width:
             found = "none" if clip.text_LE is None else f"of {clip.text_LE.shape[1]} numbers"
             raise ValueError(f"model.text_width is {model.text_width}, but the states of a clip's caption are {found}")
-        states.append(torch.zeros(1, model.text_width) if drop else torch.from_numpy(clip.text_LE).float())
-    longest = max(1, *map(len, states))
-    return torch.stack([F.pad(states_LE, (0, 0, 0, longest - len(states_LE))) for states_LE in states])
+        given = len(clip.text_LE) and not drop
+        states.append(torch.from_numpy(clip.text_LE).float() if given else torch.zeros(1, model.text_width))
+    return pad_sequence(states, batch_first=True)
 
 
 class MicroBatches(Dataset["Batch | Exception"]):
