@@ -17,7 +17,8 @@ from magi.files import atomic_write
 Chroma = Literal["yuv420p", "yuv444p"]
 """How colour is stored: at half the resolution, which every player shows, or at all of it, for exact measurement."""
 
-_H264 = {"crf": "12", "preset": "veryfast", "g": "25"}
+# Without mbtree: it reads memory that it did not write, and a frame of few blocks then has other bytes now and then.
+_H264 = {"crf": "12", "preset": "veryfast", "g": "25", "mbtree": "0"}
 
 
 def write_mp4(path: Path, video_THWC: NDArray[np.uint8], fps: float, chroma: Chroma = "yuv420p") -> None:
