@@ -24,7 +24,7 @@ class DataError(Exception):
 
 
 class NumericsError(Exception):
-    """Losses or gradients stayed non-finite."""
+    """Losses or gradients stayed non-finite, or a speed case does not compute what its reference does."""
 
     exit_code = 4
 

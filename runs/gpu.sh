@@ -7,7 +7,7 @@ name=${1:?usage: sh runs/gpu.sh NAME}
 python=${PYTHON:-python3}
 if [ "$name" = dry ]; then
     "$python" runs/gpu_checks.py cpu
-    exec "$python" -m magi bench --smoke --device cpu --rounds 1 --out build/bench_dry.json
+    exec "$python" -m magi bench --smoke --device cpu --rounds 1 --minutes 60 --out build/bench_dry.json
 fi
 "$python" runs/gpu_checks.py cuda
 "$python" -m magi bench --device cuda --minutes 8 --out "results/bench_$name.json"

@@ -9,6 +9,7 @@ import tyro
 from magi.cli.assemble import autoencoder, open_data
 from magi.cli.options import Device, check_device, checked, existing_folder, parse, preset_or_file
 from magi.config import DataConfig
+from magi.errors import NumericsError
 
 WIDTH = 160  # of the table where the terminal is narrower, or none
 
@@ -66,6 +67,8 @@ def bench(argv: list[str]) -> None:
     console.width = max(console.width, WIDTH)
     print_table(report, console)
     print(out)
+    if broken := [record["name"] for record in report["cases"] if record["status"] in ("error", "no parity")]:
+        raise NumericsError(f"{', '.join(broken)}: without a number; the reason is in {out}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Cases of attention and training have a file of their own.
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,25 @@ def test_the_command_writes_json_and_prints_the_table(tmp_path: Path, capsys: py
     assert "cpu.linear" in printed and "smoke shapes, no speed" in printed
 
 
+def test_a_case_that_fails_is_told_by_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are measured all the same."""
+    failing = replace(next(case for case in CASES if case.name == "cpu.linear"), prepare=broken)
+    monkeypatch.setattr("magi.bench.suite.CASES", (failing, *choose(["pass.b1"])))
+    argv = ["bench", "--device", "cpu", "--rounds", "1", "--threads", "1", "--smoke"]
+    assert main([*argv, "--out", str(tmp_path / "bench.json")]) == 4
+    assert "cpu.linear: without a number" in capsys.readouterr().err
+    statuses = {
+        record["name"]: record["status"] for record in json.loads((tmp_path / "bench.json").read_text())["cases"]
+    }
+    assert statuses == {"cpu.linear": "error", "pass.b1": "measured"}
+
+
+def broken(setting: Setting) -> PreparedCase:
+    raise RuntimeError("no kernel")
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -162,7 +182,7 @@ def test_what_cannot_be_done_is_one_line(argv: list[str], message: str, capsys: 
 def test_the_command_measures_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr("magi.bench.report.print_table", lambda *_: None)
-    monkeypatch.setattr("magi.bench.runner.run_suite", lambda *given, on_progress: asked.append(given))
+    monkeypatch.setattr("magi.bench.runner.run_suite", lambda *given, on_progress: asked.append(given) or {"cases": []})
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     argv = ["bench", "cpu.linear", "--device", "cpu", "--rounds", "3", "--threads", "7", "--minutes", "2.5"]
     assert main([*argv, "--out", str(tmp_path / "x.json")]) == 0
