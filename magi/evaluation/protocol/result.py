@@ -129,7 +129,8 @@ class GroundTruthScores:
     """Series by name ('real', 'vae', each model) and the targets of each model.
 
     Of digits also how good the classifier is; of a world each series' ``reactions`` (changes of action that were first
-    obeyed 0, 1, 2, 3 frames later, or not) and ``median_survival`` in frames.
+    obeyed 0, 1, 2, 3 frames later, or not) and ``median_survival`` in frames; of a recorded game on how many videos the
+    network was trained that reads actions.
     """
 
     series: dict[str, GroundTruthSeries]
@@ -138,6 +139,7 @@ class GroundTruthScores:
     classifier_clips: int = 0
     reactions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     median_survival: dict[str, float] = field(default_factory=dict)
+    inverse_dynamics_videos: int = 0
 
 
 @dataclass(frozen=True)

@@ -207,9 +207,9 @@ class _Generator:
         )
 
     def _actions(self, numbers: range) -> Tensor | None:
-        """Of a world the recorded actions of the clips, (B, T, A); None of other videos."""
+        """Of a world or game the recorded actions of the clips, (B, T, A); None of other videos."""
         protocol, actions = self.evaluation.protocol, self.model.config.model.actions
-        if protocol.network != "world_oracle":
+        if not protocol.plays_actions:
             return None
         if not actions:
             raise ValueError(f"{protocol.name} plays actions, but this model has none; use a model with actions")

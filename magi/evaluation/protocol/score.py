@@ -42,6 +42,7 @@ from magi.evaluation.protocol.result import (
 )
 from magi.evaluation.protocol.samples import SamplePlan, describe, read_samples, sample_plan
 from magi.evaluation.worlds.protocol import score_world
+from magi.evaluation.worlds.recorded_game import score_game
 from magi.sampling.pipeline import MagiPipeline
 
 _DRIFT_CLIPS = 1024  # as in the paper
@@ -67,7 +68,8 @@ def score(evaluation: Evaluation) -> EvaluationResult:
 
 
 def _ground_truth(evaluation: Evaluation) -> GroundTruthScores:
-    return score_world(evaluation) if evaluation.protocol.network == "world_oracle" else score_digits(evaluation)
+    scorers = {"world_oracle": score_world, "inverse_dynamics": score_game, "digit_classifier": score_digits}
+    return scorers[evaluation.protocol.network](evaluation)
 
 
 class _FrechetScorer:

@@ -103,7 +103,7 @@ def measure(
         ),
         "violation": np.array([_violations(world, states) for states in readings.states]),
         "alive": np.logical_and.accumulate(readings.residual_BT <= limit, axis=1).astype(np.float64),
-        "psnr": _psnr(video_BTHWC, real_BTHWC),
+        "psnr": psnr(video_BTHWC, real_BTHWC),
     }
 
 
@@ -139,7 +139,8 @@ def _violations(world: World[Any], states: Sequence[Any]) -> list[float]:
     return broken
 
 
-def _psnr(video_BTHWC: NDArray[np.uint8], real_BTHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+def psnr(video_BTHWC: NDArray[np.uint8], real_BTHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """PSNR_BT of each frame against the real one, dB, at most 60."""
     values = np.empty(video_BTHWC.shape[:2])
     for row, video_THWC, real_THWC in zip(values, video_BTHWC, real_BTHWC, strict=True):
         error_T = ((video_THWC.astype(np.float64) - real_THWC) ** 2).mean((1, 2, 3))
