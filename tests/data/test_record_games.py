@@ -20,8 +20,11 @@ GAMES = [
 
 
 @pytest.mark.parametrize(("package", "name", "actions"), GAMES, ids=[package for package, _, _ in GAMES])
-def test_a_game_is_recorded_with_its_actions(package: str, name: str, actions: int, tmp_path: Path) -> None:
+def test_a_game_is_recorded_with_its_actions(
+    package: str, name: str, actions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)  # Doom writes a file of settings where it is started
     words = ["--clips", "2", "--frames", "40", "--size", "48", "--hold", "3"]
     for folder in ("one", "again"):
         assert main(["data", "record", name, str(tmp_path / folder), *words]) == 0
