@@ -171,6 +171,7 @@ class VideoSet:
 UCF101 = VideoSet(13_320, 180, "UCF-101, all videos (Soomro et al., arXiv 1212.0402)")
 UCF101_SPLIT_1 = VideoSet(9_537, 180, "UCF-101, trainlist01 (Soomro et al., arXiv 1212.0402)")
 K600_TRAIN = VideoSet(392_622, 280, "Kinetics-600, train, as first published (Carreira et al., arXiv 1808.01340)")
+OPENVID = VideoSet(1_019_957, 180, "OpenVid-1M, clips of 7.2 s with captions (Nan et al., arXiv 2407.02371)")
 
 
 def ucf101_sd() -> Config:
@@ -262,6 +263,30 @@ def k600_omni() -> Config:
     )
 
 
+def text() -> Config:
+    """Text to video at the paper's size: OpenVid-1M at 256x256, Cosmos' autoencoder, 17 frames (not in the paper).
+
+    As ``ucf101_cosmos`` with batch and rate of ``k600_omni`` and about as many steps, and 16 tokens that read the
+    states of T5 v1.1 XXL, 128 tokens of width 4096 (the encoder and the length of Fluid, arXiv 2410.13863). A further
+    view of the first frame, because a video of a prompt begins from nothing; guidance 7 as with classes. Planned
+    (docs/plans.md), never trained.
+    """
+    return Config(
+        data=DataConfig(root="data/OpenVid-1M/latents", frames=17, text_states="data/OpenVid-1M/text"),
+        vae=VaeConfig(name="cosmos", weights="weights/cosmos-4x8x8"),
+        model=size("large", frames=5, text_encoder="frozen", text_width=4096),
+        training=TrainingConfig(
+            steps=239_052,  # 1,019,957 videos x 60 epochs / batch 256
+            batch=256,
+            micro_batch=8,
+            first_frame_views=1,
+            learning_rate=2e-4,
+            log_every=50,
+        ),
+        sampling=SamplingConfig(guidance=7.0),
+    )
+
+
 PAPER: dict[str, VideoSet] = {
     "ucf101-sd": UCF101,
     "ucf101-cosmos": UCF101,
@@ -269,6 +294,8 @@ PAPER: dict[str, VideoSet] = {
     "k600-omni": K600_TRAIN,
 }
 """The paper's own runs and what they train on."""
+PAPER_SIZE = PAPER | {"text": OPENVID}
+"""The presets of its size."""
 
 PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
@@ -280,6 +307,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "ucf101-cosmos": ucf101_cosmos,
     "ucf101-cosmos-class": ucf101_cosmos_class,
     "k600-omni": k600_omni,
+    "text": text,
 }
 
 

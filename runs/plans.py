@@ -1,4 +1,4 @@
-"""Writes docs/plans.md: what the paper's runs cost on all GPUs, and measured steps beside their plans.
+"""Writes docs/plans.md: what the paper's runs and text at their size cost on all GPUs; measured steps beside plans.
 
     python runs/plans.py
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from magi.cli.assemble import planned_latent
-from magi.cli.cost import disk_line, plan_lines
+from magi.cli.cost import disk_lines, plan_lines
 from magi.config import Config, LatentShape
 from magi.files import write_text
-from magi.presets import PAPER, preset
+from magi.presets import PAPER_SIZE, preset
 from magi.training.cost import GIB, GPUS, USABLE_MEMORY, UTILISATION, Gpu, changed, fitting, plan, ways
 
 ROOT = Path(__file__).parents[1]
@@ -22,10 +22,11 @@ PROCESSES = 8
 
 
 def document() -> str:
-    """The plans of the paper's presets on all GPUs, as Markdown, and what was measured beside its plan."""
+    """The plans of the presets of the paper's size on all GPUs, as Markdown, and what was measured beside its plan."""
     lines = [
         "# What the paper's runs cost",
         "",
+        "And text to video at their size, the preset `text`, which is not in the paper.",
         f"Written by `python runs/plans.py`; {PROCESSES} GPUs",
         f"each, at a stated utilisation of {UTILISATION:.0%} of the dense bfloat16 peak, {USABLE_MEMORY:.0%} of the "
         "memory usable, exchange between",
@@ -35,7 +36,7 @@ def document() -> str:
         "checkpointing, then FSDP.",
         "",
     ]
-    for name in PAPER:
+    for name in PAPER_SIZE:
         config = preset(name)
         latent = planned_latent(config)
         first = plan(config, latent, GPUS["h200"], PROCESSES)
@@ -44,7 +45,7 @@ def document() -> str:
             "",
             "```",
             *plan_lines(first, config, latent),
-            disk_line(config, latent, PAPER[name]),
+            *disk_lines(config, latent, PAPER_SIZE[name]),
             "```",
             "",
             "| GPU | way | micro-batch | memory, GiB | s a step | steps a day | GPU-days | days |",

@@ -7,7 +7,7 @@ import yaml
 
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, SamplingConfig, VaeConfig
 from magi.config_files import dump_config, parse_config
-from magi.presets import PAPER, PRESETS, SIZES, SPEEDS, at_speed, preset, resized, size
+from magi.presets import PAPER, PAPER_SIZE, PRESETS, SIZES, SPEEDS, at_speed, preset, resized, size
 from magi.vae.adapters import published_latent
 
 
@@ -50,6 +50,16 @@ def test_what_sets_the_presets_apart() -> None:
     assert (classes.model.classes, classes.sampling.guidance, classes.training.class_dropout) == (101, 7.0, 0.1)
     assert [preset(name).sampling.context_frames for name in PAPER] == [1, 1, 0, 5]
     assert [preset(name).vae.name for name in PAPER] == ["sd", "cosmos", "cosmos", "omni"]
+
+
+def test_text_at_the_papers_size_differs_by_what_text_needs() -> None:
+    config, frames = preset("text"), preset("ucf101-cosmos")
+    assert config.vae == frames.vae and (config.data.height, config.data.frames) == (256, 17)
+    reads = {"text_encoder": "frozen", "text_width": 4096}
+    assert config.model == frames.model.model_copy(update=reads) == size("large", frames=5, **reads)
+    assert config.training.steps == round(PAPER_SIZE["text"].videos * 60 / config.training.batch)
+    assert (config.training.batch, config.training.learning_rate) == (256, 2e-4)
+    assert config.data.text_states and (config.model.text_tokens, config.model.text_length) == (16, 128)
 
 
 def test_resized_changes_the_shape_alone() -> None:

@@ -11,7 +11,7 @@ from magi.cli.assemble import planned_latent
 from magi.cli.options import parse, preset_or_file
 from magi.config import Config, LatentShape
 from magi.config_files import parse_config
-from magi.presets import PAPER, VideoSet, resized
+from magi.presets import PAPER, PAPER_SIZE, VideoSet, resized
 
 if TYPE_CHECKING:
     from magi.training.cost import Plan
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # What magi encode writes: float16 mean and deviation; of a 3-D autoencoder some clips a video.
 LATENT_BYTES = 2 * 2
 CLIPS_PER_VIDEO = 4
+STATE_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def inspect_cost(words: list[str]) -> None:
     latent = planned_latent(config)
     utilisation = UTILISATION if options.utilisation is None else options.utilisation
     made = plan(config, latent, GPUS[options.gpu], options.gpus, utilisation)
-    videos = PAPER.get(options.preset)
-    disk = [disk_line(config, latent, videos)] if videos else []
+    videos = PAPER_SIZE.get(options.preset)
+    disk = disk_lines(config, latent, videos) if videos else []
     print("\n".join([*plan_lines(made, config, latent), *disk]))
     warning = will_not_fit(made, config, latent)
     print(f"warning: {warning}" if warning else "fits")
@@ -119,15 +120,24 @@ def plan_lines(made: "Plan", config: Config, latent: LatentShape) -> list[str]:
     ]
 
 
-def disk_line(config: Config, latent: LatentShape, videos: VideoSet) -> str:
-    """Disk for a data set's latents: every frame with a 2-D autoencoder, some clips a video with a 3-D one."""
+def disk_lines(config: Config, latent: LatentShape, videos: VideoSet) -> list[str]:
+    """Disk for a data set's latents, every frame with a 2-D autoencoder, some clips a video with a 3-D one; and for
+    the states of its captions, one a video, where a frozen encoder reads them.
+    """
     clips = latent.frames < config.data.frames
     frames = CLIPS_PER_VIDEO * latent.frames if clips else videos.frames
     size = videos.videos * frames * latent.channels * latent.height * latent.width * LATENT_BYTES
-    return (
+    lines = [
         f"disk         {size / 1e9:,.0f} GB of latents: mean and deviation in float16, "
         f"{f'{CLIPS_PER_VIDEO} clips a video' if clips else 'every frame'}, {videos.videos:,} videos ({videos.source})"
-    )
+    ]
+    if config.model.text_width:
+        length, width = config.model.text_length, config.model.text_width
+        lines.append(
+            f"disk         {videos.videos * length * width * STATE_BYTES / 1e9:,.0f} GB at most of captions: "
+            f"{length} tokens of {width} numbers in float16"
+        )
+    return lines
 
 
 def _measured(options: CostOptions, made: "Plan", config: Config, latent: LatentShape) -> list[str]:

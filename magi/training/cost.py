@@ -285,16 +285,18 @@ def will_not_fit(made: Plan, config: Config, latent: LatentShape) -> str | None:
 
 
 class _InventedClips:
-    """Latents of unit variance, without any action, a pure function of the sample number."""
+    """Latents of unit variance, without any action, a pure function of the sample number; texts as long as they may be."""
 
     def __init__(self, latent: LatentShape, model: ModelConfig) -> None:
         self.size, self.classes = (latent.frames, latent.channels, latent.height, latent.width), model.classes
         self.actions_TA = np.full((latent.frames, model.actions), np.nan, np.float32) if model.actions else None
+        self.caption = "x" * model.text_length if model.text_encoder else None
+        self.text_LE = np.ones((model.text_length, model.text_width), np.float32) if model.text_width else None
 
     def __getitem__(self, sample: int) -> LatentClip:
         latents_TCHW = np.random.default_rng(sample).standard_normal(self.size).astype(np.float32)
         label = sample % self.classes if self.classes else None
-        return LatentClip(latents_TCHW, 1, label, sample, self.actions_TA)
+        return LatentClip(latents_TCHW, 1, label, sample, self.actions_TA, self.caption, self.text_LE)
 
 
 def measure_step(

@@ -13,7 +13,7 @@ import magi.cli.train as train
 from magi.cli.main import main
 from magi.config import LatentShape
 from magi.config_files import parse_config
-from magi.presets import PAPER, preset, resized
+from magi.presets import PAPER_SIZE, preset, resized
 from magi.training.cost import GIB, GPUS, changed, plan
 from magi.training.parallelize import Distributed
 from runs import plans
@@ -22,7 +22,7 @@ from tests.fakes.training_runs import tiny_config
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", PAPER_SIZE)
 def test_dry_run_prints_the_whole_config_without_data_or_weights(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +118,14 @@ def test_inspect_cost_tells_the_plan_and_what_fits(capsys: pytest.CaptureFixture
     assert "fsdp, activation checkpointing" in capsys.readouterr().out
 
 
+def test_the_states_of_captions_have_a_line_of_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "cost", "text"]) == 0
+    out = capsys.readouterr().out
+    assert "879,765,888 parameters" in out and out.endswith("fits\n")
+    # 1,019,957 captions of 128 x 4096 numbers of two bytes.
+    assert "1,070 GB at most of captions: 128 tokens of 4096 numbers in float16" in out
+
+
 def test_inspect_model_counts_every_parameter_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Section 3's large model, by part."""
     assert main(["inspect", "model", "large"]) == 0
@@ -143,11 +151,13 @@ def test_the_plan_is_near_what_was_measured() -> None:
         assert 1.0 <= made.memory.peak / GIB / one["peak_gib"] < (1.25 if again else 1.1), one
 
 
-def test_measuring_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", ["", ", text_encoder: bytes", ", text_encoder: frozen, text_width: 6"])
+def test_measuring_beside_the_plan(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a CPU, with a model of a few weights: real steps are taken and recorded."""
     (tmp_path / "tiny.yaml").write_text(
         "vae: {name: pixel, pixel_stride: 4}\ndata: {frames: 2, height: 16, width: 16, workers: 0}\n"
-        "model: {width: 16, blocks: 1, heads: 2, head_width: 16, head_blocks: 1, frames: 2}\n"
+        "model: {width: 16, blocks: 1, heads: 2, head_width: 16, head_blocks: 1, frames: 2"
+        f"{text}}}\n"
         "training: {batch: 2, precision: fp32}\nsampling: {iterations: 2}\n"
     )
     record = tmp_path / "steps.jsonl"
