@@ -278,6 +278,11 @@ class SamplingConfig(Section):
         "frames whenever it is full",
     )
     window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
+    prompt_change: Literal["keep", "observe_anew"] = Field(
+        "keep",
+        description="the frames in view where a prompt changes in the middle of a video: keep leaves them as observed "
+        "under the prompt that made each of them; observe_anew observes them once more, under the new one",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -60,6 +60,7 @@ class History:
     ) -> None:
         execution = execution or Execution.plain(model)
         self.model, self.keep = model, config.window_keep
+        self.observes_anew = config.prompt_change == "observe_anew"
         self.halves = conditions.batch // len(generators)
         self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
         # The last frame in view is only ever predicted, so the cache needs no room for it.
@@ -97,6 +98,18 @@ class History:
         self._set_conditions(self.finished)
         self.frame_pass.set_time(self.time_T[self.cache.length])
 
+    def observe_anew(self, values: Mapping[str, Tensor]) -> None:
+        """Observe the frames in view once more, as if ``values`` had led to all frames until now.
+
+        Their noise stays: where the values are what they were the cache is the same, up to rounding.
+        """
+        for led in self.led:
+            led.update(values)
+        if count := self.cache.length:
+            assert self.recent_BTNC is not None
+            self.cache.clear()
+            self._observe_together(self.recent_BTNC[:, -count:])
+
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames, under the conditions that led to them.
 
@@ -107,25 +120,30 @@ class History:
             tokens_BTNC = tokens_BTNC[:, -self.cache.capacity :]
         tokens_BTNC = self._with_noise(tokens_BTNC)
         recent_BTNC = tokens_BTNC if self.recent_BTNC is None else torch.cat([self.recent_BTNC, tokens_BTNC], dim=1)
-        self.recent_BTNC = recent_BTNC[:, -self.keep :]
+        # All that may be in view, where it may have to be observed anew.
+        self.recent_BTNC = recent_BTNC[:, -(self.cache.capacity if self.observes_anew else self.keep) :]
         if self.cache.length + tokens_BTNC.shape[1] > self.cache.capacity:
             self.cache.clear()
-            tokens_BTNC = self.recent_BTNC
-        first, count = self.cache.length, tokens_BTNC.shape[1]
-        if count == 1:
-            self._set_frame(self.finished - 1, first)
+            tokens_BTNC = self.recent_BTNC[:, -self.keep :]
+        if tokens_BTNC.shape[1] == 1:
+            self._set_frame(self.finished - 1, self.cache.length)
             self._observe(tokens_BTNC[:, 0], key=self._graph_key(), arguments=(self.cache,))
             self.cache.advance(1)
         else:
-            conditions = self.conditions.between(self.finished - count, self.finished)
-            if self.led:
-                newest = list(self.led)[-count:]
-                changed: dict[str, Any] = {
-                    name: torch.stack([values[name] for values in newest], dim=1) for name in newest[0]
-                }
-                conditions = replace(conditions, **changed)
-            self.model.observe(self._double(tokens_BTNC), self.time_T[first : first + count], conditions, self.cache)
+            self._observe_together(tokens_BTNC)
         self._set_frame(self.finished, self.cache.length)
+
+    def _observe_together(self, tokens_BTNC: Tensor) -> None:
+        """Add the newest finished frames after those in the cache."""
+        first, count = self.cache.length, tokens_BTNC.shape[1]
+        conditions = self.conditions.between(self.finished - count, self.finished)
+        if self.led:
+            newest = list(self.led)[-count:]
+            changed: dict[str, Any] = {
+                name: torch.stack([values[name] for values in newest], dim=1) for name in newest[0]
+            }
+            conditions = replace(conditions, **changed)
+        self.model.observe(self._double(tokens_BTNC), self.time_T[first : first + count], conditions, self.cache)
 
     def predict(self, tokens_BNC: Tensor, masked_BN: Tensor, picked_Bm: Tensor) -> Tensor:
         """z_GBmD of the picked tokens of the next frame: G is 2 under guidance (with the label, then without), else 1.

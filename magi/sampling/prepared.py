@@ -72,9 +72,12 @@ class PreparedSampler:
             action_BA = action_BA.to(device)
             values["action_BA"] = torch.cat([action_BA, no_action(action_BA)]) if self.guided else action_BA
         if text_BLE is not None:
-            if self._text is None or self._text[0] is not text_BLE:
-                self._text = text_BLE, self._encoded(text_BLE.to(device))
-            values["text_BKD"] = self._text[1]
+            last = self._text
+            if last is None or last[0] is not text_BLE:
+                self._text = last = text_BLE, self._encoded(text_BLE.to(device))
+                if self.history.observes_anew:
+                    self.history.observe_anew({"text_BKD": last[1]})
+            values["text_BKD"] = last[1]
         self.history.lead(values)
 
     def observe(self, tokens_BTNC: Tensor) -> None:
