@@ -17,12 +17,13 @@ from magi.bench.suite import CASES
 from magi.evaluation.plots import METRIC_TITLES
 from magi.evaluation.protocol.result import EvaluationResult, JudgedTarget, read_result
 from magi.evaluation.report import bounds_text, metric_titles, score_rows, target_text
-from magi.evaluation.text.report import swap_table, text_table
+from magi.evaluation.text.report import guidance_table, swap_table, text_table, turn_table
 from magi.evaluation.text.result import TextResult, TextTarget, read_text_result
 from magi.files import write_markdown_block
 
 ROOT = Path(__file__).parents[1]
 TEXT = "results/text.json"
+NOT_MEASURED = "Not measured yet."
 
 
 def targets(root: Path = ROOT) -> None:
@@ -80,6 +81,8 @@ def text(root: Path = ROOT) -> None:
     (scores,) = result.scores.values()
     write_markdown_block(page, "text", text_table(result))
     write_markdown_block(page, "text-swaps", swap_table(scores))
+    write_markdown_block(page, "text-turns", turn_table(scores) if scores.turns else NOT_MEASURED)
+    write_markdown_block(page, "text-guidance", guidance_table(scores) if scores.guidance else NOT_MEASURED)
 
 
 def play(root: Path = ROOT) -> None:
@@ -113,7 +116,7 @@ def latency_line(report: dict[str, Any] | None) -> str:
 def play_table(report: dict[str, Any] | None) -> str:
     """What half and 95 % of the keys took, by part and with something else at work; below, what making a frame took."""
     if report is None:
-        return "Not measured yet."
+        return NOT_MEASURED
     cases, machine, parts = report["cases"], report["machine"], report["frame_parts_ms"]
     busy = [f"{case['busy_cores']} cores busy: {share}" for case in cases for share in ("half", "95 %")]
     lines = ["| within ms | " + " | ".join(busy) + " |", "|---" + "|---:" * len(busy) + "|"]
@@ -161,7 +164,7 @@ def state_table(reports: list[dict[str, Any]]) -> str:
         for record in report["cases"]:
             if record["name"] in ("cpu.state", "time.state") and record["status"] == "measured":
                 lines += [*_state_rows(title(report), record), ""]
-    return "\n".join(lines[:-1]) if lines else "Not measured yet."
+    return "\n".join(lines[:-1]) if lines else NOT_MEASURED
 
 
 def _state_rows(machine: str, record: dict[str, Any]) -> list[str]:

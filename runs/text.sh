@@ -17,10 +17,14 @@ magi train digits-text --run $work/run --data.root $work/latents --training.samp
     --training.start-from $work/short --training.steps 1050 --training.batch 8 --training.warmup-steps 20 \
     --training.cooldown-steps 850 --training.ema-decay 0.995
 magi export $work/run magi/demo_text --dtype float16
-magi evaluate text text=magi/demo_text $work/results
+# Some 2,000 clips, half an hour of one core; with --worker 0/2 and 1/2 two processes share them.
+magi evaluate text text=magi/demo_text $work/results --guidance 1 2 5
+# Twelve prompts as a person words them, which the grammar does not, the first video of each.
+magi sample magi/demo_text $work/own --prompts runs/own_prompts.txt --batch 12
 
 mkdir -p results
 cp $work/results/result.json results/text.json
 python runs/tables.py text targets
 cp $work/results/prompts.png docs/text.png
+cp $work/own/contact_sheet.png docs/text_own.png
 cat $work/short/metrics.jsonl $work/run/metrics.jsonl > runs/text_train.jsonl

@@ -76,9 +76,9 @@ class TextOptions:
     """Measure how models of captioned digits obey prompts, attribute by attribute, read from pixels.
 
     Clips are generated from nothing; no data and no downloads are needed. Half of the prompts ask for combinations that
-    training videos do not show; single attributes are changed under the same seed. Beside them stand chance, real clips
-    and the autoencoder's. OUT gets the samples (lossless), result.json, a page and a sheet of twelve prompts.
-    Restartable: what is there is used again.
+    training videos do not show; single attributes are changed under the same seed, and in mid-video. Beside them stand
+    chance, real clips and the autoencoder's. OUT gets the samples (lossless), result.json, a page and a sheet of twelve
+    prompts. Restartable: what is there is used again.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]

@@ -285,7 +285,7 @@ def will_not_fit(made: Plan, config: Config, latent: LatentShape) -> str | None:
 
 
 class _InventedClips:
-    """Latents of unit variance, without any action, a pure function of the sample number; texts as long as they may be."""
+    """Latents of unit variance without any action, and the longest text; a pure function of the sample number."""
 
     def __init__(self, latent: LatentShape, model: ModelConfig) -> None:
         self.size, self.classes = (latent.frames, latent.channels, latent.height, latent.width), model.classes

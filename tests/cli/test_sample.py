@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "guidance": 3.0, "guidance_schedule": "constant", "noise_level": 2, "precision": "fp32", "context_frames": 2,
     "longer": "interpolate", "window_keep": 1, "first_timestep": 15, "last_timestep": 5,
     "first_frame_steps": 6, "fast_steps": 5, "fast_first_timestep": 12, "fast_last_timestep": 3,
+    "prompt_change": "observe_anew",
 }  # fmt: skip
 """For every field a value that the tiny model's config has not."""
 
@@ -192,6 +193,12 @@ def test_a_line_of_prompts_is_a_video_named_after_it(with_text: MagiPipeline, tm
     bytes_of = [(tmp_path / path).read_bytes() for path in ("out/002_prompt_00005.mp4", "one/video_00005.mp4")]
     assert bytes_of[0] == bytes_of[1] and read_caption(tmp_path / "one/video_00005.mp4") == "\U0001f43b"
     assert not list((tmp_path / "one").glob("*_00004*"))
+
+
+def test_a_label_of_the_sheet_is_the_prompt_in_a_few_short_lines() -> None:
+    assert sample._label("a bold seven") == "a bold seven"
+    lines = sample._label("a seven that goes up " * 20).split("\n")
+    assert len(lines) == 4 and max(map(len, lines)) <= 36 and lines[-1].endswith(" ...")
 
 
 def test_the_negative_prompt_reaches_the_sampler(with_text: MagiPipeline, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Reads captions as one does who knows the phrases and nothing of sentences, and pipelines that obey them or do not."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from magi.config import Config
@@ -34,10 +35,11 @@ def values_read(text: str) -> dict[str, str]:
 class Illustrator:
     """A pipeline that draws what the prompt says, and what it leaves open by the seed; ``deaf`` to some attributes.
 
-    It keeps what it was asked.
+    ``stubborn``: a prompt that changes is heard only with a history observed anew. It keeps what it was asked.
     """
 
-    def __init__(self, deaf: Sequence[str] = (), text: bool = True) -> None:
+    def __init__(self, deaf: Sequence[str] = (), text: bool = True, stubborn: bool = False) -> None:
+        self.stubborn = stubborn
         values = preset("digits").model_dump()
         config = Config.model_validate(values)
         # The config of a model with text, whatever else that needs.
@@ -56,16 +58,26 @@ class Illustrator:
         self,
         *,
         frames: int,
-        prompt: Sequence[str] | None,
+        prompt: Sequence[str] | Callable[[int], Sequence[str]] | None,
         seeds: Sequence[int],
         sampling: Mapping[str, Any] | None,
     ) -> Iterator[Tensor]:
-        self.asked.append({"prompt": prompt, "seeds": list(seeds), "sampling": sampling})
+        asked = [prompt(number) for number in range(frames)] if callable(prompt) else [prompt] * frames
+        self.asked.append({"prompt": asked[0], "seeds": list(seeds), "sampling": sampling, "frames": frames})
+        change = next((number for number in range(frames) if asked[number] != asked[0]), frames)
+        deaf = self.stubborn and (sampling or {}).get("prompt_change") != "observe_anew"
         videos = []
         for number, seed in enumerate(seeds):
-            rng = np.random.default_rng(seed)
-            values = {name: values[int(rng.integers(len(values)))] for name, values in VALUES.items()}
-            said = values_read(prompt[number]) if prompt is not None else {}
-            values |= {name: value for name, value in said.items() if name not in self.deaf}
-            videos.append(draw_video(DigitAttributes(**values), rng, self.config.data.height, frames)[0])
+            parts = [(asked[0], change), (asked[0] if deaf else asked[-1], frames - change)]
+            drawn = [
+                self._draw(None if texts is None else texts[number], seed, count) for texts, count in parts if count
+            ]
+            videos.append(np.concatenate(drawn))
         yield from torch.from_numpy(np.stack(videos)).unbind(1)
+
+    def _draw(self, text: str | None, seed: int, frames: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(seed)
+        values = {name: values[int(rng.integers(len(values)))] for name, values in VALUES.items()}
+        said = values_read(text) if text is not None else {}
+        values |= {name: value for name, value in said.items() if name not in self.deaf}
+        return draw_video(DigitAttributes(**values), rng, self.config.data.height, frames)[0]

@@ -54,6 +54,11 @@ class AttributeReadings:
     def __len__(self) -> int:
         return len(self.last_digit)
 
+    def first(self, clips: int) -> "AttributeReadings":
+        """Those of the first clips."""
+        values = {name: read[:clips] for name, read in self.values.items()}
+        return AttributeReadings(values, self.last_digit[:clips])
+
 
 def read_attributes(video_BTHWC: NDArray[np.uint8], classifier: DigitClassifier) -> AttributeReadings:
     """Read square videos uint8; ``ValueError`` for fewer than ``READ_FRAMES`` frames."""

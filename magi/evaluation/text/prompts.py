@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magi.data.captioned_digits import Combinations, captioned_video, directions_of
-from magi.data.digit_captions import VALUES, DigitAttributes, Wording
+from magi.data.digit_captions import DIRECTIONS, VALUES, DigitAttributes, Wording
 from magi.seeding import PROMPT_KEY, numpy_generator
 
 _ALL_NAMED = dict.fromkeys(VALUES, 1.0)
@@ -57,6 +57,21 @@ def swaps(asked: list[AskedClip], seed: int) -> list[Swap]:
         for name in VALUES:
             others = [one for one in _seen_values(clip.attributes, name) if one != getattr(clip.attributes, name)]
             attributes = replace(clip.attributes, **{name: others[int(rng.integers(len(others)))]})
+            found.append(Swap(base, name, attributes, clip.wording.caption(attributes)))
+    return found
+
+
+def turns(asked: list[AskedClip], name: str) -> list[Swap]:
+    """What is asked from the middle of a video on: the other brightness, or the way back, which meets no border.
+
+    Of every prompt whose way back is a seen combination, in the same words.
+    """
+    found = []
+    for base, clip in enumerate(asked):
+        back = DIRECTIONS[(DIRECTIONS.index(clip.attributes.direction) + len(DIRECTIONS) // 2) % len(DIRECTIONS)]
+        if back in directions_of(clip.attributes.digit, "seen"):
+            (other,) = (one for one in VALUES["brightness"] if one != clip.attributes.brightness)
+            attributes = replace(clip.attributes, **{name: {"direction": back, "brightness": other}[name]})
             found.append(Swap(base, name, attributes, clip.wording.caption(attributes)))
     return found
 

@@ -19,12 +19,30 @@ from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED
 from magi.evaluation.protocol.samples import describe
 from magi.evaluation.text.oracles import READ_FRAMES, AttributeReadings, read_attributes
 from magi.evaluation.text.prompts import AskedClip
-from magi.evaluation.text.result import ALL, Accuracy, Obeyed, SwapScores, TextResult, TextScores, TextTarget
-from magi.evaluation.text.samples import SETS, TextEvaluation, read_clips
+from magi.evaluation.text.result import (
+    ALL,
+    Accuracy,
+    Obeyed,
+    SwapScores,
+    TextResult,
+    TextScores,
+    TextTarget,
+    TurnScores,
+)
+from magi.evaluation.text.samples import (
+    SETS,
+    TURNS,
+    UNCHANGED,
+    WAYS,
+    TextEvaluation,
+    guidance_title,
+    read_clips,
+    turn_title,
+)
 from magi.sampling.pipeline import MagiPipeline
 from magi.weights import weights_hash
 
-FORMAT = 1
+FORMAT = 2
 _AT_A_TIME = 64
 
 
@@ -71,9 +89,13 @@ def _scores(
     evaluation: TextEvaluation, name: str, floor: Mapping[str, Obeyed], classifier: DigitClassifier
 ) -> TextScores:
     sets, readings = {one.name: one for one in evaluation.sets()}, {}
+    after = {}
     for number, (title, one) in enumerate(sets.items()):
         evaluation.on_progress(f"{name}: reading clips", number, len(sets))
-        readings[title] = _read(read_clips(evaluation, name, one), classifier)
+        video_BTHWC = read_clips(evaluation, name, one)
+        readings[title] = _read(video_BTHWC, classifier)
+        if title == UNCHANGED or one.turned is not None:
+            after[title] = _read(video_BTHWC[:, READ_FRAMES:], classifier)
     evaluation.on_progress(f"{name}: reading clips", len(sets), len(sets))
     seen = evaluation.asked["seen"]
     obeyed: dict[str, Obeyed] = {title: _obeyed(readings[title], evaluation.asked[title]) for title in SETS}
@@ -83,13 +105,25 @@ def _scores(
         lost=_lost(obeyed),
         swaps=_swaps(evaluation, readings["seen"], readings["swaps"]),
         empty_prompt=_agreement(readings["empty prompt"], readings["no prompt"]),
-        guidance={
-            f"{one.guidance:g}": _obeyed(readings[title], seen)
-            for title, one in sets.items()
-            if one.guidance is not None
-        },
+        guidance=_guidance(evaluation, name, readings),
         targets=_targets(obeyed, floor),
+        turns={
+            of: {
+                way: _turn(evaluation, of, readings[turn_title(of, way)], after[turn_title(of, way)])
+                for way in (UNCHANGED, *WAYS)
+            }
+            for of in TURNS
+        },
     )
+
+
+def _guidance(evaluation: TextEvaluation, name: str, readings: Mapping[str, AttributeReadings]) -> dict[str, Obeyed]:
+    """By scale; the model's own, of the same prompts, among those that are tried."""
+    found = {scale: readings[guidance_title(scale)] for scale in evaluation.guidance}
+    if found:
+        clips = len(next(iter(found.values())))
+        found.setdefault(evaluation.models[name].config.sampling.guidance, readings["seen"].first(clips))
+    return {f"{scale:g}": _obeyed(found[scale], evaluation.asked["seen"]) for scale in sorted(found)}
 
 
 def _lost(obeyed: Mapping[str, Obeyed]) -> Accuracy:
@@ -155,6 +189,17 @@ def _swaps(evaluation: TextEvaluation, before: AttributeReadings, after: Attribu
     return scores
 
 
+def _turn(evaluation: TextEvaluation, name: str, before: AttributeReadings, after: AttributeReadings) -> TurnScores:
+    turned = evaluation.turns(name)
+    old = [evaluation.asked["seen"][turn.base].attributes for turn in turned]
+    kept = [
+        digit is not None and digit == then
+        for digit, then in zip(before.values["digit"], after.values["digit"], strict=True)
+    ]
+    new = [turn.attributes for turn in turned]
+    return TurnScores(len(turned), _share(_hits(after, name, new)), _share(_hits(after, name, old)), _share(kept))
+
+
 def _agreement(one: AttributeReadings, other: AttributeReadings) -> Accuracy:
     """The share of the clips of ``one`` that read as those of ``other`` with the same number."""
     return {
@@ -183,7 +228,7 @@ def _reconstructed(model: MagiPipeline, video_BTHWC: NDArray[np.uint8]) -> NDArr
 
 def _card(evaluation: TextEvaluation, classifier: DigitClassifier) -> dict[str, object]:
     """What two results must share to be compared."""
-    prompts = [one.prompts for one in evaluation.sets()]
+    prompts = [(one.prompts, one.turned) for one in evaluation.sets()]
     return {
         "format": FORMAT,
         "prompts": evaluation.prompts,

@@ -21,6 +21,7 @@ from magi.files import write_text
 PAGE, SHEET = "report.html", "prompts.png"
 SHEET_PROMPTS, SHEET_COLUMNS, _LABEL_WIDTH = 12, 8, 36
 FIGURES = (*VALUES, ALL)
+TURN_HEAD = ("changed", "history", "clips", "new value", "old value", "digit kept")
 
 
 def write_text_report(evaluation: TextEvaluation, result: TextResult) -> list[str]:
@@ -58,6 +59,8 @@ def text_page(result: TextResult, pictures: Mapping[str, Image.Image]) -> str:
         target_text=target_text,
         swap_head=["changed", "pairs", "followed", *VALUES],
         swap_rows=_swap_rows,
+        turn_head=TURN_HEAD,
+        turn_rows=lambda scores: _turn_rows(scores, _with_interval),
         guidance_head=["guidance", *FIGURES, "class kept"],
         guidance_rows=_guidance_rows,
         empty_head=list(VALUES),
@@ -121,6 +124,27 @@ def swap_table(scores: TextScores) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def turn_table(scores: TextScores) -> str:
+    """A prompt that changes in mid-video, as a Markdown table."""
+    lines = ["| " + " | ".join(TURN_HEAD) + " |", "|---|---" + "|---:" * (len(TURN_HEAD) - 2) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in _turn_rows(scores, _plain))])
+
+
+def guidance_table(scores: TextScores) -> str:
+    """Guidance, as a Markdown table."""
+    lines = ["| guidance | " + " | ".join((*FIGURES, "class kept")) + " |", "|---:" * (len(FIGURES) + 2) + "|"]
+    rows = ([scale, *_obeyed_row(one, _plain)] for scale, one in scores.guidance.items())
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _turn_rows(scores: TextScores, written: Callable[[Estimate], str]) -> list[list[str]]:
+    return [
+        [name, way, str(one.clips), written(one.followed), written(one.stayed), written(one.digit_kept)]
+        for name, ways in scores.turns.items()
+        for way, one in ways.items()
+    ]
 
 
 def _swap_rows(scores: TextScores) -> list[list[str]]:

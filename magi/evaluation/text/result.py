@@ -1,6 +1,6 @@
 """What ``magi evaluate text`` finds, as typed values, and its JSON. Knows how nothing is computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,19 @@ class SwapScores:
 
 
 @dataclass(frozen=True)
+class TurnScores:
+    """Clips whose prompt changes one attribute in mid-video, read after the change.
+
+    ``followed``: the new value is seen; ``stayed``: the old one is; ``digit_kept``: the digit is that of before.
+    """
+
+    clips: int
+    followed: Estimate
+    stayed: Estimate
+    digit_kept: Estimate
+
+
+@dataclass(frozen=True)
 class TextTarget:
     """A figure, its bound (None: there is no such one), and what the autoencoder alone and the model reach."""
 
@@ -61,6 +74,7 @@ class TextScores:
     ``obeyed`` by set: 'seen', 'held-out' and 'no prompt' (clips of the same seeds as the first of 'seen', asked for
     nothing, held against those prompts). ``lost`` is seen less held-out; ``swaps`` by the attribute that was changed;
     ``empty_prompt`` is the share of clips of the empty prompt that read as without a prompt; ``guidance`` by scale.
+    ``turns`` by the attribute that changes in mid-video, then by what becomes of the history; older results have none.
     """
 
     obeyed: dict[str, Obeyed]
@@ -69,6 +83,7 @@ class TextScores:
     empty_prompt: Accuracy
     guidance: dict[str, Obeyed]
     targets: tuple[TextTarget, ...]
+    turns: dict[str, dict[str, TurnScores]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

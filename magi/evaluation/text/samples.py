@@ -1,13 +1,14 @@
 """An evaluation of prompts: the sets of clips that it asks models for, each on disk, none missing, none twice.
 
-A clip's seed depends on (run seed, number) alone. A changed prompt, no prompt and another guidance have the seeds of
-the prompts that they are compared with. Knows no oracles and no scores.
+A clip's seed depends on (run seed, number) alone. A changed prompt, no prompt, another guidance and a prompt that turns
+in mid-video have the seeds of the prompts that they are compared with. Knows no oracles and no scores.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,28 +16,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import magi
-from magi.data.captioned_digits import FRAMES, Combinations
+from magi.data.captioned_digits import FRAMES, STRAIGHT_FRAMES, Combinations
 from magi.evaluation.protocol.card import hash_of
 from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED, OnProgress, no_progress
 from magi.evaluation.protocol.samples import SamplePlan, describe, sample_seed, write_shards
 from magi.evaluation.text.oracles import READ_FRAMES
-from magi.evaluation.text.prompts import AskedClip, Swap, draw_asked, swaps
+from magi.evaluation.text.prompts import AskedClip, Swap, draw_asked, swaps, turns
 from magi.sampling.pipeline import MagiPipeline
 
 SETS: tuple[Combinations, ...] = ("seen", "held-out")
 SWAPPED, WITHOUT, EMPTY = 64, 128, 16
 """Of the prompts of seen combinations, those that are changed, asked without a prompt, and with an empty one."""
+TURNED = 64
+"""Those whose prompt changes after ``READ_FRAMES`` frames, for as many more."""
+assert READ_FRAMES <= STRAIGHT_FRAMES, "the way back must be free"
+TURNS, WAYS, UNCHANGED = ("direction", "brightness"), ("keep", "observe_anew"), "unchanged"
+"""What changes; what becomes of the frames in view (``sampling.prompt_change``); the same clips without a change."""
 PROMPT_SEED = 71_003  # of what is asked: not that of videos to train on
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips to generate: a prompt each, or none; the numbers that seeds come from; a guidance, or the model's own."""
+    """Clips to generate: a prompt each, or none; the numbers that seeds come from; changes of the model's settings.
+
+    ``turned`` are the prompts from frame ``READ_FRAMES`` on.
+    """
 
     name: str
     prompts: tuple[str, ...] | None
     numbers: tuple[int, ...]
-    guidance: float | None = None
+    frames: int
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    turned: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class TextEvaluation:
                     f"{name} makes {data.height} x {data.width} pixels, expected {self.size} x {self.size}; "
                     "evaluate models of one square size together"
                 )
-            model.vae.latent_frames(self.frames)  # raises where the autoencoder does not take clips of this length
+            for frames in (self.frames, 2 * READ_FRAMES):
+                model.vae.latent_frames(frames)  # raises where the autoencoder does not take clips of this length
 
     @property
     def size(self) -> int:
@@ -85,19 +97,46 @@ class TextEvaluation:
         """The changed prompts."""
         return swaps(self.asked["seen"][:SWAPPED], PROMPT_SEED)
 
+    def turns(self, name: str) -> list[Swap]:
+        """The prompts in which an attribute changes in mid-video."""
+        return turns(self.asked["seen"], name)[:TURNED]
+
     def sets(self) -> list[ClipSet]:
         """All clips that a model is asked for."""
         texts = {name: tuple(clip.prompt for clip in clips) for name, clips in self.asked.items()}
         count = len(texts["seen"])
-        few = tuple(range(min(WITHOUT, count)))
+        few, frames = tuple(range(min(WITHOUT, count))), self.frames
         return [
-            ClipSet("seen", texts["seen"], tuple(range(count))),
-            ClipSet("held-out", texts["held-out"], tuple(range(count, 2 * count))),
-            ClipSet("swaps", tuple(swap.prompt for swap in self.swaps), tuple(swap.base for swap in self.swaps)),
-            ClipSet("no prompt", None, few),
-            ClipSet("empty prompt", ("",) * len(few[:EMPTY]), few[:EMPTY]),
-            *(ClipSet(f"guidance {scale:g}", texts["seen"][: len(few)], few, scale) for scale in self.guidance),
+            ClipSet("seen", texts["seen"], tuple(range(count)), frames),
+            ClipSet("held-out", texts["held-out"], tuple(range(count, 2 * count)), frames),
+            ClipSet("swaps", tuple(swap.prompt for swap in self.swaps), tuple(one.base for one in self.swaps), frames),
+            ClipSet("no prompt", None, few, frames),
+            ClipSet("empty prompt", ("",) * len(few[:EMPTY]), few[:EMPTY], frames),
+            *(
+                ClipSet(guidance_title(scale), texts["seen"][: len(few)], few, frames, {"guidance": scale})
+                for scale in self.guidance
+            ),
+            *self._turn_sets(texts["seen"]),
         ]
+
+    def _turn_sets(self, texts: tuple[str, ...]) -> Iterator[ClipSet]:
+        numbers = tuple(turn.base for turn in self.turns(TURNS[0]))
+        prompts, frames = tuple(texts[number] for number in numbers), 2 * READ_FRAMES
+        yield ClipSet(UNCHANGED, prompts, numbers, frames)
+        for name in TURNS:
+            turned = tuple(turn.prompt for turn in self.turns(name))
+            for way in WAYS:
+                yield ClipSet(turn_title(name, way), prompts, numbers, frames, {"prompt_change": way}, turned)
+
+
+def guidance_title(scale: float) -> str:
+    """Name of the set of clips under a guidance."""
+    return f"guidance {scale:g}"
+
+
+def turn_title(name: str, way: str) -> str:
+    """Name of the set of clips in which an attribute changes."""
+    return UNCHANGED if way == UNCHANGED else f"other {name}, {way}"
 
 
 def generate_text_samples(evaluation: TextEvaluation, worker: tuple[int, int] = (0, 1)) -> bool:
@@ -118,8 +157,8 @@ def clip_plan(evaluation: TextEvaluation, name: str, clips: ClipSet) -> SamplePl
     depends_on = {
         "magi": magi.__version__,
         "model": asdict(describe(evaluation.models[name])),
-        "clips": [clips.prompts, clips.numbers, clips.guidance],
-        "frames": evaluation.frames,
+        "clips": [clips.prompts, clips.numbers, dict(clips.sampling), clips.turned],
+        "frames": clips.frames,
         "seed": evaluation.seed,
     }
     return SamplePlan(evaluation.out / "samples" / name, hash_of(depends_on), len(clips.numbers))
@@ -136,14 +175,14 @@ def read_clips(evaluation: TextEvaluation, name: str, clips: ClipSet, count: int
 def _write(
     evaluation: TextEvaluation, what: str, model: MagiPipeline, clips: ClipSet, plan: SamplePlan, shards: list[int]
 ) -> None:
-    total, done = sum(len(plan.numbers(shard)) for shard in shards) * evaluation.frames, 0
+    total, done = sum(len(plan.numbers(shard)) for shard in shards) * clips.frames, 0
 
     def frames(part: range) -> Iterator[Tensor]:
         return model.stream(
-            frames=evaluation.frames,
-            prompt=None if clips.prompts is None else [clips.prompts[number] for number in part],
+            frames=clips.frames,
+            prompt=_prompts(clips, part, model.vae.temporal_stride),
             seeds=[sample_seed(evaluation.seed, clips.numbers[number]) for number in part],
-            sampling=None if clips.guidance is None else {"guidance": clips.guidance},
+            sampling=clips.sampling or None,
         )
 
     def on_frame(made: int) -> None:
@@ -152,3 +191,14 @@ def _write(
         evaluation.on_progress(what, done, total)
 
     write_shards(plan, shards, evaluation.batch, frames, on_frame)
+
+
+def _prompts(clips: ClipSet, part: range, stride: int) -> list[str] | Callable[[int], list[str]] | None:
+    """The prompts of some clips, as a pipeline takes them; a change comes with the latent frame that has its frame."""
+    if clips.prompts is None:
+        return None
+    first = [clips.prompts[number] for number in part]
+    if clips.turned is None:
+        return first
+    then, change = [clips.turned[number] for number in part], -(-READ_FRAMES // stride)
+    return lambda number: first if number < change else then

@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 
+from magi.data.captioned_digits import is_held_out
 from magi.data.digit_captions import VALUES
 from magi.errors import DataError
 from magi.evaluation.protocol.result import read_result
 from magi.evaluation.text import samples
 from magi.evaluation.text.protocol import chance, score_text
-from magi.evaluation.text.report import swap_table, terminal_rows, text_table, write_text_report
+from magi.evaluation.text.report import (
+    guidance_table,
+    swap_table,
+    terminal_rows,
+    text_table,
+    turn_table,
+    write_text_report,
+)
 from magi.evaluation.text.result import ALL, TextResult, read_text_result, write_text_result
 from magi.evaluation.text.samples import TextEvaluation, generate_text_samples
 from runs.tables import targets_table
@@ -34,6 +42,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> TextEvaluation:
             obeys=Illustrator(),
             ignores=Illustrator(deaf=tuple(VALUES)),
             half=Illustrator(deaf=("direction",)),
+            stubborn=Illustrator(stubborn=True),
         )
         assert generate_text_samples(found)
         found.swaps  # noqa: B018  (drawn while there are few of them)
@@ -79,6 +88,32 @@ def test_a_model_deaf_to_one_attribute_is_found_out(result: TextResult) -> None:
     assert next(target.what for target in scores.targets if not target.met) == "direction"
 
 
+def test_a_prompt_that_changes_is_read_after_the_change_in_both_ways(result: TextResult) -> None:
+    for name, values in (("direction", 8), ("brightness", 2)):
+        obeys, stubborn, ignores = (result.scores[model].turns[name] for model in ("obeys", "stubborn", "ignores"))
+        for way in ("keep", "observe_anew"):
+            assert (obeys[way].followed.value, obeys[way].stayed.value) == (1, 0)
+            assert (obeys[way].digit_kept.value, obeys[way].clips) == (1, 13)
+            assert ignores[way].followed.low <= 1 / values <= ignores[way].followed.high
+        assert obeys["unchanged"].followed.value < 0.2 and obeys["unchanged"].digit_kept.value == 1
+        assert (stubborn["keep"].followed.value, stubborn["observe_anew"].followed.value) == (0, 1)
+    # Some of the others have come back from the border.
+    assert result.scores["obeys"].turns["brightness"]["unchanged"].stayed.value == 1
+
+
+def test_what_changes_in_mid_video_is_one_attribute_and_a_seen_combination(evaluation: TextEvaluation) -> None:
+    for name in ("direction", "brightness"):
+        for turn in evaluation.turns(name):
+            before = evaluation.asked["seen"][turn.base].attributes
+            differ = [of for of in VALUES if getattr(turn.attributes, of) != getattr(before, of)]
+            assert differ == [name] and not is_held_out(turn.attributes)
+    back = {
+        (evaluation.asked["seen"][turn.base].attributes.direction, turn.attributes.direction)
+        for turn in evaluation.turns("direction")
+    }
+    assert {("down", "up"), ("lower left", "upper right")} <= back, "the way back"
+
+
 def test_no_prompt_scores_chance_and_floors_are_near_one(result: TextResult) -> None:
     unprompted = result.scores["obeys"].obeyed["no prompt"].accuracy
     assert unprompted["digit"].value < 0.4 and unprompted["direction"].value < 0.4
@@ -91,9 +126,11 @@ def test_each_clip_is_asked_for_as_its_set_says(tmp_path: Path) -> None:
     model = Illustrator()
     evaluation = replace(asked(tmp_path, one=model), prompts=4)
     assert generate_text_samples(evaluation)
-    by_prompt = {tuple(call["prompt"] or ()): call for call in model.asked}
+    by_prompt = {tuple(call["prompt"] or ()): call for call in model.asked if call["frames"] != 20}
     seen = tuple(clip.prompt for clip in evaluation.asked["seen"])
-    assert {str(call["sampling"]) for call in model.asked} == {"None", "{'guidance': 3.0}"}
+    ways = [{"prompt_change": way} for way in ("keep", "observe_anew")] * 2
+    assert [call["sampling"] for call in model.asked] == [None] * 5 + [{"guidance": 3.0}, None, *ways]
+    assert {tuple(call["seeds"]) for call in model.asked[6:]} == {tuple(model.asked[0]["seeds"][:2])}
     unprompted = by_prompt[()]
     first = next(call for call in model.asked if call["prompt"] is not None and tuple(call["prompt"]) == seen)
     assert first["seeds"] == unprompted["seeds"] == by_prompt[("", "")]["seeds"]
@@ -120,10 +157,10 @@ def test_result_goes_to_json_and_back_and_into_page_and_table(
     assert read_text_result(tmp_path) == result
     files = write_text_report(evaluation, result)
     page = (evaluation.out / "report.html").read_text()
-    assert files == ["obeys-prompts.png", "ignores-prompts.png", "half-prompts.png", "report.html"]
+    assert files == [*(f"{name}-prompts.png" for name in ("obeys", "ignores", "half", "stubborn")), "report.html"]
     assert all((evaluation.out / file).is_file() for file in files)
-    assert "http" not in page and page.count("<img") == 3
-    for text in ("obeys, seen", "half, held-out", "Targets of ignores", "0.85"):
+    assert "http" not in page and page.count("<img") == 4
+    for text in ("obeys, seen", "half, held-out", "Targets of ignores", "0.85", "mid-video, stubborn", "observe_anew"):
         assert text in page
     table = text_table(result)
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
@@ -142,6 +179,14 @@ def test_tables_of_a_result_have_a_row_a_target_and_an_attribute(result: TextRes
     rows = swap_table(result.scores["obeys"]).splitlines()
     assert rows[2] == "| digit | 1.000 | 1.000 | 0.000 | 0.000 | 0.000 | 0.000 | 0.000 |"
     assert [row.split("|")[1].strip() for row in rows[2:]] == list(VALUES)
+    assert turn_table(result.scores["stubborn"]).splitlines()[3:5] == [
+        "| direction | keep | 13 | 0.000 | 1.000 | 1.000 |",
+        "| direction | observe_anew | 13 | 1.000 | 0.000 | 1.000 |",
+    ]
+    # The model's own guidance is 1.
+    assert guidance_table(result.scores["obeys"]).splitlines()[2:] == [
+        f"| {scale} |" + " 1.000 |" * 8 for scale in (1, 3)
+    ]
 
 
 def test_a_result_changed_by_hand_is_refused(result: TextResult, tmp_path: Path) -> None:
