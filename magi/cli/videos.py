@@ -20,7 +20,8 @@ class DigitsOptions:
 
     OUT/<digit>/<digit>_<number>.mp4, 25 frames a second, each beside a .json of the exact positions. The same options
     give the same pixels; clips that are there already are kept. With --captions one digit is thin or bold, small or
-    large, dim or bright, and moves slowly or fast in one of eight directions; a .txt says so, true of its first frames.
+    large, dim or bright, and moves slowly or fast in one of eight directions; a .txt says so, true of its first frames;
+    with --glyphs 2 it has a clause for each of two different digits.
     """
 
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -32,7 +33,7 @@ class DigitsOptions:
     seed: int = 0
     """another seed gives other videos of the same kind"""
     glyphs: int = 1
-    """digits a video; they pass through each other, and the first one is the label"""
+    """digits a video, with captions one or two; they pass through each other, and the first one is the label"""
     frames: int | None = None
     """frames a video: 200, or 16 with captions"""
     captions: bool = False
@@ -46,18 +47,20 @@ def data_digits(words: list[str]) -> None:
     options = parse(DigitsOptions, "data digits", words)
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: expected 0 or more")
-    if options.captions and options.glyphs != 1:
-        raise ValueError(f"--glyphs {options.glyphs}: captions are of one digit")
+    if options.captions and options.glyphs not in (1, 2):
+        raise ValueError(f"--glyphs {options.glyphs}: captions are of one digit or two")
     if options.combinations != "seen" and not options.captions:
         raise ValueError(f"--combinations {options.combinations}: only with --captions")
     from magi.data.captioned_digits import FRAMES, write_captioned_digits
+    from magi.data.captioned_pairs import write_captioned_pairs
     from magi.data.moving_digits import write_digits
 
     out, clips, size, seed = options.out, options.clips, options.size, options.seed
     with progress("writing videos", "videos") as on_progress:
         if options.captions:
             frames = FRAMES if options.frames is None else options.frames
-            written = write_captioned_digits(out, clips, size, seed, options.combinations, frames, on_progress)
+            write = write_captioned_digits if options.glyphs == 1 else write_captioned_pairs
+            written = write(out, clips, size, seed, options.combinations, frames, on_progress)
         else:
             frames = 200 if options.frames is None else options.frames
             written = write_digits(out, clips, size, seed, options.glyphs, frames, on_progress)

@@ -89,7 +89,14 @@ def captioned_video(
     """
     check_drawable(size, frames)
     rng = numpy_generator(seed, clip_number, CAPTIONED_KEY)
-    attributes = draw_attributes(CLASSES[clip_number % 10], rng, combinations)
+    return draw_captioned(CLASSES[clip_number % 10], rng, combinations, size, frames)
+
+
+def draw_captioned(
+    digit: str, rng: np.random.Generator, combinations: Combinations, size: int, frames: int
+) -> CaptionedVideo:
+    """Draw from ``rng`` everything but the digit."""
+    attributes = draw_attributes(digit, rng, combinations)
     wording = Wording.drawn(rng)
     return CaptionedVideo(attributes, wording, *draw_video(attributes, rng, size, frames))
 

@@ -110,6 +110,11 @@ class Wording:
         text = self._sentence(said).rstrip(",")
         return (text[0].upper() + text[1:] if self.capital else text) + ("." if self.full_stop else "")
 
+    @property
+    def is_clause(self) -> bool:
+        """Whether it has a subject and what follows it, not a list of words or a heading."""
+        return self.sentence not in (4, 5)
+
     def _sentence(self, said: Mapping[str, str]) -> str:
         if self.sentence == 5 and said:
             return ", ".join(said[name] for name in self.order if name in said)
@@ -134,6 +139,19 @@ class Wording:
             first, after = _joined(*looks, digit), ""
         an = self.article == "a" and first.split()[0] in _AN
         return f"{'an' if an else self.article} {first}{after}"
+
+
+CONJUNCTIONS = (" and ", ", while ")
+"""Between two clauses; a semicolon where one of them is no clause."""
+
+
+def joined_clauses(
+    wording: Wording, attributes: DigitAttributes, other: Wording, others: DigitAttributes, conjunction: int
+) -> str:
+    """One line of two digits, each in its own words."""
+    first, second = wording.caption(attributes).rstrip("."), other.caption(others)
+    between = CONJUNCTIONS[conjunction] if wording.is_clause and other.is_clause else "; "
+    return first + between + second[0].lower() + second[1:]
 
 
 def _joined(*words: str) -> str:

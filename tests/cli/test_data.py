@@ -183,8 +183,10 @@ def test_digits_with_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "0 videos written, 2 were there" in capsys.readouterr().out
     assert len(list(tmp_path.glob("*/*.txt"))) == 2
     assert json.loads((tmp_path / "1" / "1_00001.json").read_text())["frames"] == 16
+    assert run("data digits", tmp_path / "two", "--captions", "--glyphs", 2, "--clips", 1) == 0
+    assert len(json.loads((tmp_path / "two" / "0" / "0_00000.json").read_text())["attributes"]) == 2
     for more, message in (
-        (("--captions", "--glyphs", 2), "--glyphs 2: captions are of one digit"),
+        (("--captions", "--glyphs", 3), "--glyphs 3: captions are of one digit or two"),
         (("--combinations", "held-out"), "--combinations held-out: only with --captions"),
     ):
         assert run("data digits", tmp_path / "other", *more) == 2
