@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from magi.evaluation.networks.features import FeatureNetwork
     from magi.evaluation.protocol.features import Metrics
     from magi.evaluation.protocol.protocols import EvaluationProtocol
+    from magi.evaluation.text.clip_score import ClipScore
     from magi.sampling.pipeline import MagiPipeline
 
 Kind = Literal["i3d", "i3d-torchscript", "inception", "alexnet", "vgg16", "lpips-alex", "lpips-vgg"]
@@ -89,6 +90,8 @@ class TextOptions:
     """number of prompts; even"""
     guidance: tuple[float, ...] = ()
     """scales of guidance to try beside the model's own, as in --guidance 1 2 4"""
+    clip: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = ""
+    """folder or hub id of a CLIP model of Hugging Face's transformers, for a CLIP score as well; needs '.[text]'"""
     frames: int = 16
     """frames a clip"""
     speeds: tuple[Speed, ...] = ("full",)
@@ -172,6 +175,7 @@ def evaluate_text(argv: list[str]) -> None:
     from magi.evaluation.text.result import write_text_result
     from magi.evaluation.text.samples import TextEvaluation, generate_text_samples
 
+    clip = _clip(options.clip, options.device) if options.clip else None
     models, _ = _models(model_sources(options.model), options.speeds, options.device)
     with Stages() as on_progress:
         evaluation = TextEvaluation(
@@ -183,6 +187,7 @@ def evaluate_text(argv: list[str]) -> None:
             options.seed,
             options.batch,
             on_progress,
+            clip,
         )
         result = score_text(evaluation) if generate_text_samples(evaluation, worker) else None
     if result is None:
@@ -194,6 +199,13 @@ def evaluate_text(argv: list[str]) -> None:
         print(line)
     for file in (*files, RESULT_FILE):
         print(options.out / file)
+
+
+def _clip(source: str, device: Device) -> "ClipScore":
+    from magi.devices import resolve_device
+    from magi.evaluation.text.clip_score import ClipScore
+
+    return ClipScore.load(source, resolve_device(device))
 
 
 def compare(argv: list[str]) -> None:

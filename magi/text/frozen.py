@@ -55,8 +55,8 @@ class FrozenEncoder:
         ``ValueError`` where it is neither, cannot be used as an encoder, or transformers is missing;
         ``CheckpointError`` for weights that are no safetensors, damaged or incomplete.
         """
-        transformers = _transformers()
-        folder = _find(source)
+        transformers = transformers_library()
+        folder = find_library_folder(source)
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             name = _CLASSES.get(config.model_type, "AutoModel")
@@ -66,10 +66,10 @@ class FrozenEncoder:
                 folder, trust_remote_code=False, local_files_only=True
             )
         except Exception as error:  # of any library below: whatever a folder lacks
-            raise ValueError(f"{source}: no text encoder ({_short(error)})") from None
-        model, unused = _read_weights(getattr(transformers, name), folder)
+            raise ValueError(f"{source}: no text encoder ({short_reason(error)})") from None
+        model, unused = read_library_weights(getattr(transformers, name), folder)
         state = {key: value for key, value in model.state_dict().items() if key not in unused}
-        id = f"{config.model_type}-{weights_hash(state)[:16]}-{_tokenizer_hash(folder)}"
+        id = f"{config.model_type}-{weights_hash(state)[:16]}-{tokenizer_hash(folder)}"
         return cls(model.to(device or torch.device("cpu")), tokenizer, source, id)
 
     @property
@@ -105,31 +105,32 @@ class FrozenEncoder:
         return [states_LE[: len(found)].half() for found, states_LE in zip(ids, states_BLE, strict=True)]
 
 
-def _transformers() -> Any:
+def transformers_library(what: str = "a frozen text encoder") -> Any:
+    """Hugging Face's transformers, silent; ``ValueError`` where it is not installed."""
     try:
         import transformers
     except ImportError:
-        raise ValueError("a frozen text encoder needs transformers; pip install -e '.[text]'") from None
+        raise ValueError(f"{what} needs transformers; pip install -e '.[text]'") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def _find(source: str) -> Path:
-    """Folder of an encoder, from the hub if it is a hub id; ``CheckpointError`` if it has pickled weights alone."""
+def find_library_folder(source: str, what: str = "text encoder") -> Path:
+    """Folder of a model of transformers, from the hub if it is a hub id; ``CheckpointError`` for pickled weights."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if folder.exists() or not HUB_ID.fullmatch(source):
-            raise ValueError(f"{source}: no such folder; expected that of a text encoder, or a hub id owner/name")
+            raise ValueError(f"{source}: no such folder; expected that of a {what}, or a hub id owner/name")
         folder = download(source, _PATTERNS, source)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{source}: no text encoder, it has no config.json")
+        raise ValueError(f"{source}: no {what}, it has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{source}: no .safetensors; other weights are refused: reading them can run code")
     return folder
 
 
-def _read_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
+def read_library_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
     """The model, and the names of what its checkpoint lacks and nothing here needs."""
     with torch.random.fork_rng(devices=[]):  # layers draw initial weights, only to be overwritten
         try:
@@ -142,7 +143,7 @@ def _read_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
                 output_loading_info=True,
             )
         except Exception as error:  # of any library below
-            raise CheckpointError(f"{folder}: weights cannot be read ({_short(error)})") from None
+            raise CheckpointError(f"{folder}: weights cannot be read ({short_reason(error)})") from None
     unused = {name for name in found["missing_keys"] if name.startswith(_UNUSED)}
     wrong = sorted(map(str, [*(found["missing_keys"] - unused), *found["mismatched_keys"]]))
     if wrong:
@@ -153,7 +154,7 @@ def _read_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
     return model, unused
 
 
-def _tokenizer_hash(folder: Path) -> str:
+def tokenizer_hash(folder: Path) -> str:
     """Of the files that a tokenizer is read from, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in _TOKENIZER_FILES:
@@ -163,5 +164,6 @@ def _tokenizer_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _short(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
+    """What an error of a library says, on one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__

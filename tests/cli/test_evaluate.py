@@ -19,7 +19,7 @@ from magi.model.magi import Magi
 from magi.sampling.pipeline import MagiPipeline
 from magi.vae.contract import latent_shape
 from magi.vae.pixel import PixelVae
-from tests.fakes.caption_reader import Illustrator
+from tests.fakes.caption_reader import Illustrator, LightMeter
 from tests.fakes.look_alikes import write_look_alikes
 
 
@@ -263,6 +263,19 @@ def test_text_writes_what_it_says(
     assert "drawn: 6 of 6 targets met" in out
     for file in ("prompts.png", "report.html", "result.json"):
         assert (tmp_path / file).is_file() and str(tmp_path / file) in out
+
+
+def test_text_adds_a_clip_score_by_the_model_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MagiPipeline, "from_pretrained", lambda source, device: Illustrator())
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "magi.evaluation.text.clip_score.ClipScore.load", lambda source, device: asked.append(source) or LightMeter()
+    )
+    assert run("evaluate text drawn=anything", tmp_path, "--prompts", 4, "--clip", "a-folder") == 0
+    assert asked == ["a-folder"]
+    assert "CLIP score, drawn: 100.00 (100.00 to 100.00), 100.00 (100.00 to 100.00)" in capsys.readouterr().out
 
 
 def test_text_refuses_a_model_without_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,6 +195,22 @@ def test_a_line_of_prompts_is_a_video_named_after_it(with_text: MagiPipeline, tm
     assert not list((tmp_path / "one").glob("*_00004*"))
 
 
+def test_every_video_is_asked_for_by_its_own_prompt(
+    with_text: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    plain = with_text.stream
+    monkeypatch.setattr(with_text, "stream", lambda **asked: calls.append(asked) or plain(**asked))
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
+    options = ("--prompts", tmp_path / "prompts.txt", "--count", 2, "--batch", 4, "--negative-prompt", "d")
+    assert run(tmp_path / "out", *options) == 0
+    assert [list(call["prompt"]) for call in calls] == [["a", "a", "b", "b"], ["c", "c"]]
+    assert [list(call["seeds"]) for call in calls] == [[0, 1, 0, 1], [0, 1]]
+    assert {call["negative_prompt"] for call in calls} == {"d"}
+    assert run(tmp_path / "one", "--prompt", "e") == run(tmp_path / "none") == 0
+    assert [call["prompt"] for call in calls[2:]] == [["e"], None] and calls[-1]["negative_prompt"] is None
+
+
 def test_a_label_of_the_sheet_is_the_prompt_in_a_few_short_lines() -> None:
     assert sample._label("a bold seven") == "a bold seven"
     lines = sample._label("a seven that goes up " * 20).split("\n")

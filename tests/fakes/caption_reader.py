@@ -32,6 +32,17 @@ def values_read(text: str) -> dict[str, str]:
     return found
 
 
+class LightMeter:
+    """In place of a CLIP model: whether the light of a clip is that of the word for it, 0 or 100."""
+
+    id = "a light meter"
+
+    def scores(self, video_BTHWC: NDArray[np.uint8], texts: Sequence[str]) -> NDArray[np.float64]:
+        seen = ("bright" if bright else "dim" for bright in video_BTHWC.max((1, 2, 3, 4)) > 190)
+        pairs = zip(texts, seen, strict=True)
+        return np.array([100.0 * (values_read(text)["brightness"] == light) for text, light in pairs])
+
+
 class Illustrator:
     """A pipeline that draws what the prompt says, and what it leaves open by the seed; ``deaf`` to some attributes.
 

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from magi.data.digit_captions import VALUES, DigitAttributes
-from magi.evaluation.metrics.bootstrap import Estimate, share_difference, share_interval
+from magi.evaluation.metrics.bootstrap import Estimate, share_difference, share_interval, student_interval
 from magi.evaluation.moving_digits.classifier import DigitClassifier
 from magi.evaluation.protocol.card import hash_of, versions
 from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED
 from magi.evaluation.protocol.samples import describe
+from magi.evaluation.text.clip_score import ImageTextScore
 from magi.evaluation.text.oracles import READ_FRAMES, AttributeReadings, read_attributes
 from magi.evaluation.text.prompts import AskedClip
 from magi.evaluation.text.result import (
@@ -60,7 +61,23 @@ def score_text(evaluation: TextEvaluation) -> TextResult:
             name: _scores(evaluation, name, floors[_autoencoder_title(evaluation, name)], classifier)
             for name in evaluation.models
         },
+        {} if evaluation.clip is None else _clip_scores(evaluation, evaluation.clip),
     )
+
+
+def _clip_scores(evaluation: TextEvaluation, clip: ImageTextScore) -> dict[str, dict[str, Estimate]]:
+    """Of the models' clips and of real ones, and of these against the prompts of their neighbours."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for number, name in enumerate(SETS):
+        evaluation.on_progress("CLIP scores", number, len(SETS))
+        asked, one = evaluation.asked[name], next(one for one in evaluation.sets() if one.name == name)
+        prompts, real_BTHWC = [clip.prompt for clip in asked], np.stack([clip.real_THWC for clip in asked])
+        series = {REAL: (real_BTHWC, prompts), f"{REAL}, other prompts": (real_BTHWC, [*prompts[1:], prompts[0]])}
+        series |= {title: (read_clips(evaluation, title, one), prompts) for title in evaluation.models}
+        for title, given in series.items():
+            found.setdefault(title, {})[name] = student_interval(clip.scores(*given).tolist())
+    evaluation.on_progress("CLIP scores", len(SETS), len(SETS))
+    return found
 
 
 def _floors(evaluation: TextEvaluation, classifier: DigitClassifier) -> dict[str, dict[str, Obeyed]]:
@@ -238,6 +255,7 @@ def _card(evaluation: TextEvaluation, classifier: DigitClassifier) -> dict[str, 
         "size": evaluation.size,
         "seed": evaluation.seed,
         "guidance": list(evaluation.guidance),
+        "clip": None if evaluation.clip is None else evaluation.clip.id,
         "classifier_sha256": weights_hash(classifier.state_dict()),
         "versions": versions(),
     }

@@ -59,6 +59,8 @@ def text_page(result: TextResult, pictures: Mapping[str, Image.Image]) -> str:
         target_text=target_text,
         swap_head=["changed", "pairs", "followed", *VALUES],
         swap_rows=_swap_rows,
+        clip_head=["", *SETS],
+        clip_rows=clip_rows(result),
         turn_head=TURN_HEAD,
         turn_rows=lambda scores: _turn_rows(scores, _with_interval),
         guidance_head=["guidance", *FIGURES, "class kept"],
@@ -79,11 +81,20 @@ def accuracy_rows(result: TextResult, written: Callable[[Estimate], str]) -> lis
     return rows
 
 
+def clip_rows(result: TextResult) -> list[list[str]]:
+    """CLIP scores with their intervals, a column a set."""
+    return [
+        [title, *(f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in sets.values())]
+        for title, sets in result.clip_scores.items()
+    ]
+
+
 def terminal_rows(result: TextResult) -> list[str]:
     """The accuracies as lines, and how many targets each model meets."""
     lines = [f"{'':<28}" + "".join(f"{of:>12}" for of in (*FIGURES, "class kept"))]
     for row in accuracy_rows(result, _plain):
         lines.append(f"{row[0]:<28}" + "".join(f"{figure:>12}" for figure in row[1:]))
+    lines += [f"CLIP score, {row[0]}: {', '.join(row[1:])}" for row in clip_rows(result)]
     for name, scores in result.scores.items():
         missed = [f"{target_text(target)} ({target.value:.3f})" for target in scores.targets if not target.met]
         met = len(scores.targets) - len(missed)

@@ -88,7 +88,10 @@ class TextScores:
 
 @dataclass(frozen=True)
 class TextResult:
-    """``floors`` by what is measured ('real', 'vae'), then by set: what could be reached, and ``chance``."""
+    """``floors`` by what is measured ('real', 'vae'), then by set: what could be reached, and ``chance``.
+
+    ``clip_scores``, where they were asked for, by what is measured, then by set.
+    """
 
     card: dict[str, Any]
     card_sha256: str
@@ -96,6 +99,7 @@ class TextResult:
     chance: dict[str, float]
     floors: dict[str, dict[str, Obeyed]]
     scores: dict[str, TextScores]
+    clip_scores: dict[str, dict[str, Estimate]] = field(default_factory=dict)
 
 
 _RESULT = TypeAdapter(TextResult)

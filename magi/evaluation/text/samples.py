@@ -20,9 +20,11 @@ from magi.data.captioned_digits import FRAMES, STRAIGHT_FRAMES, Combinations
 from magi.evaluation.protocol.card import hash_of
 from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED, OnProgress, no_progress
 from magi.evaluation.protocol.samples import SamplePlan, describe, sample_seed, write_shards
+from magi.evaluation.text.clip_score import ImageTextScore
 from magi.evaluation.text.oracles import READ_FRAMES
 from magi.evaluation.text.prompts import AskedClip, Swap, draw_asked, swaps, turns
 from magi.sampling.pipeline import MagiPipeline
+from magi.vae.contract import VideoAutoencoder
 
 SETS: tuple[Combinations, ...] = ("seen", "held-out")
 SWAPPED, WITHOUT, EMPTY = 64, 128, 16
@@ -62,6 +64,7 @@ class TextEvaluation:
     seed: int = 0
     batch: int = 16
     on_progress: OnProgress = field(default=no_progress, compare=False)
+    clip: ImageTextScore | None = None
 
     def __post_init__(self) -> None:
         if self.prompts < 2 or self.prompts % 2:
@@ -79,8 +82,7 @@ class TextEvaluation:
                     f"{name} makes {data.height} x {data.width} pixels, expected {self.size} x {self.size}; "
                     "evaluate models of one square size together"
                 )
-            for frames in (self.frames, 2 * READ_FRAMES):
-                model.vae.latent_frames(frames)  # raises where the autoencoder does not take clips of this length
+            model.vae.latent_frames(self.frames)  # raises where the autoencoder does not take clips of this length
 
     @property
     def size(self) -> int:
@@ -96,6 +98,12 @@ class TextEvaluation:
     def swaps(self) -> list[Swap]:
         """The changed prompts."""
         return swaps(self.asked["seen"][:SWAPPED], PROMPT_SEED)
+
+    @cached_property
+    def turn_frames(self) -> int:
+        """The fewest frames in which a prompt can change and be read, and which all autoencoders take."""
+        lengths = range(2 * READ_FRAMES, 4 * READ_FRAMES)
+        return next(frames for frames in lengths if all(_takes(model.vae, frames) for model in self.models.values()))
 
     def turns(self, name: str) -> list[Swap]:
         """The prompts in which an attribute changes in mid-video."""
@@ -121,12 +129,20 @@ class TextEvaluation:
 
     def _turn_sets(self, texts: tuple[str, ...]) -> Iterator[ClipSet]:
         numbers = tuple(turn.base for turn in self.turns(TURNS[0]))
-        prompts, frames = tuple(texts[number] for number in numbers), 2 * READ_FRAMES
+        prompts, frames = tuple(texts[number] for number in numbers), self.turn_frames
         yield ClipSet(UNCHANGED, prompts, numbers, frames)
         for name in TURNS:
             turned = tuple(turn.prompt for turn in self.turns(name))
             for way in WAYS:
                 yield ClipSet(turn_title(name, way), prompts, numbers, frames, {"prompt_change": way}, turned)
+
+
+def _takes(vae: VideoAutoencoder, frames: int) -> bool:
+    try:
+        vae.latent_frames(frames)
+    except ValueError:
+        return False
+    return True
 
 
 def guidance_title(scale: float) -> str:

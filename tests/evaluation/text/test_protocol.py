@@ -23,8 +23,9 @@ from magi.evaluation.text.report import (
 )
 from magi.evaluation.text.result import ALL, TextResult, read_text_result, write_text_result
 from magi.evaluation.text.samples import TextEvaluation, generate_text_samples
+from magi.vae.pixel import PixelVae
 from runs.tables import targets_table
-from tests.fakes.caption_reader import Illustrator
+from tests.fakes.caption_reader import Illustrator, LightMeter
 
 PROMPTS, CHANGED = 40, 4
 
@@ -44,6 +45,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> TextEvaluation:
             half=Illustrator(deaf=("direction",)),
             stubborn=Illustrator(stubborn=True),
         )
+        found = replace(found, clip=LightMeter())
         assert generate_text_samples(found)
         found.swaps  # noqa: B018  (drawn while there are few of them)
     return found
@@ -114,6 +116,30 @@ def test_what_changes_in_mid_video_is_one_attribute_and_a_seen_combination(evalu
     assert {("down", "up"), ("lower left", "upper right")} <= back, "the way back"
 
 
+def test_a_change_is_asked_of_the_latent_frame_that_has_its_frame(tmp_path: Path) -> None:
+    """An autoencoder of 1 + 4 k frames: frame 10 is the second of latent frame 3."""
+    model = Illustrator()
+    evaluation = replace(asked(tmp_path, one=model), prompts=20)
+
+    def latent_frames(frames: int) -> int:
+        if frames % 4 != 1:
+            raise ValueError(f"{frames} frames: this autoencoder takes 1 + 4 k frames")
+        return frames // 4 + 1
+
+    model.vae.latent_frames = latent_frames  # type: ignore[method-assign]
+    assert evaluation.turn_frames == 21
+    (one,) = [one for one in evaluation.sets() if one.name == "other direction, keep"]
+    ask = samples._prompts(one, range(2), stride=4)
+    assert callable(ask) and one.turned is not None and one.prompts is not None
+    assert [ask(number) == list(one.turned[:2]) for number in range(6)] == [False] * 3 + [True] * 3
+
+
+def test_clips_are_scored_against_their_own_prompts(result: TextResult) -> None:
+    found = {title: sets["held-out"].value for title, sets in result.clip_scores.items()}
+    assert found["real"] == found["obeys"] == 100 and result.card["clip"] == "a light meter"
+    assert 20 < found["real, other prompts"] < 80 and 20 < found["ignores"] < 80
+
+
 def test_no_prompt_scores_chance_and_floors_are_near_one(result: TextResult) -> None:
     unprompted = result.scores["obeys"].obeyed["no prompt"].accuracy
     assert unprompted["digit"].value < 0.4 and unprompted["direction"].value < 0.4
@@ -160,7 +186,15 @@ def test_result_goes_to_json_and_back_and_into_page_and_table(
     assert files == [*(f"{name}-prompts.png" for name in ("obeys", "ignores", "half", "stubborn")), "report.html"]
     assert all((evaluation.out / file).is_file() for file in files)
     assert "http" not in page and page.count("<img") == 4
-    for text in ("obeys, seen", "half, held-out", "Targets of ignores", "0.85", "mid-video, stubborn", "observe_anew"):
+    for text in (
+        "obeys, seen",
+        "half, held-out",
+        "Targets of ignores",
+        "0.85",
+        "mid-video, stubborn",
+        "observe_anew",
+        "a light meter",
+    ):
         assert text in page
     table = text_table(result)
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
