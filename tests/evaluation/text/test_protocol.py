@@ -23,7 +23,6 @@ from magi.evaluation.text.report import (
 )
 from magi.evaluation.text.result import ALL, TextResult, read_text_result, write_text_result
 from magi.evaluation.text.samples import TextEvaluation, generate_text_samples
-from magi.vae.pixel import PixelVae
 from runs.tables import targets_table
 from tests.fakes.caption_reader import Illustrator, LightMeter
 
