@@ -17,7 +17,7 @@ magi train digits-text --run $work/run --data.root $work/latents --training.samp
     --training.start-from $work/short --training.steps 1050 --training.batch 8 --training.warmup-steps 20 \
     --training.cooldown-steps 850 --training.ema-decay 0.995
 magi export $work/run magi/demo_text --dtype float16
-# Some 2,000 clips, half an hour of one core; with --worker 0/2 and 1/2 two processes share them.
+# Some 1,700 clips, under half an hour of one core; with --worker 0/2 and 1/2 two processes share them.
 magi evaluate text text=magi/demo_text $work/results --guidance 1 2 5
 # Twelve prompts as a person words them, which the grammar does not, the first video of each.
 magi sample magi/demo_text $work/own --prompts runs/own_prompts.txt --batch 12
