@@ -156,6 +156,18 @@ def test_guidance_leads_from_the_negative_text_else_from_none() -> None:
     torch.testing.assert_close(away_from("a")[:1], rollout(["a", "b"])[:1], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("negative", ["", "c"])
+def test_guidance_that_hardly_leads_gives_the_video_of_the_prompt_not_of_the_negative(negative: str) -> None:
+    hardly, ones_B = WINDOW.changed(guidance=1 + 1e-9), torch.ones(2, dtype=torch.long)
+    text_BLE, negative_BLE = byte_text(["a", "b"], LENGTH), byte_text([negative] * 2, LENGTH)
+    guided = rollout(["", ""], hardly, conditions=Conditions(ones_B, ones_B, None, None, text_BLE, negative_BLE))
+    nothing = Conditions(ones_B, ones_B, None, None, no_text(MODEL, 2), negative_BLE)
+    asked = live(lambda number: ["a", "b"], hardly, conditions=nothing)
+    for video in (guided, asked):
+        torch.testing.assert_close(video, rollout(["a", "b"]), atol=1e-5, rtol=0)
+        assert not torch.allclose(video, rollout([negative] * 2), atol=1e-3)
+
+
 def test_a_held_sampler_forgets_the_text_of_the_last_video() -> None:
     samplers = SamplerCache()
     first = rollout(["a", "b"], samplers=samplers)
