@@ -104,11 +104,11 @@ def test_a_history_observed_anew_differs_where_the_prompt_changes_and_nowhere_el
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("level", [1, 3])
 @pytest.mark.parametrize("longer", ["window", "interpolate"])
-@pytest.mark.parametrize("later", [0, 3])
+@pytest.mark.parametrize(("change", "later"), [(4, 0), (5, 0), (5, 3)])
 def test_a_history_observed_anew_is_that_of_the_new_prompt(
-    temporal: str, guidance: float, level: int, longer: str, later: int
+    temporal: str, guidance: float, level: int, longer: str, change: int, later: int
 ) -> None:
-    """Also when a window has slid since, which shows old frames once more."""
+    """Also with fewer frames in view than there is room for, and when a window has slid since: it shows old frames."""
     config = ANEW.changed(guidance=guidance, longer=longer)
     model = tiny_model(MODEL.model_copy(update={"temporal": temporal, "state_width": 4})).double().eval()
     tokens_BTNC = torch.randn(2, FRAMES, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -121,8 +121,8 @@ def test_a_history_observed_anew_is_that_of_the_new_prompt(
         sampler = PreparedSampler(model, config, conditions, generators, FRAMES)
         with torch.inference_mode():
             sampler.begin(config, conditions, generators)
-            for number in range(5 + later):
-                sampler.lead(text_BLE=first if number < 5 else new)
+            for number in range(change + later):
+                sampler.lead(text_BLE=first if number < change else new)
                 sampler.observe(tokens_BTNC[:, number : number + 1])
             sampler.lead(text_BLE=new)
             masked_BN = torch.ones(2, 6, dtype=torch.bool)
