@@ -69,6 +69,8 @@ class TextEvaluation:
     def __post_init__(self) -> None:
         if self.prompts < 2 or self.prompts % 2:
             raise ValueError(f"prompts {self.prompts}: expected an even number, half of held-out combinations")
+        if self.clip is not None and self.prompts < 4:
+            raise ValueError(f"prompts {self.prompts}: a CLIP score has an interval, for which 4 are needed")
         if self.frames < READ_FRAMES:
             raise ValueError(f"frames {self.frames}: attributes are read from {READ_FRAMES}; ask for as many")
         for name, model in self.models.items():

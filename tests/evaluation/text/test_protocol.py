@@ -242,6 +242,7 @@ def test_a_result_changed_by_hand_is_refused(result: TextResult, tmp_path: Path)
     [
         ({"prompts": 3}, "prompts 3: expected an even number"),
         ({"prompts": 0}, "prompts 0: expected an even number"),
+        ({"prompts": 2, "clip": LightMeter()}, "prompts 2: a CLIP score has an interval, for which 4 are needed"),
         ({"frames": 8}, "frames 8: attributes are read from 10"),
         ({"models": {"vae": Illustrator()}}, "a model cannot be called 'vae'"),
         ({"models": {"plain": Illustrator(text=False)}}, "plain: this model has no text"),
