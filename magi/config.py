@@ -248,6 +248,9 @@ class SamplingConfig(Section):
     fast_steps: int = Field(0, ge=0, description="steps at speed 'fast', found by 'magi tune-steps'; 0: no such speed")
     fast_first_timestep: int = Field(0, ge=0, description="first_timestep at speed 'fast'")
     fast_last_timestep: int = Field(0, ge=0, description="last_timestep at speed 'fast'")
+    fast_score: float = Field(
+        0.0, ge=0, description="energy score of tokens at speed 'fast' over that of the own steps; 0: not measured"
+    )
     temperature: float = Field(1.0, ge=0, description="scale of the noise in the reverse steps (MAR)")
     x0_limit: float = Field(
         10.0,

@@ -331,6 +331,18 @@ def at_speed(config: SamplingConfig, name: str) -> SamplingConfig:
     return config.changed(steps=config.fast_steps, first_timestep=first, last_timestep=last)
 
 
+def cost_and_quality(config: SamplingConfig, name: str, settings: SamplingConfig) -> str:
+    """What ``settings``, of a speed and changed or not, cost a frame, and the quality measured of that speed."""
+
+    def cost(one: SamplingConfig) -> str:
+        return f"{one.iterations + 1} passes of the transformer and {one.iterations * one.steps} of the head"
+
+    score = config.fast_score if name != "full" and settings == at_speed(config, name) else 0
+    quality = f"energy score of its tokens {score:g} times that of full (lower is better)" if score else "not measured"
+    ends = f"timestep {settings.first_timestep or 'the highest'} to {settings.last_timestep}"
+    return f"{settings.steps} steps a token, {ends}: {cost(settings)} a frame (full: {cost(config)}); {quality}"
+
+
 def resized(config: Config, name: str) -> Config:
     """The config with the transformer and head of another size; all other settings stay."""
     shape = _lookup(SIZES, name, "size")

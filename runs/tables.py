@@ -24,6 +24,8 @@ from magi.files import write_markdown_block
 ROOT = Path(__file__).parents[1]
 TEXT = "results/text.json"
 NOT_MEASURED = "Not measured yet."
+FEW_STEPS = {"class_accuracy": ("5-16", "17-104"), "position_error_px": ("5-16",), "intensity_ratio": ("17-104",)}
+"""Metrics and frames of the table of few steps."""
 
 
 def targets(root: Path = ROOT) -> None:
@@ -49,6 +51,13 @@ def bench(root: Path = ROOT) -> None:
     """The speed cases of every machine that was measured, in the page on performance."""
     reports = [load_report(path) for path in sorted((root / "results").glob("bench_*.json"))]
     write_markdown_block(root / "docs/performance.md", "bench", markdown(reports, [case.name for case in CASES]))
+
+
+def few_steps(root: Path = ROOT) -> None:
+    """Denoising steps and passes of the shipped model of digits, in the page on performance."""
+    path = root / "results/few_steps.json"
+    report = json.loads(path.read_text("utf-8")) if path.exists() else None
+    write_markdown_block(root / "docs/performance.md", "few_steps", few_steps_table(report))
 
 
 def state(root: Path = ROOT) -> None:
@@ -143,6 +152,33 @@ def play_table(report: dict[str, Any] | None) -> str:
             f"browser, on {machine['threads']} threads: {made}.",
         ]
     )
+
+
+def few_steps_table(report: dict[str, Any] | None) -> str:
+    """A row for each setting of ``runs/few_steps.py``; below, how they were measured."""
+    if report is None:
+        return "Not measured yet."
+    columns = [(frames, metric) for metric, parts in FEW_STEPS.items() for frames in parts]
+    titles = "".join(f"{METRIC_TITLES[metric]}, {frames} | " for frames, metric in columns)
+    lines = [
+        f"| | steps | passes | {titles}ms |",
+        "|---|---:|---:|" + "---:|" * (len(columns) + 1),
+    ]
+    for row in report["rows"]:
+        sampling, ms = row["sampling"], row["ms"]
+        cost = f"{sampling['steps']} | {sampling['iterations'] + 1}" if sampling else " | "
+        found = [row["figures"][frames][metric] for frames, metric in columns]
+        cells = [f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for one in found]
+        took = f"{ms['p50']:.1f} ({ms['p95']:.1f})" if ms else ""
+        lines.append(f"| {row['name']} | {cost} | " + "".join(f"{cell} | " for cell in cells) + f"{took} |")
+    machine = report["machine"]
+    how = (
+        f"{report['clips']} held-out clips continued from 4 frames to 104, class not given, intervals of 95 %. *Steps* "
+        f"are of a token, *passes* of the transformer a frame, one of which adds it to the history. *ms* is half of "
+        f"the frames (95 % of them), one video, decoding included, {machine['threads']} threads "
+        f"({machine['processor']}), load {machine['load'][0]:g} as the timing began."
+    )
+    return "\n".join([*lines, "", how])
 
 
 def world_long(root: Path = ROOT) -> None:
@@ -322,7 +358,7 @@ def score_table(result: EvaluationResult) -> str:
 
 
 _TABLES = (
-    bench, digits, digits3d, latency, play, speed, state, studies, survival, targets, text, world, world_long
+    bench, digits, digits3d, few_steps, latency, play, speed, state, studies, survival, targets, text, world, world_long
 )  # fmt: skip
 TABLES: dict[str, Callable[..., None]] = {table.__name__: table for table in _TABLES}
 

@@ -13,7 +13,7 @@ import tyro
 from magi.cli.options import Device, SamplingChanges, Speed, check_device, parse
 from magi.config import SamplingConfig
 from magi.errors import DataError
-from magi.presets import SPEEDS, at_speed
+from magi.presets import at_speed, cost_and_quality
 from magi.progress import Report, progress
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def sample(argv: list[str]) -> None:
     options = parse(SampleOptions, "sample", argv)
     _check(options)
     pipeline = _load(options.model, options.device, options.text_encoder)
-    settings = at_speed(pipeline.config.sampling, options.speed).changed(**options.sampling.fields)
+    own = pipeline.config.sampling
+    settings = at_speed(own, options.speed).changed(**options.sampling.fields)
     if options.speed != "full":
-        ends = f"timestep {settings.first_timestep or 'the highest'} to {settings.last_timestep}"
-        print(f"speed {options.speed}: {settings.steps} steps a token, {ends}; {SPEEDS[options.speed]}")
+        print(f"speed {options.speed}: {cost_and_quality(own, options.speed, settings)}")
     context = None
     if options.context is not None:
         context = read_context(options.context, options.context_frames, options.interval, pipeline.config.data)

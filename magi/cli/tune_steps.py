@@ -76,14 +76,19 @@ def tune_steps(words: list[str]) -> None:
         whole = scored(model, plain.changed(steps=steps), held_out).score
         best = found[steps] = best_placed(model, plain, held_out, steps)
         print(f"{steps:>5}  {whole:>14.3f}  {best.score:>6.3f}  {_ends(best.settings, most)}", flush=True)
-    fast = fewest(list(found.values())).settings
+    chosen = fewest(list(found.values()))
+    fast, score = chosen.settings, round(chosen.score / found[own].score, 4)
     settings = found[own].settings.changed(
-        first_frame_steps=plain.first_frame_steps or own, fast_steps=0, fast_first_timestep=0, fast_last_timestep=0
+        first_frame_steps=plain.first_frame_steps or own,
+        fast_steps=0,
+        fast_first_timestep=0,
+        fast_last_timestep=0,
+        fast_score=0,
     )
     print(f"full: {own} steps, {_ends(settings, most)}")
     if fast.steps < own:
         names = ("steps", "first_timestep", "last_timestep")
-        settings = settings.changed(**{f"fast_{name}": getattr(fast, name) for name in names})
+        settings = settings.changed(**{f"fast_{name}": getattr(fast, name) for name in names}, fast_score=score)
         print(f"fast: {fast.steps} steps, {_ends(fast, most)}")
     if not options.dry_run:
         print(write_config(options.model, loaded.config.model_copy(update={"sampling": settings})))

@@ -38,7 +38,7 @@ def distilled_config(teacher: Config) -> Config:
             "model": teacher.model.model_copy(update={"objective": "energy", "dropout": 0.0}),
             "training": teacher.training.model_copy(update=short),
             "sampling": teacher.sampling.changed(
-                **schedule, steps=1, first_frame_steps=0, fast_steps=0, temperature=TEMPERATURE
+                **schedule, steps=1, first_frame_steps=0, fast_steps=0, fast_score=0, temperature=TEMPERATURE
             ),
         }
     )

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
         ("README.md", "speed"),
         ("docs/performance.md", "bench"),
         ("docs/performance.md", "state"),
+        ("docs/performance.md", "few_steps"),
         ("docs/reliability.md", "survival"),
         ("README.md", "latency"),
         ("docs/play.md", "play"),
@@ -55,6 +56,19 @@ def test_three_numbers_say_on_what_and_against_what() -> None:
     )
     gpu["cases"][0]["note"] = "without a kernel"  # type: ignore[index]
     assert "one a card, measured with an older version |" in tables.speed_table(cpu, gpu)
+
+
+def test_the_table_of_few_steps_has_what_a_row_costs_and_scores() -> None:
+    estimate = {"value": 0.5, "low": 0.25, "high": 0.75, "std": 0.1}
+    metrics = dict.fromkeys(("class_accuracy", "position_error_px", "intensity_ratio"), estimate)
+    row = {"name": "vae", "sampling": None, "ms": None, "figures": {"5-16": metrics, "17-104": metrics}}
+    made = {"name": "fast", "sampling": {"steps": 3, "iterations": 2}, "ms": {"p50": 6.04, "p95": 9.96}}
+    machine = {"processor": "a chip", "threads": 2, "load": [0.1]}
+    lines = tables.few_steps_table({"clips": 7, "machine": machine, "rows": [row, row | made]}).splitlines()
+    cells = " | ".join(["0.50 (0.25 to 0.75)"] * 4)
+    assert lines[2:4] == [f"| vae |  |  | {cells} |  |", f"| fast | 3 | 3 | {cells} | 6.0 (10.0) |"]
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == lines[3].count("|")
+    assert "7 held-out clips" in lines[-1] and "2 threads (a chip), load 0.1" in lines[-1]
 
 
 def test_the_table_of_cache_and_state_has_a_row_for_each_number_of_frames_in_view() -> None:

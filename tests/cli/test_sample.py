@@ -82,14 +82,19 @@ def test_settings_are_those_of_the_config_and_go_over_a_speed(
     pipeline.config = pipeline.config.model_copy(update={"sampling": base})
     assert run(tmp_path, "--speed", "fast") == 2
     assert "speed 'fast': no steps are known that keep this model's quality" in capsys.readouterr().err
-    base = base.changed(fast_steps=5, fast_first_timestep=12, fast_last_timestep=3)
+    base = base.changed(fast_steps=5, fast_first_timestep=12, fast_last_timestep=3, fast_score=1.02, iterations=2)
     pipeline.config = pipeline.config.model_copy(update={"sampling": base})
     assert run(tmp_path) == run(tmp_path, "--speed", "fast") == run(tmp_path, "--speed", "fast", "--steps", 7) == 0
     fast = base.changed(steps=5, first_timestep=12, last_timestep=3)
     assert sampled_with == [base, fast, fast.changed(steps=7)]
     printed = capsys.readouterr().out
-    assert "speed fast: 5 steps a token, timestep 12 to 3" in printed
-    assert "speed fast: 7 steps a token, timestep 12 to 3" in printed
+    cost = "3 passes of the transformer and {} of the head"
+    for steps, quality in (
+        (5, "energy score of its tokens 1.02 times that of full (lower is better)"),
+        (7, "not measured"),
+    ):
+        line = f"speed fast: {steps} steps a token, timestep 12 to 3: {cost.format(2 * steps)} a frame"
+        assert f"{line} (full: {cost.format(20)}); {quality}\n" in printed
 
 
 def test_a_wrong_setting_is_one_line(

@@ -59,6 +59,7 @@ def test_the_choice_is_written_beside_the_weights(
     assert tokens[-1] == 3 * 15 * 2, "no more clips than there are"
     placed = {"first_timestep": 900, "last_timestep": 60, "first_frame_steps": 6}
     fast = {"fast_steps": 3, "fast_first_timestep": 900, "fast_last_timestep": 30}
+    fast["fast_score"] = round(SCORES[3] / SCORES[6], 4)
     expected = config.model_copy(update={"sampling": config.sampling.changed(**placed, **fast)})
     assert load_config(model / "config.yaml") == expected
     printed = capsys.readouterr().out
