@@ -4,9 +4,9 @@
 
 Every row is a copy of the model in WORK with other sampling settings, placed by ``magi tune-steps`` and scored by
 ``magi evaluate digits``; with --one-step also those of a run that ``magi distill demo RUN --data.root DIR`` has made.
-Then frames are timed one by one, a video alone, the copies in turns, decoding included: on a machine that does nothing
-else. The same command again keeps what is there and takes the times anew. ``runs/tables.py few_steps`` writes the table
-of docs/performance.md.
+First frames from nothing are made in several iterations, docs/first_frames.png. Then frames are timed one by one, a
+video alone, the copies in turns, decoding included: on a machine that does nothing else. The same command again keeps
+what is there and takes the times anew. ``runs/tables.py few_steps`` writes the tables of docs/performance.md.
 """
 
 import argparse
@@ -17,21 +17,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from magi import MagiPipeline
 from magi.bench.machine import machine_facts
 from magi.cli.main import main as magi
 from magi.config import SamplingConfig
+from magi.evaluation.moving_digits.intensity import foreground_intensity
 from magi.evaluation.moving_digits.protocol import read_real_clips
 from magi.evaluation.protocol.result import read_result
+from magi.evaluation.protocol.samples import describe
 from magi.files import write_json
 from magi.presets import at_speed
 
-OUT = Path(__file__).parents[1] / "results/few_steps.json"
+ROOT = Path(__file__).parents[1]
+OUT, PICTURE = ROOT / "results/few_steps.json", ROOT / "docs/first_frames.png"
 HELD_OUT_SEED, TUNE_SEED = 1, 2
 """Of the videos, as in runs/digits.sh."""
 CONTEXT, TIMED_FRAMES, ROUNDS = 4, 44, 3
 """Frames given, frames timed after them (the window slides several times), and how often."""
+
+ITERATIONS, FIRST_FRAMES, SHOWN = (1, 2, 4, 8), 64, 14
+"""Of first frames from nothing, how many, and how many of them are in the picture."""
+LIT = 48
+"""Grey level above which a pixel is part of a digit."""
 
 
 def settings_of(own: SamplingConfig) -> dict[str, SamplingConfig]:
@@ -59,9 +68,9 @@ def copies(work: Path, one_step: Path | None) -> dict[str, Path]:
     folders: dict[str, Path] = {}
 
     def copy(name: str, model: MagiPipeline, sampling: SamplingConfig, place: bool = False) -> None:
-        folder = folders[name] = work / "models" / name
+        folder = folders[name] = work / "models" / describe(model).id / name
         if not folder.exists():
-            made = work / "models" / f"{name}.part"
+            made = folder.with_suffix(".part")
             model.config = model.config.model_copy(update={"sampling": sampling})
             model.save_pretrained(made)
             if place:
@@ -77,6 +86,29 @@ def copies(work: Path, one_step: Path | None) -> dict[str, Path]:
         for name, sampling in {"one-step": own, "one-step-1-iteration": own.changed(iterations=1)}.items():
             copy(name, student, sampling)
     return folders
+
+
+def in_one_piece(frames_BHWC: np.ndarray) -> float:
+    """Share of frames whose lit pixels hang together, as those of every digit do."""
+    lit_BHW = torch.from_numpy(foreground_intensity(frames_BHWC) > LIT).float()
+    labels_BHW = lit_BHW * (torch.arange(lit_BHW[0].numel()) + 1.0).view_as(lit_BHW[0])
+    while True:  # the highest number goes through the whole of a piece
+        grown_BHW = torch.nn.functional.max_pool2d(labels_BHW, 3, stride=1, padding=1) * lit_BHW
+        if torch.equal(grown_BHW, labels_BHW):
+            return float(np.mean([len(labels_HW[labels_HW > 0].unique()) == 1 for labels_HW in labels_BHW]))
+        labels_BHW = grown_BHW
+
+
+def first_frames(demo: MagiPipeline) -> dict[str, float]:
+    """Share of first frames from nothing that are in one piece, by iterations; a row of the picture each."""
+    shares, rows = dict[str, float](), list[np.ndarray]()
+    for iterations in ITERATIONS:
+        sampling = {"iterations": iterations, "temperature": 1.0}
+        frames_BHWC = demo(frames=1, seeds=range(FIRST_FRAMES), sampling=sampling).video_BTHWC[:, 0].numpy()
+        shares[str(iterations)] = in_one_piece(frames_BHWC)
+        rows.append(np.concatenate(list(frames_BHWC[:SHOWN]), axis=1))
+    Image.fromarray(np.concatenate(rows)).convert("L").save(PICTURE, optimize=True)
+    return shares
 
 
 def frame_times(folders: dict[str, Path], context_THWC: np.ndarray) -> dict[str, dict[str, float]]:
@@ -104,17 +136,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="clips")
     options = parser.parse_args()
     work: Path = options.work
-    for name, seed, clips in (("held_out", HELD_OUT_SEED, max(128, options.count)), ("tune", TUNE_SEED, 64)):
+    for name, seed, videos in (("held_out", HELD_OUT_SEED, max(128, options.count)), ("tune", TUNE_SEED, 64)):
         if not (work / name).exists():
-            run("data", "digits", work / name, "--clips", clips, "--size", 64, "--seed", seed)
+            run("data", "digits", work / name, "--clips", videos, "--size", 64, "--seed", seed)
     folders, scores = copies(work, options.one_step), work / "scores"
     models = ",".join(f"{name}={folder}" for name, folder in folders.items())
     run("evaluate", "digits", models, work / "held_out", scores, "--count", options.count, "--batch", 32)
     result = read_result(scores / "result.json")
     assert result.ground_truth is not None
-    (clip,) = read_real_clips(work / "held_out", 1, CONTEXT)
+    clips = read_real_clips(work / "held_out", FIRST_FRAMES, CONTEXT)
+    shares = first_frames(MagiPipeline.from_pretrained("demo"))
+    shares["real"] = in_one_piece(np.stack([clip.video_THWC[0] for clip in clips]))
     machine, rows = machine_facts(torch.device("cpu")), list[dict[str, Any]]()
-    times = frame_times(folders, clip.video_THWC)
+    times = frame_times(folders, clips[0].video_THWC)
     for name in ("vae", *folders):
         ranges = result.ground_truth.series[name].ranges
         figures = {part: {metric: vars(one.value) for metric, one in found.items()} for part, found in ranges.items()}
@@ -122,7 +156,7 @@ def main() -> None:
         rows.append({"name": name, "sampling": sampling, "ms": times.get(name), "figures": figures})
     write_json(OUT, {
         "clips": options.count, "card_sha256": result.card_sha256, "machine": machine,
-        "rows": rows,
+        "rows": rows, "first_frames": {"count": FIRST_FRAMES, "in_one_piece": shares},
     })  # fmt: skip
     print(OUT)
 

@@ -58,6 +58,7 @@ def few_steps(root: Path = ROOT) -> None:
     path = root / "results/few_steps.json"
     report = json.loads(path.read_text("utf-8")) if path.exists() else None
     write_markdown_block(root / "docs/performance.md", "few_steps", few_steps_table(report))
+    write_markdown_block(root / "docs/performance.md", "first_frames", first_frames_table(report))
 
 
 def state(root: Path = ROOT) -> None:
@@ -179,6 +180,16 @@ def few_steps_table(report: dict[str, Any] | None) -> str:
         f"({machine['processor']}), load {machine['load'][0]:g} as the timing began."
     )
     return "\n".join([*lines, "", how])
+
+
+def first_frames_table(report: dict[str, Any] | None) -> str:
+    """First frames from nothing by iterations."""
+    if report is None:
+        return "Not measured yet."
+    found = report["first_frames"]
+    head = "| iterations | " + " | ".join(found["in_one_piece"]) + " |"
+    share = "| first frames in one piece | " + " | ".join(f"{one:.2f}" for one in found["in_one_piece"].values()) + " |"
+    return "\n".join([head, "|---" + "|---:" * len(found["in_one_piece"]) + "|", share])
 
 
 def world_long(root: Path = ROOT) -> None:

@@ -68,6 +68,9 @@ def test_the_table_of_few_steps_has_what_a_row_costs_and_scores() -> None:
     cells = " | ".join(["0.50 (0.25 to 0.75)"] * 4)
     assert lines[2:4] == [f"| vae |  |  | {cells} |  |", f"| fast | 3 | 3 | {cells} | 6.0 (10.0) |"]
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == lines[3].count("|")
+    shares = {"1": 0.031, "8": 0.84}
+    table = tables.first_frames_table({"first_frames": {"count": 64, "in_one_piece": shares}}).splitlines()
+    assert table[0] == "| iterations | 1 | 8 |" and table[2] == "| first frames in one piece | 0.03 | 0.84 |"
     assert "7 held-out clips" in lines[-1] and "2 threads (a chip), load 0.1" in lines[-1]
 
 
