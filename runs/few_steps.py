@@ -5,11 +5,12 @@
 Every row is a copy of the model in WORK with other sampling settings, placed by ``magi tune-steps`` and scored by
 ``magi evaluate digits``; with --one-step also those of a run that ``magi distill demo RUN --data.root DIR`` has made.
 First frames from nothing are made in several iterations, docs/first_frames.png. Then frames are timed one by one, a
-video alone, the copies in turns, decoding included: on a machine that does nothing else. The same command again keeps
-what is there and takes the times anew. ``runs/tables.py few_steps`` writes the tables of docs/performance.md.
+video alone, the copies in turns, decoding included, unless other work keeps the machine busy. The same command again
+keeps what is there and takes the times anew. ``runs/tables.py few_steps`` writes the tables of docs/performance.md.
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ HELD_OUT_SEED, TUNE_SEED = 1, 2
 """Of the videos, as in runs/digits.sh."""
 CONTEXT, TIMED_FRAMES, ROUNDS = 4, 44, 3
 """Frames given, frames timed after them (the window slides several times), and how often."""
+BUSY = 1.5
+"""Load of a core above which a time would be that of other work."""
 
 ITERATIONS, FIRST_FRAMES, SHOWN = (1, 2, 4, 8), 64, 14
 """Of first frames from nothing, how many, and how many of them are in the picture."""
@@ -148,7 +151,10 @@ def main() -> None:
     shares = first_frames(MagiPipeline.from_pretrained("demo"))
     shares["real"] = in_one_piece(np.stack([clip.video_THWC[0] for clip in clips]))
     machine, rows = machine_facts(torch.device("cpu")), list[dict[str, Any]]()
-    times = frame_times(folders, clips[0].video_THWC)
+    busy = os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+    if busy:
+        print("other work keeps this machine busy: no times are taken; run the same command again when it is quiet")
+    times = {} if busy else frame_times(folders, clips[0].video_THWC)
     for name in ("vae", *folders):
         ranges = result.ground_truth.series[name].ranges
         figures = {part: {metric: vars(one.value) for metric, one in found.items()} for part, found in ranges.items()}

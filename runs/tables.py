@@ -173,11 +173,14 @@ def few_steps_table(report: dict[str, Any] | None) -> str:
         took = f"{ms['p50']:.1f} ({ms['p95']:.1f})" if ms else ""
         lines.append(f"| {row['name']} | {cost} | " + "".join(f"{cell} | " for cell in cells) + f"{took} |")
     machine = report["machine"]
+    timed = (
+        f"*ms* is half of the frames (95 % of them), one video, decoding included, {machine['threads']} threads "
+        f"({machine['processor']}), load {machine['load'][0]:g} as the timing began."
+    )
     how = (
         f"{report['clips']} held-out clips continued from 4 frames to 104, class not given, intervals of 95 %. *Steps* "
-        f"are of a token, *passes* of the transformer a frame, one of which adds it to the history. *ms* is half of "
-        f"the frames (95 % of them), one video, decoding included, {machine['threads']} threads "
-        f"({machine['processor']}), load {machine['load'][0]:g} as the timing began."
+        f"are of a token, *passes* of the transformer a frame, one of which adds it to the history. "
+        + (timed if any(row["ms"] for row in report["rows"]) else "Times wait for a machine without other work.")
     )
     return "\n".join([*lines, "", how])
 

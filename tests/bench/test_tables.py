@@ -71,6 +71,7 @@ def test_the_table_of_few_steps_has_what_a_row_costs_and_scores() -> None:
     shares = {"1": 0.031, "8": 0.84}
     table = tables.first_frames_table({"first_frames": {"count": 64, "in_one_piece": shares}}).splitlines()
     assert table[0] == "| iterations | 1 | 8 |" and table[2] == "| first frames in one piece | 0.03 | 0.84 |"
+    assert "Times wait" in tables.few_steps_table({"clips": 7, "machine": machine, "rows": [row]})
     assert "7 held-out clips" in lines[-1] and "2 threads (a chip), load 0.1" in lines[-1]
 
 
