@@ -45,7 +45,7 @@ SAMPLES, POLL_S = 10, 0.05
 class Noise:
     """Dreams of random pixels, at no cost."""
 
-    world = None
+    world, text = None, False
     actions, classes, size = ("left", "right"), (), (PIXELS, PIXELS)
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Noise:
 
     def begin(self, start: int, seed: int) -> Any:
         """A dream has no state."""
-        return SimpleNamespace(label=None)
+        return SimpleNamespace(label=None, prompts=("",), refusal="")
 
     def leg(self, states: Sequence[Any], ask: Ask) -> Iterator[Any]:
         """The frames of the start again."""

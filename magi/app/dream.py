@@ -16,6 +16,7 @@ from torch import Tensor
 
 from magi.config import SamplingConfig
 from magi.data.actions import as_rows
+from magi.data.captioned_digits import captioned_video
 from magi.data.moving_digits import CLASSES, digit_video
 from magi.data.worlds.contract import World
 from magi.data.worlds.worlds import play_clip
@@ -24,6 +25,7 @@ from magi.model.conditioning import action_rows
 from magi.sampling.generate import generate
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.prepared import SamplerCache
+from magi.sampling.prompts import encode_prompts, with_prompts
 from magi.sampling.request import make_conditions
 
 WORLD_STARTS, GENERATED_STARTS = 6, 10
@@ -41,21 +43,28 @@ class StartClip:
     actions: tuple[int, ...]
     label: int | None = None
     state: Any = None
+    prompt: str = ""
 
 
 @dataclass(eq=False)
 class DreamState:
-    """Where a dream is: its newest latents_TCHW, the actions that led to them, and its random numbers."""
+    """Where a dream is: its newest latents_TCHW, the actions and prompts that led to them, and its random numbers."""
 
     latents_TCHW: Tensor
     actions: tuple[int, ...]
+    prompts: tuple[str, ...]
     generator: torch.Generator
     label: int | None
+    prompt: str
+    """What is asked for from the next frame on."""
+    checked: str = ""
+    """The newest prompt that was asked for when a frame began; with a ``refusal`` the one before it goes on."""
+    refusal: str = ""
 
-    def add(self, latents_CHW: Tensor, action: int) -> None:
+    def add(self, latents_CHW: Tensor, action: int, prompt: str) -> None:
         """Another frame; the oldest is forgotten."""
         self.latents_TCHW = torch.cat([self.latents_TCHW[1:], latents_CHW[None]])
-        self.actions = (*self.actions[1:], action)
+        self.actions, self.prompts = (*self.actions[1:], action), (*self.prompts[1:], prompt)
 
 
 @dataclass(eq=False)
@@ -88,6 +97,8 @@ class Dream:
                 f"--world {world.name} has {len(world.actions)} actions and {world.size}x{world.size} pixels, this "
                 f"model {config.model.actions} and {config.data.height}x{config.data.width}; leave --world out"
             )
+        if self.text:
+            self._check_prompt("a text")  # loads a frozen encoder, or says what it lacks
         self.keep = keep_frames(config.sampling, config.model.frames)
         self.settings = config.sampling.changed(longer="window", window_keep=self.keep)
         self._samplers: dict[int, SamplerCache] = {}
@@ -98,6 +109,8 @@ class Dream:
     def _encoded(self, start: StartClip) -> Tensor:
         if len(start.video_THWC) != self.keep or len(start.actions) != self.keep:
             raise ValueError(f"start '{start.name}': expected {self.keep} frames, got {len(start.video_THWC)}")
+        if start.prompt:
+            self._check_prompt(start.prompt)
         device = self.pipeline.model.mask_token.device
         return self.pipeline.vae.encode(torch.from_numpy(start.video_THWC)[None].to(device))[0]
 
@@ -113,6 +126,11 @@ class Dream:
         return self.pipeline.classes or tuple(map(str, range(count))) if count else ()
 
     @property
+    def text(self) -> bool:
+        """Whether the model reads prompts."""
+        return bool(self.pipeline.config.model.text_encoder)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of a frame."""
         return self.pipeline.config.data.height, self.pipeline.config.data.width
@@ -125,8 +143,25 @@ class Dream:
 
     def begin(self, start: int, seed: int) -> DreamState:
         """A dream that goes on from ``starts[start]``."""
-        clip = self.starts[start]
-        return DreamState(self._latents[start], clip.actions, torch.Generator().manual_seed(seed), clip.label)
+        clip, generator = self.starts[start], torch.Generator().manual_seed(seed)
+        prompts = (clip.prompt,) * self.keep
+        return DreamState(self._latents[start], clip.actions, prompts, generator, clip.label, clip.prompt, clip.prompt)
+
+    def _check_prompt(self, prompt: str) -> None:
+        encode_prompts("prompt", prompt, self.pipeline.text_encoder, 1)
+
+    def _prompts(self, states: Sequence[DreamState]) -> list[str]:
+        """Of the next frame of each: what was asked for, or the one before where the model cannot read that."""
+        prompts = []
+        for state in states:
+            if (prompt := state.prompt) != state.checked:
+                state.checked, state.refusal = prompt, ""
+                try:
+                    self._check_prompt(prompt)
+                except ValueError as error:
+                    state.refusal = str(error)
+            prompts.append(state.prompts[-1] if state.refusal else prompt)
+        return prompts
 
     def warm_up(self, players: int) -> None:
         """Dream once for each number of players, so that nobody's first frame waits.
@@ -148,7 +183,7 @@ class Dream:
         Raises NumericsError if a frame is not finite.
         """
         model, batch = self.pipeline.config.model, len(states)
-        asked: list[int | None] = []
+        asked, prompts = list[int | None](), [""] * batch
 
         def next_action(number: int) -> Tensor:
             if number >= self.keep:
@@ -158,28 +193,41 @@ class Dream:
                 entries = [state.actions[number] for state in states]
             return action_rows(torch.from_numpy(as_rows(np.array(entries), model.actions)))
 
+        def next_prompts(number: int) -> list[str]:
+            if number < self.keep:
+                return [state.prompts[number] for state in states]
+            if not model.actions:
+                asked[:] = ask()
+            prompts[:] = self._prompts(states)
+            return prompts
+
+        conditions = make_conditions(
+            model, self.pipeline.classes, [state.label for state in states], 1, self.settings.noise_level, batch
+        )
+        conditions, next_text = with_prompts(
+            conditions, next_prompts if self.text else None, None, model, self.pipeline.text_encoder
+        )
         frames = generate(
             self.pipeline.model,
             frames=model.frames,
-            conditions=make_conditions(
-                model, self.pipeline.classes, [state.label for state in states], 1, self.settings.noise_level, batch
-            ),
+            conditions=conditions,
             generators=[state.generator for state in states],
             config=self.settings,
             context_BTCHW=torch.stack([state.latents_TCHW for state in states]),
             samplers=self._samplers.setdefault(batch, SamplerCache()),
             next_action=next_action if model.actions else None,
+            next_text=next_text,
         )
         try:
             for _ in range(model.frames - self.keep):
-                if not model.actions:
+                if not (model.actions or model.text_encoder):
                     asked[:] = ask()
                 latents_BCHW = next(frames)
                 if not bool(latents_BCHW.isfinite().all()):
                     raise NumericsError("a frame is not finite; lower guidance or temperature")
-                for state, latents_CHW, action in zip(states, latents_BCHW, asked, strict=True):
+                for state, latents_CHW, action, prompt in zip(states, latents_BCHW, asked, prompts, strict=True):
                     if action is not None:
-                        state.add(latents_CHW, action)
+                        state.add(latents_CHW, action, prompt)
                 yield self.pipeline.vae.decode(latents_BCHW.float()[:, None])[:, 0].cpu().numpy()
         finally:
             frames.close()  # type: ignore[attr-defined]  # puts the sampler back
@@ -204,6 +252,14 @@ def digit_starts(frames: int, size: int) -> list[StartClip]:
     """Clips of the built-in moving digits, one a class; the class is not told."""
     clips = [digit_video(0, number, size, frames).video_THWC for number in range(len(CLASSES))]
     return [StartClip(name, clip, (NO_ACTION,) * frames) for name, clip in zip(CLASSES, clips, strict=True)]
+
+
+def captioned_starts(frames: int, size: int) -> list[StartClip]:
+    """Clips of the built-in captioned digits, one of each, with their captions as prompts."""
+    videos = [captioned_video(0, number, size=size, frames=frames) for number in range(len(CLASSES))]
+    return [
+        StartClip(one.attributes.digit, one.video_THWC, (NO_ACTION,) * frames, prompt=one.caption) for one in videos
+    ]
 
 
 def generated_starts(pipeline: MagiPipeline, frames: int) -> list[StartClip]:

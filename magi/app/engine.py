@@ -23,6 +23,7 @@ from magi.app.protocol import (
     LabelMessage,
     PauseMessage,
     Picture,
+    PromptMessage,
     RecordMessage,
     SettingsMessage,
     StartMessage,
@@ -52,6 +53,11 @@ class Dreams(Protocol):
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes."""
+        ...
+
+    @property
+    def text(self) -> bool:
+        """Whether the model reads prompts."""
         ...
 
     @property
@@ -132,6 +138,11 @@ class Engine:
                     _check("class", label, len(self.dreams.classes))
                     if player.dream is not None:
                         player.dream.label = None if label < 0 else label
+                case PromptMessage(text=text):
+                    if not self.dreams.text:
+                        raise ValueError("this model has no text")
+                    if player.dream is not None:
+                        player.dream.prompt = text
                 case SettingsMessage():
                     self._set(message)
                 case RecordMessage(on=True):
@@ -148,8 +159,8 @@ class Engine:
         if len(self.players) > 1:
             raise ValueError("others are playing with these settings; they change only for one who plays alone")
         values = message.model_dump(include={"temperature", "guidance"}, exclude_none=True)
-        if values.get("guidance", 1) != 1 and not (self.dreams.actions or self.dreams.classes):
-            raise ValueError("guidance needs a model with classes or actions")
+        if values.get("guidance", 1) != 1 and not (self.dreams.actions or self.dreams.classes or self.dreams.text):
+            raise ValueError("guidance needs a model with classes, actions or text")
         full, speed = self.full_settings.changed(**values), message.speed or self.speed
         self.dreams.settings = at_speed(full, speed)  # raises before anything is changed
         self.full_settings, self.speed = full, speed

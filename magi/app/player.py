@@ -45,6 +45,9 @@ class Player:
     """State that the oracle read in the newest frame."""
     picture: Picture | None = None
     recorded: list[tuple[Picture, int]] | None = None
+    told_prompt: str = ""
+    """That the newest frame obeys, as the page knows."""
+    told_refusal: str = ""
 
     @property
     def playing(self) -> bool:
@@ -58,7 +61,7 @@ class Player:
 
     def begin(self, dream: DreamState, clip: StartClip) -> None:
         """Dream from ``clip``; a recording of the dream before is dropped."""
-        self.dream, self.recorded = dream, None
+        self.dream, self.recorded, self.told_prompt, self.told_refusal = dream, None, "", ""
         self.real = self.seen = clip.state
         self.picture = clip.video_THWC[-1]
 
@@ -77,4 +80,15 @@ class Player:
         self.picture, self.frame = picture, self.frame + 1
         if self.recorded is not None and len(self.recorded) * picture.nbytes < MOST_RECORDED_BYTES:
             self.recorded.append((picture, facts.action))
+        self._tell_prompt()
         self.send(pack_frame(self.frame, facts.key_seq, views, time.monotonic() - facts.began, facts.late, error))
+
+    def _tell_prompt(self) -> None:
+        """Before a frame: the prompt that it obeys if that has changed, and why it does not obey the one asked for."""
+        assert self.dream is not None
+        prompt, refusal = self.dream.prompts[-1], self.dream.refusal
+        if refusal and refusal != self.told_refusal:
+            self.send({"type": "notice", "text": refusal})
+        if prompt != self.told_prompt:
+            self.send({"type": "prompt", "text": prompt})
+        self.told_prompt, self.told_refusal = prompt, refusal

@@ -21,6 +21,8 @@ Picture = NDArray[np.uint8]
 
 MOST_TEXT = 4096
 """Bytes of a message from a page."""
+MOST_PROMPT = 1000
+"""Characters; a model may read fewer."""
 MOST_RAW = 128
 HEADER = struct.Struct("<4sIIQIHHBBBxf")
 """Magic, frame number, key sequence number obeyed, server's clock and generation time in microseconds, width and height
@@ -73,6 +75,13 @@ class LabelMessage(Message):
     label: int = Field(ge=-1, le=999_999)
 
 
+class PromptMessage(Message):
+    """Dream on under a text, from the next frame on; an empty one is none."""
+
+    type: Literal["prompt"]
+    text: str = Field(max_length=MOST_PROMPT)
+
+
 class SettingsMessage(Message):
     """Change how frames are made; what is not given stays."""
 
@@ -91,7 +100,8 @@ class RecordMessage(Message):
 
 
 AnyMessage = (
-    StartMessage | KeysMessage | AckMessage | PauseMessage | LabelMessage | SettingsMessage | RecordMessage
+    StartMessage | KeysMessage | AckMessage | PauseMessage | LabelMessage | PromptMessage | SettingsMessage
+    | RecordMessage
 )  # fmt: skip
 _MESSAGES: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(discriminator="type")])
 

@@ -36,11 +36,11 @@ LOOPBACK, ANY_ADDRESS = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 class PlayOptions:
     """Play a model in the browser, on this machine: its frames follow the keys, without end.
 
-    A model with actions answers to them; another one goes on by itself, in the class of your choice.
+    A model with actions answers to them; another one goes on by itself, in the class or under the text of your choice.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = SHIPPED_GAME
-    """run directory, exported folder, hub id, or a shipped model: 'platform', 'demo'"""
+    """run directory, exported folder, hub id, or a shipped model: 'platform', 'demo', 'text'"""
     world: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """built-in world that the model was trained on: its exact simulator runs beside the dream under the same keys;
     known of a shipped model"""
@@ -58,6 +58,8 @@ class PlayOptions:
     """what a visitor must know, in the address that is printed"""
     allow_host: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
     """further names that the page is reached by, as behind a reverse proxy"""
+    text_encoder: str = ""
+    """folder or hub id of a frozen text encoder, where that is not the model's own"""
     speed: Speed = "full"
     """full is the model's config; fast has the fewest denoising steps that score as well (magi tune-steps)"""
     sampling: SamplingChanges = field(default_factory=lambda: SamplingChanges({}))
@@ -158,7 +160,7 @@ def _serve(options: PlayOptions, listening: socket.socket) -> None:
 
 def _app(options: PlayOptions) -> "Starlette":
     """The application, its model loaded and warmed up."""
-    from magi.app.dream import digit_starts, keep_frames
+    from magi.app.dream import captioned_starts, digit_starts, keep_frames
     from magi.app.guard import LOOPBACK_HOSTS
     from magi.app.server import create_app
     from magi.data.worlds.worlds import WORLDS, find_world
@@ -167,12 +169,16 @@ def _app(options: PlayOptions) -> "Starlette":
 
     shipped = WORLDS.get(options.model) if options.model in SHIPPED else None
     world = find_world(options.world) if options.world else shipped
-    pipeline = MagiPipeline.from_pretrained(options.model, resolve_device(options.device))
+    pipeline = MagiPipeline.from_pretrained(
+        options.model, resolve_device(options.device), text_encoder=options.text_encoder
+    )
     settings = at_speed(pipeline.config.sampling, options.speed).changed(**options.sampling.fields)
     pipeline.config = pipeline.config.model_copy(update={"sampling": settings})
     starts = _starts(options.context, pipeline.config)
-    if options.model == "demo" and not starts:
-        starts = digit_starts(keep_frames(settings, pipeline.config.model.frames), pipeline.config.data.height)
+    built_in = {"demo": digit_starts, "text": captioned_starts}
+    if options.model in built_in and not starts:
+        keep = keep_frames(settings, pipeline.config.model.frames)
+        starts = built_in[options.model](keep, pipeline.config.data.height)
     print("warming up", flush=True)
     return create_app(
         pipeline,

@@ -39,11 +39,11 @@ def with_prompts(
         return conditions, None
     batch = conditions.batch
     if negative is not None:
-        conditions = replace(conditions, negative_BLE=_encoded("negative_prompt", negative, encoder, batch))
+        conditions = replace(conditions, negative_BLE=encode_prompts("negative_prompt", negative, encoder, batch))
     if callable(prompt):
         return conditions, _asking(prompt, encoder, batch)
     if prompt is not None:
-        conditions = replace(conditions, text_BLE=_encoded("prompt", prompt, encoder, batch))
+        conditions = replace(conditions, text_BLE=encode_prompts("prompt", prompt, encoder, batch))
     return conditions, None
 
 
@@ -55,14 +55,14 @@ def _asking(ask: Callable[[int], Prompt], encoder: TextEncoder | None, batch: in
         prompt = ask(number)
         prompt = prompt if prompt is None or isinstance(prompt, str) else list(prompt)
         if last is None or last[0] != prompt:
-            last = prompt, _encoded(f"prompt of frame {number}", prompt, encoder, batch)
+            last = prompt, encode_prompts(f"prompt of frame {number}", prompt, encoder, batch)
         return last[1]
 
     return answer
 
 
-def _encoded(name: str, prompt: Prompt, encoder: TextEncoder | None, batch: int) -> Tensor:
-    """text_BLE of B videos."""
+def encode_prompts(name: str, prompt: Prompt, encoder: TextEncoder | None, batch: int) -> Tensor:
+    """text_BLE of B videos; ``ValueError``, with the ``name`` of what was given, for what the model cannot read."""
     if encoder is None:
         raise ValueError(
             f"{name}: this model reads the states of a frozen encoder; give the pipeline that text_encoder"

@@ -21,17 +21,24 @@ class Played:
 
     state: Any
     label: int | None = None
+    prompt: str = ""
+    prompts: tuple[str, ...] = ("",)
+    refusal: str = ""
 
 
 class FakeDreams:
-    """Plays the simulator for ``frames`` frames a leg; a frame takes ``seconds``."""
+    """Plays the simulator for ``frames`` frames a leg; a frame takes ``seconds``.
 
-    def __init__(self, frames: int = 8, seconds: float = 0.0, real: bool = True) -> None:
+    With ``text`` a prompt is the name of an action, stronger than keys; another text is one that it cannot read.
+    """
+
+    def __init__(self, frames: int = 8, seconds: float = 0.0, real: bool = True, text: bool = False) -> None:
         self.frames, self.seconds = frames, seconds
         self.world = WORLD if real else None
         self.starts: Sequence[StartClip] = world_starts(WORLD, 8)
         self.settings = SamplingConfig(steps=12, fast_steps=3, longer="window")
         self.actions, self.classes, self.size = WORLD.actions, (), (WORLD.size, WORLD.size)
+        self.text = text
         self.batches: list[int] = []
         self.fails = False
 
@@ -46,6 +53,15 @@ class FakeDreams:
             time.sleep(self.seconds)
             for state, action in zip(states, actions, strict=True):
                 if action is not None:
+                    if self.text:
+                        action = self._obeyed(state, action)
                     state.state = WORLD.step(state.state, 0 if action == NO_ACTION else action)
             self.batches.append(sum(action is not None for action in actions))
             yield np.stack([WORLD.draw(state.state) for state in states])
+
+    def _obeyed(self, state: Played, action: int) -> int:
+        names = ["", *WORLD.actions]
+        state.refusal = "" if state.prompt in names else "prompt: no action"
+        if not state.refusal:
+            state.prompts = (state.prompt,)
+        return names.index(state.prompts[0]) - 1 if state.prompts[0] else action

@@ -238,6 +238,29 @@ def test_a_model_without_actions_has_classes_to_choose_from(browser: Browser) ->
             until(lambda: stats(page)["frame"] > frame + 3)
 
 
+def test_a_text_box_says_what_is_dreamed(browser: Browser) -> None:
+    """By keyboard alone: written, not played; obeyed after Enter, and what cannot be read is said."""
+    with served(FakeDreams(text=True, real=False)) as address:
+        with opened(browser, address) as page:
+            box = page.get_by_label("text")
+            box.focus()
+            page.keyboard.down("d")
+            assert box.input_value() == "d" and page.locator("#pad [aria-pressed=true]").count() == 0
+            page.keyboard.up("d")
+            for written, wall in (("left", 0.0), ("right", 64 - 5.0)):
+                box.fill("")
+                page.keyboard.type(written)
+                page.keyboard.press("Enter")
+                until(lambda wall=wall: abs(state(page).x - wall) < 0.3)  # type: ignore[misc]
+                assert page.get_by_text(f"dreaming: {written}").is_visible() and stats(page)["prompt"] == written
+            page.keyboard.type(" and unreadable")
+            page.keyboard.press("Enter")
+            until(lambda: text(page) == "prompt: no action")
+            assert stats(page)["prompt"] == "right" and box.input_value() == "right and unreadable"
+            page.get_by_role("button", name="platform 4").click()
+            until(lambda: stats(page)["prompt"] == "")
+
+
 def test_large_frames_come_as_jpeg(browser: Browser) -> None:
     class Large(FakeDreams):
         def leg(self, states: Any, ask: Any) -> Iterator[Any]:

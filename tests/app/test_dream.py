@@ -25,7 +25,7 @@ class SoftVae(PixelVae):
         return super().decode(latents_BTCHW.sin())
 
 
-def pipeline(actions: int = ACTIONS, classes: int = 0, **sampling: Any) -> MagiPipeline:
+def pipeline(actions: int = ACTIONS, classes: int = 0, text: bool = False, **sampling: Any) -> MagiPipeline:
     config = Config.model_validate(
         {
             "data": {"frames": TRAINED, "height": 16, "width": 16, "interval_max": 1},
@@ -33,7 +33,8 @@ def pipeline(actions: int = ACTIONS, classes: int = 0, **sampling: Any) -> MagiP
             "model": {
                 "width": 16, "blocks": 2, "heads": 2, "patch_size": 1, "frames": TRAINED, "head_width": 16,
                 "head_blocks": 1, "actions": actions, "classes": classes, "class_tokens": 1, "interval_vocabulary": 2,
-                "dropout": 0.0, "diffusion_steps": 50,
+                "dropout": 0.0, "diffusion_steps": 50, "text_encoder": "bytes" if text else "", "text_length": 8,
+                "text_tokens": 2,
             },
             "sampling": {"iterations": 2, "steps": 3, "longer": "window", "window_keep": KEEP, "temperature": 0.5,
             "precision": "fp32"} | sampling,
@@ -114,6 +115,36 @@ def test_a_class_is_what_the_dream_goes_on_in() -> None:
     states[1].label = 2
     first, second = next(dream.leg(states, lambda: [NO_ACTION, NO_ACTION]))
     assert (first != second).any()
+
+
+@pytest.mark.parametrize("actions", [0, ACTIONS])
+def test_prompts_of_legs_are_those_of_one_long_stream(actions: int) -> None:
+    """Changed in the middle of a leg, too; one that is too long changes nothing but what is said."""
+    pipe = pipeline(actions=actions, text=True, guidance=2.0)
+    clip = StartClip("0", starts(1)[0].video_THWC, (NO_ACTION,) * KEEP, prompt="left")
+    dream, frames = Dream(pipe, starts=[clip]), KEEP + 3 * (TRAINED - KEEP)
+    state, got, asked = dream.begin(0, 7), [], [*["left"] * KEEP, "left", "right", "right", "much too long", "", ""]
+
+    def ask() -> list[int | None]:
+        state.prompt = asked[KEEP + len(got)]
+        return [NO_ACTION]
+
+    while len(got) < frames - KEEP:
+        for pictures_BHWC in dream.leg([state], ask):
+            got.append(pictures_BHWC[0])
+            if len(got) == 4:
+                assert state.prompts[-1] == "right" and "8, make it shorter" in state.refusal
+    assert state.prompts == ("right", "", "") and not state.refusal
+
+    def prompt(frame: int) -> str:
+        return asked[frame].replace("much too long", "right")
+
+    whole = pipe(frames=frames, context=clip.video_THWC, prompt=prompt, seeds=[7]).video_BTHWC[0, KEEP:].numpy()
+    assert far_apart(got, whole) == 0
+    deaf = pipe(frames=frames, context=clip.video_THWC, prompt="left", seeds=[7]).video_BTHWC[0, KEEP:].numpy()
+    assert far_apart(got[:1], deaf[:1]) == 0 < far_apart(got[1:2], deaf[1:2])
+    with pytest.raises(ValueError, match="make it shorter"):
+        Dream(pipe, starts=[StartClip("0", clip.video_THWC, clip.actions, prompt="much too long")])
 
 
 def test_a_model_that_knows_nothing_else_starts_from_what_it_makes() -> None:

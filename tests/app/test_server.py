@@ -29,6 +29,7 @@ from tests.app.training import MODEL_FRAMES, train_two_steps
 
 HOST = "127.0.0.1:8000"
 OWN = {"host": HOST, "origin": f"http://{HOST}"}
+MOST_MESSAGES = 2000
 FIELDS = (
     "magic", "number", "seq", "clock", "took", "width", "height", "views", "format", "late", "error",
 )  # fmt: skip
@@ -61,7 +62,7 @@ class Page:
 
         Frames that come before it are acknowledged; a dream would end at two that are not.
         """
-        while True:
+        for _ in range(MOST_MESSAGES):
             message = self.socket.receive()
             if message["type"] == "websocket.close":
                 raise WebSocketDisconnect(message["code"], message.get("reason", ""))
@@ -76,6 +77,7 @@ class Page:
                 self.say(type="ack", frame=facts["number"])
             elif json.loads(message["text"])["type"] == kind:
                 return json.loads(message["text"])
+        raise AssertionError(f"no {kind} in {MOST_MESSAGES} messages")
 
     def frame(self) -> Any:
         """The next frame, acknowledged."""
@@ -241,6 +243,11 @@ def test_a_frame_that_fails_ends_its_dream_and_not_the_server() -> None:
         ('{"type": "settings", "speed": "../fast"}', 1008),
         ('{"type": "settings", "__class__": 1}', 1008),
         ('{"type": "label", "label": "7"}', 1008),
+        ('{"type": "prompt"}', 1008),
+        ('{"type": "prompt", "text": 7}', 1008),
+        ('{"type": "prompt", "text": ["left"]}', 1008),
+        ('{"type": "prompt", "text": "' + "y" * 1001 + '"}', 1008),
+        ('{"type": "prompt", "text": "' + "é" * 2100 + '"}', 1009),
         ('{"type": "record", "on": 1}', 1008),
         ('{"type": "__init__"}', 1008),
         ('{"type": ["start"]}', 1008),
@@ -270,6 +277,7 @@ def test_what_is_no_message_ends_the_connection(client: TestClient, text: str | 
         {"type": "start", "start": 6},
         {"type": "keys", "action": 6, "seq": 1},
         {"type": "label", "label": 0},
+        {"type": "prompt", "text": "left"},
         {"type": "record", "on": False},
     ],
 )
@@ -279,6 +287,21 @@ def test_what_the_model_has_not_is_said(client: TestClient, message: dict[str, A
         assert page.next("notice")["text"]
         page.say(type="start", start=0)
         page.frame()
+
+
+def test_a_prompt_is_obeyed_by_the_next_frame_which_says_so() -> None:
+    """A frame is obeyed by all after the message that names its prompt, and by none before."""
+    with client_of(FakeDreams(text=True, real=False)) as client, page_of(client) as page:
+        assert page.next("welcome")["text"]
+        page.say(type="prompt", text="right")
+        assert page.next("prompt")["text"] == "right"
+        first, second = (WORLD.read(page.frame()[1][0]) for _ in range(2))
+        assert second.x - first.x == pytest.approx(2, abs=0.3) or first.x > 56
+        page.say(type="prompt", text="unreadable")
+        assert page.next("notice")["text"] == "prompt: no action"
+        page.say(type="start", start=0)  # forgets its prompt
+        page.say(type="prompt", text="right")
+        assert page.next("prompt")["text"] == "right"
 
 
 def test_a_flood_ends_the_connection(client: TestClient) -> None:

@@ -208,10 +208,23 @@ function begin(number) {
   sent.length = 0;
   $("record").setAttribute("aria-pressed", "false");
   [...$("starts").children].forEach((button, n) => button.setAttribute("aria-pressed", String(n === number)));
-  $("class").value = welcome.starts[number].label ?? -1;
+  const clip = welcome.starts[number];
+  $("class").value = clip.label ?? -1;
+  $("prompt").value = clip.prompt || $("prompt").value;
+  obeyed("");
   say({ type: "start", start, seed: Math.floor(Math.random() * 2 ** 32) });
+  if (welcome.text) sendPrompt();
   say({ type: "keys", action, seq: stats.seq });
   $("stage").focus({ preventScroll: true });
+}
+
+function sendPrompt() {
+  say({ type: "prompt", text: $("prompt").value });
+}
+
+function obeyed(text) {
+  stats.prompt = text;
+  $("obeyed").value = text || "no text";
 }
 
 function makeStarts() {
@@ -238,7 +251,8 @@ function makeSettings() {
   welcome.classes.forEach((name, number) => addOption($("class"), name, number));
   $("class-label").hidden = !welcome.classes.length;
   $("class").addEventListener("change", () => say({ type: "label", label: Number($("class").value) }));
-  $("guidance-label").hidden = !welcome.classes.length && !welcome.actions.length;
+  $("guidance-label").hidden = !welcome.classes.length && !welcome.actions.length && !welcome.text;
+  $("prompt-form").hidden = !welcome.text;
   for (const fps of [...new Set([5, 10, 15, 20, 30, 60, welcome.fps])].sort((a, b) => a - b))
     if (fps) addOption($("fps"), String(fps), fps);
   for (const speed of welcome.speeds) addOption($("speed"), speed, speed);
@@ -272,7 +286,8 @@ function onText(message) {
   else if (message.type === "place") {
     stats.place = message.place;
     status(message.place ? `place ${message.place} in the queue: all seats are taken` : "playing");
-  } else status(message.text); // notice, error
+  } else if (message.type === "prompt") obeyed(message.text); // of the next frame on
+  else status(message.text); // notice, error
 }
 
 function connect() {
@@ -297,6 +312,10 @@ document.addEventListener("visibilitychange", () => {
 $("pause").addEventListener("click", () => {
   asked = !asked;
   sendPause();
+});
+$("prompt-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sendPrompt();
 });
 $("again").addEventListener("click", () => begin(start));
 $("record").addEventListener("click", () => {
