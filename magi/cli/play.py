@@ -167,6 +167,7 @@ def _app(options: PlayOptions) -> "Starlette":
     from magi.devices import resolve_device
     from magi.sampling.pipeline import MagiPipeline
 
+    leave_a_core()
     shipped = WORLDS.get(options.model) if options.model in SHIPPED else None
     world = find_world(options.world) if options.world else shipped
     pipeline = MagiPipeline.from_pretrained(
@@ -189,6 +190,17 @@ def _app(options: PlayOptions) -> "Starlette":
         hosts=None if options.host in ANY_ADDRESS else (*LOOPBACK_HOSTS, options.host, *options.allow_host),
         token=options.token,
     )
+
+
+def leave_a_core() -> None:
+    """One for the server and for the browser of who plays on this machine: a frame waits for its slowest thread.
+
+    ``OMP_NUM_THREADS`` asks for another number.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
 
 def _starts(files: Sequence[Path], config: "Config") -> "list[StartClip]":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Origin
@@ -56,6 +57,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
             ["demo", "--world", "platform", "--port", "0"],
             "--world platform has 6 actions and 64x64 pixels, this model 0",
         ),
+        (["text", "--text-encoder", "./mine", "--port", "0"], "text reads no states of a frozen encoder; leave it out"),
         (["demo", "--context", "missing.mp4", "--port", "0"], "missing.mp4: no such video file (--context)"),
         (["demo", "--sampling.temperature", "-1", "--port", "0"], "temperature"),
     ],
@@ -75,6 +77,20 @@ def test_a_port_in_use_names_a_free_one(taken: int, capsys: pytest.CaptureFixtur
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(play, "find_spec", lambda name: None if name == "uvicorn" else object())
     assert "magi play needs uvicorn: pip install 'magi-video[app]'" in refused(capsys)
+
+
+@pytest.mark.parametrize(("cores", "asked", "left"), [(2, None, 1), (1, None, 1), (16, None, 15), (2, "2", None)])
+def test_a_core_is_left_to_the_page(
+    cores: int, asked: str | None, left: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    used: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    play.leave_a_core()
+    assert used == ([] if left is None else [left])
 
 
 def test_a_dream_starts_from_a_video_and_its_actions(tmp_path: Path) -> None:
