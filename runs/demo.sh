@@ -44,6 +44,8 @@ The shipped model has trained for longer; the fresh one for minutes, on this mac
   $out/results/comparison.mp4     real and generated side by side
   $out/results/comparison.gif     the same as a GIF
   $out/results/contact_sheet.png  the same as a picture
-  $out/world-results/report.html  the game: real above dreamed under the same keys; play it: magi play (extra 'app')
+  $out/world-results/report.html  the game: real above dreamed under the same keys
   $out/run                        the fresh model: magi sample $out/run OUT --frames 60 --label 7
+
+Now play that game in your browser, dreamed under your keys: make play (elsewhere: magi play)
 EOF

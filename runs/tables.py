@@ -195,6 +195,24 @@ def first_frames_table(report: dict[str, Any] | None) -> str:
     return "\n".join([head, "|---" + "|---:" * len(found["in_one_piece"]) + "|", share])
 
 
+def play_load(root: Path = ROOT) -> None:
+    """Many players at once, in the page on play."""
+    report = json.loads((root / "results/play_load.json").read_text("utf-8"))
+    write_markdown_block(root / "docs/play.md", "play_load", load_line(report))
+
+
+def load_line(report: dict[str, Any]) -> str:
+    """How even their shares were, and whether memory grew."""
+    machine, frames, memory = report["machine"], report["frames"], report["memory_bytes"]
+    return (
+        f"{report['players']} players for {report['took_s'] / 60:.0f} minutes on {machine['cores']} cores "
+        f"({machine['processor']}, load {machine['load'][0]:.0f} when it began), asked for {report['fps']:g} frames a "
+        f"second: {min(frames):,} to {max(frames):,} frames each, so the fewest are "
+        f"{100 * report['fewest_over_most']:.0f} % of the most; {memory[-1] / 1e6:.0f} MB of memory at the end, "
+        f"{report['memory_grew_bytes'] / 1e6:.1f} MB more than after a tenth of the time."
+    )
+
+
 def world_long(root: Path = ROOT) -> None:
     """The same over 1,000 frames, in the page on worlds."""
     result = read_result(root / "results/world_long.json")
@@ -372,7 +390,8 @@ def score_table(result: EvaluationResult) -> str:
 
 
 _TABLES = (
-    bench, digits, digits3d, few_steps, latency, play, speed, state, studies, survival, targets, text, world, world_long
+    bench, digits, digits3d, few_steps, latency, play, play_load, speed, state, studies, survival, targets, text, world,
+    world_long,
 )  # fmt: skip
 TABLES: dict[str, Callable[..., None]] = {table.__name__: table for table in _TABLES}
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
         ("docs/reliability.md", "survival"),
         ("README.md", "latency"),
         ("docs/play.md", "play"),
+        ("docs/play.md", "play_load"),
     ],
 )
 def test_a_page_holds_what_its_writer_writes(page: str, name: str, tmp_path: Path) -> None:
@@ -119,4 +120,17 @@ def test_a_key_is_followed_from_the_hand_to_the_pixels() -> None:
     assert rows[-1].endswith("on 1 threads: passes 5.0 ms, decode 2.0 ms.") and "(30.0 and 30.0 shown)" in rows[-1]
     assert "2 CPU cores (a chip): 40 ms, 95 % within 80; with one of the cores busy 40, 95 % within 151." in (
         tables.latency_line(report)
+    )
+
+
+def test_shares_of_many_players_and_their_memory_are_said() -> None:
+    report = {
+        "players": 2, "fps": 10, "took_s": 601.0, "machine": {"cores": 4, "processor": "a chip", "load": [1.2, 1.0]},
+        "frames": [4500, 6000], "fewest_over_most": 0.75, "memory_bytes": [90e6, 100e6, 101.5e6],
+        "memory_grew_bytes": 1.5e6,
+    }  # fmt: skip
+    line = tables.load_line(report)
+    assert line.startswith("2 players for 10 minutes on 4 cores (a chip, load 1 when it began), asked for 10 frames")
+    assert (
+        "4,500 to 6,000 frames each, so the fewest are 75 % of the most; 102 MB of memory" in line and "1.5 MB" in line
     )
