@@ -87,8 +87,8 @@ class Player:
         """Before a frame: the prompt that it obeys if that has changed, and why it does not obey the one asked for."""
         assert self.dream is not None
         prompt, refusal = self.dream.prompts[-1], self.dream.refusal
-        if refusal and refusal != self.told_refusal:
-            self.send({"type": "notice", "text": refusal})
         if prompt != self.told_prompt:
             self.send({"type": "prompt", "text": prompt})
+        if refusal and refusal != self.told_refusal:
+            self.send({"type": "notice", "text": refusal})
         self.told_prompt, self.told_refusal = prompt, refusal

@@ -257,8 +257,9 @@ def test_a_text_box_says_what_is_dreamed(browser: Browser) -> None:
             page.keyboard.press("Enter")
             until(lambda: text(page) == "prompt: no action")
             assert stats(page)["prompt"] == "right" and box.input_value() == "right and unreadable"
-            page.get_by_role("button", name="platform 4").click()
-            until(lambda: stats(page)["prompt"] == "")
+            box.fill("left")
+            page.get_by_role("button", name="dream it").click()
+            until(lambda: stats(page)["prompt"] == "left" and text(page) == "playing")
 
 
 def test_large_frames_come_as_jpeg(browser: Browser) -> None:

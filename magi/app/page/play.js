@@ -200,6 +200,10 @@ function sendPause() {
   shown.length = 0;
   $("pause").setAttribute("aria-pressed", String(asked));
   say({ type: "pause", paused: !playing() });
+  showState();
+}
+
+function showState() {
   if (!stats.place) status(playing() ? "playing" : "paused");
 }
 
@@ -286,8 +290,10 @@ function onText(message) {
   else if (message.type === "place") {
     stats.place = message.place;
     status(message.place ? `place ${message.place} in the queue: all seats are taken` : "playing");
-  } else if (message.type === "prompt") obeyed(message.text); // of the next frame on
-  else status(message.text); // notice, error
+  } else if (message.type === "prompt") {
+    obeyed(message.text); // of the next frame on
+    showState();
+  } else status(message.text); // notice, error
 }
 
 function connect() {
