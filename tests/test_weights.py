@@ -6,6 +6,7 @@ import pickle
 import resource
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -217,19 +218,24 @@ def test_float16_on_disk_is_float32_in_the_model(tmp_path: Path) -> None:
     assert model.weight.dtype == torch.float32 and model.weight.detach().sum() == 4
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may be longer than 1,000 bytes: writing fails as on a full disk."""
+    """No file may be longer than 1,000 bytes, pytest's own output among them: writing fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     write_tensors(path, {"weight": torch.ones(2)})
-    with pytest.raises(OSError, match=r"model\.safetensors: could not be written \([^\n]*\); free some space"):
+    with (
+        full_disk(),
+        pytest.raises(OSError, match=r"model\.safetensors: could not be written \([^\n]*\); free some space"),
+    ):
         write_tensors(path, {"weight": torch.zeros(1000)})
     assert read_tensors(path)["weight"].tolist() == [1, 1]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"], "nothing half-written is left"
