@@ -160,8 +160,8 @@ def _time_all(prepared: PreparedCase, setting: Setting) -> Record:
     rounds: dict[str, list[float]] = {candidate.name: [] for candidate in prepared.candidates}
     for _ in range(setting.rounds):
         for candidate in prepared.candidates:
-            seconds = clock(candidate, candidate.calls) / (candidate.calls * prepared.units)
-            rounds[candidate.name].append(seconds)
+            calls = _calls(candidate.calls, setting)
+            rounds[candidate.name].append(clock(candidate, calls) / (calls * prepared.units))
     return {
         name: {
             "median_seconds": statistics.median(times),
@@ -174,13 +174,18 @@ def _time_all(prepared: PreparedCase, setting: Setting) -> Record:
     }
 
 
+def _calls(calls: int, setting: Setting) -> int:
+    """``calls``, or at most one in a smoke run, which times nothing."""
+    return min(1, calls) if setting.smoke else calls
+
+
 def _warm_up(candidate: Candidate, setting: Setting) -> dict[str, float]:
     """Seconds of the warm-ups and, on a GPU, the peak of memory in them."""
     on_gpu = setting.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    for _ in range(candidate.warmups):
+    for _ in range(_calls(candidate.warmups, setting)):
         _clock(setting)(candidate, 1)
     facts = {"warmup_seconds": time.perf_counter() - began}
     return facts | ({"peak_gigabytes": torch.cuda.max_memory_allocated() / 1e9} if on_gpu else {})
@@ -212,6 +217,6 @@ def _gpu_seconds(candidate: Candidate, calls: int) -> float:
 
 def time_calls(run: Work, setting: Setting, calls: int = 10) -> float:
     """Median seconds a call, for a case that measures by itself."""
-    clock, candidate = _clock(setting), Candidate("", run)
-    clock(candidate, 2)
+    clock, candidate, calls = _clock(setting), Candidate("", run), _calls(calls, setting)
+    clock(candidate, _calls(2, setting))
     return statistics.median(clock(candidate, calls) / calls for _ in range(setting.rounds))
