@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from magi.training.run_folder import STOP_FILE, STOPPED_FILE
 from magi.vae.omnitokenizer.adapter import OmniVae
 from magi.vae.omnitokenizer.shape import OmniShape
 from magi.weights import step_folder
+from tests.fakes import launched
 from tests.fakes.training_runs import told
 
 pytestmark = pytest.mark.slow
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 STEPS = 20
+PATIENCE_S = 600  # on a machine that is busy with other things
 SHAPE = OmniShape(
     width=32,
     heads=2,
@@ -74,33 +77,43 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def training(world: Path, run: str, *more: str) -> "subprocess.Popen[str]":
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magi"]
+def words(world: Path, run: str, *more: str) -> list[str]:
     command = ["train", "k600-omni", "--run-dir", str(world / run), "--data.root", str(world / "latents")]
-    words = [sys.executable, *launcher, *command, "--vae.weights", str(world / "omni"), *SHRUNK, *more]
-    log = (world / f"{run}.log").open("a")
-    return subprocess.Popen(words, stdout=log, stderr=log, text=True, env=ENVIRONMENT, cwd=ROOT)
+    return [*command, "--vae.weights", str(world / "omni"), *SHRUNK, *more]
+
+
+def training(world: Path, run: str, *more: str) -> ForkServerProcess:
+    return launched.torchrun(launched.magi, *words(world, run, *more), log=world / f"{run}.log")
 
 
 def finished(world: Path, run: str) -> None:
-    assert training(world, run).wait(timeout=300) == 0, (world / f"{run}.log").read_text()
+    launcher = training(world, run)
+    launcher.join(PATIENCE_S)
+    assert launcher.exitcode == 0, (world / f"{run}.log").read_text()
 
 
-def kill_all(launcher: "subprocess.Popen[str]") -> None:
-    """SIGKILL for the launcher and for the processes that it started, which have sessions of their own."""
+def steps_seen(world: Path, run: str, steps: int, ended: Callable[[], int | None]) -> None:
+    """Wait until the run has told of ``steps``, or fail if it has ended before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(told(world / run)) < steps:
+        assert ended() is None and time.monotonic() < deadline, (world / f"{run}.log").read_text()
+        time.sleep(0.01)
+
+
+def kill_all(launcher: ForkServerProcess) -> None:
+    """SIGKILL for the processes that the launcher started and, before it can do anything about that, for itself."""
+    assert launcher.pid is not None
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    for process in (launcher.pid, *map(int, children)):
+    os.kill(launcher.pid, signal.SIGSTOP)
+    for process in (*map(int, children), launcher.pid):
         os.kill(process, signal.SIGKILL)
-    launcher.wait()
+    launcher.join()
 
 
 def test_trains_is_killed_resumes_exactly_exports_and_predicts(world: Path) -> None:
     finished(world, "whole")
     launcher = training(world, "killed")
-    deadline = time.monotonic() + 240
-    while len(told(world / "killed")) < 5:  # past the checkpoint of step 3
-        assert launcher.poll() is None and time.monotonic() < deadline, (world / "killed.log").read_text()
-        time.sleep(0.01)
+    steps_seen(world, "killed", 5, lambda: launcher.exitcode)  # past the checkpoint of step 3
     kill_all(launcher)
     killed_at = told(world / "killed")[-1]["step"]
     assert 5 <= killed_at < STEPS
@@ -123,24 +136,33 @@ def test_trains_is_killed_resumes_exactly_exports_and_predicts(world: Path) -> N
     assert isinstance(probe, VideoProbe) and probe.frames == 17
 
 
-def stopped_by(world: Path, run: str, how: Callable[["subprocess.Popen[str]"], object]) -> int:
+def stopped_by_file(world: Path, run: str) -> int | None:
     """Exit code of a launcher whose run is asked to stop after its first step."""
     launcher = training(world, run, "--training.steps", "100000")
-    deadline = time.monotonic() + 240
-    while not told(world / run):
-        assert launcher.poll() is None and time.monotonic() < deadline, (world / f"{run}.log").read_text()
-        time.sleep(0.01)
-    how(launcher)
-    return launcher.wait(timeout=120)
+    steps_seen(world, run, 1, lambda: launcher.exitcode)
+    (world / run / STOP_FILE).touch()
+    launcher.join(PATIENCE_S)
+    return launcher.exitcode
+
+
+def stopped_by_signal(world: Path, run: str) -> int:
+    """The same of torchrun itself, with processes of its own, and by SIGTERM."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magi"]
+    command = [*torchrun, *words(world, run, "--training.steps", "100000")]
+    with (world / f"{run}.log").open("a") as log:
+        launcher = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=ENVIRONMENT, cwd=ROOT)
+    steps_seen(world, run, 1, launcher.poll)
+    launcher.terminate()
+    return launcher.wait(PATIENCE_S)
 
 
 def test_the_launcher_hides_the_exit_code_and_the_folder_tells_of_a_clean_stop(world: Path) -> None:
     """What docs/cluster.md says of torchrun: not 75, so scripts look for the file."""
     run = world / "stopped"
-    assert stopped_by(world, "stopped", lambda _: (run / STOP_FILE).touch()) == 1
+    assert stopped_by_file(world, "stopped") == 1
     first = int((run / STOPPED_FILE).read_text())
     assert first and (run / CHECKPOINTS_FOLDER / step_folder(first)).is_dir()
     (run / "metrics.jsonl").write_text("")  # so that the next first step is waited for
-    assert stopped_by(world, "stopped", lambda launcher: launcher.terminate()) not in (0, 75)
+    assert stopped_by_signal(world, "stopped") not in (0, 75)
     second = int((run / STOPPED_FILE).read_text())
     assert second > first and (run / CHECKPOINTS_FOLDER / step_folder(second)).is_dir()

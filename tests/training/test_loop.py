@@ -38,7 +38,7 @@ def resumable(workers: int) -> Config:
 @pytest.fixture(scope="module")
 def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    train_tiny(run, resumable(workers=0))
+    train_tiny(run, resumable(workers=0), picture=True)
     return run
 
 

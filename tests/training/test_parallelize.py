@@ -1,7 +1,4 @@
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +8,13 @@ from magi.files import CHECKPOINTS_FOLDER
 from magi.training.parallelize import init_distributed, parallelize
 from magi.training.run_folder import STOPPED_FILE
 from magi.weights import read_tensors, step_folder
+from tests.fakes import launched
 from tests.fakes.training_runs import (
     BROKEN,
     EVEN,
     TOGETHER,
     Clips,
+    all_runs,
     changed,
     kept_bytes,
     tiny_config,
@@ -33,16 +32,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of two processes, in one launch."""
     folder = tmp_path_factory.mktemp("together")
     train_tiny(folder / "begun-alone", BEGUN, Clips(BROKEN))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.fakes.training_runs"]
-    done = subprocess.run(
-        [sys.executable, *command, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+    launcher = launched.torchrun(all_runs, str(folder), log=folder / "launched.log")
+    launcher.join(timeout=300)
+    said = (folder / "launched.log").read_text()
+    assert launcher.exitcode == 0 and "Warning" not in said, said
     return folder
 
 

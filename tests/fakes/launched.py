@@ -1,0 +1,63 @@
+"""``torchrun`` in a process forked from one that has loaded all that it needs, its workers forked in turn.
+
+A launch then takes no imports, which are most of the time of a short run. All else is torchrun's own: its arguments,
+its rendezvous, what it does with signals, and its exit code. Whether a program starts under it as a module is for
+``tests/cli`` to see.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "magi.cli.train",
+        "magi.sampling.pipeline",
+        "magi.vae.omnitokenizer.adapter",
+        "torch._dynamo",
+        "torch.distributed.run",
+    ]
+)
+
+
+def torchrun(work: Callable[..., int], *words: str, log: Path) -> ForkServerProcess:
+    """Two processes that both call ``work(*words)``, under a launcher that says what they say in ``log``."""
+    launcher = FORKS.Process(target=_launcher, args=(work, words, log))
+    launcher.start()
+    return launcher
+
+
+def magi(*words: str) -> int:
+    """The command line."""
+    from magi.cli.main import main
+
+    return main(list(words))
+
+
+def _launcher(work: Callable[..., int], words: tuple[str, ...], log: Path) -> None:
+    from torch.distributed import run
+
+    with log.open("a") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    plain = run.elastic_launch
+
+    def forked(config: Any, entrypoint: str) -> Callable[..., None]:
+        return lambda *_: plain(replace(config, start_method="fork"), _worker)(work, words)
+
+    with patch.object(run, "elastic_launch", forked):
+        run.main(["--standalone", "--nproc-per-node=2", "-m", "magi"])
+
+
+def _worker(work: Callable[..., int], words: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    if code := work(*words):
+        os._exit(code)
