@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,13 @@ MODULES_IN_A_FOLDER = 16
 Rule = Callable[[Path], list[str]]
 
 
+parsed = cache(ast.parse)
+"""The tree of a text, which every rule asks for again."""
+
+
 def sources(package: Path) -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(package.rglob("*.py")):
-        yield path.relative_to(package).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+        yield path.relative_to(package).as_posix(), parsed(path.read_text(encoding="utf-8"))
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -126,7 +131,7 @@ def files_and_functions_are_short(package: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         if (lines := len(text.splitlines())) > FILE_LINES:
             offences.append(f"{path.name}: {lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES:

@@ -29,7 +29,7 @@ def moving_square() -> Tensor:
 def test_one_clip_is_reproduced_from_its_first_frame(temporal: str) -> None:
     model_config = ModelConfig(
         width=48, blocks=2, heads=4, head_width=48, head_blocks=2, frames=FRAMES, dropout=0.0, noise_max=0.1,
-        temporal=temporal,
+        patch_size=4, temporal=temporal,
     )  # fmt: skip
     training = TrainingConfig(batch=8, learning_rate=3e-3)
     latents_TCHW = moving_square()

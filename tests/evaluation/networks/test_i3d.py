@@ -29,6 +29,12 @@ def clips(case: dict[str, Any]) -> Tensor:
     return synthetic_video(case["input"], case["T"], case["size"], case["size"])[None]
 
 
+def at_its_epsilon(case: dict[str, Any]) -> bool:
+    """Of either epsilon, which the input knows nothing of, each way of resizing and length has one, in turns."""
+    published = (case["T"] == 16) == (case["resize"] == "half_pixel")
+    return case["resize"] == "tf1" or (case["bn_eps"] == 1e-3) == published
+
+
 def marks(case: dict[str, Any]) -> Any:
     quick = case["size"] == 64 and (case["T"], case["resize"], case["bn_eps"]) in QUICK
     name = f"{case['input']}-{case['T']}-{case['resize']}-{case['bn_eps']:g}"
@@ -38,6 +44,15 @@ def marks(case: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def network() -> I3d:
     return filled(I3d())
+
+
+@pytest.fixture(scope="module")
+def port(network: I3d) -> I3d:
+    """The same weights under the other epsilon."""
+    with torch.device("meta"):
+        port = I3d(1e-5)
+    port.load_state_dict(network.state_dict(), assign=True)
+    return port.eval()
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +75,11 @@ def traced(network: I3d) -> dict[str, Tensor]:
 # The same numbers as independent implementations
 
 
-@pytest.mark.parametrize("case", [marks(case) for case in EXPECTED["cases"]])
-def test_logits_are_those_of_independent_implementations(case: dict[str, Any], network: I3d) -> None:
+@pytest.mark.parametrize("case", [marks(case) for case in EXPECTED["cases"] if at_its_epsilon(case)])
+def test_logits_are_those_of_independent_implementations(case: dict[str, Any], network: I3d, port: I3d) -> None:
     """A second clip in the batch changes nothing; BGR, another range, resize, padding or epsilon all would."""
-    chosen = network if case["bn_eps"] == network.bn_eps else filled(I3d(case["bn_eps"]))
+    chosen = network if case["bn_eps"] == network.bn_eps else port
+    assert chosen.bn_eps == case["bn_eps"]
     features = I3dFeatures(chosen, "synthetic", "magvit_train" if case["resize"] == "tf1" else "tats")
     quick = case["T"] == 9 and case["resize"] == "tf1"
     video_BTHWC = torch.cat([clips(case), clips(case).flip(1)]) if quick else clips(case)
