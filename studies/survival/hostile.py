@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import partial
 from itertools import cycle, islice
@@ -57,10 +57,20 @@ def whole_videos(folder: Path) -> list[Path]:
     return made
 
 
+@contextmanager
+def same_priority() -> Iterator[None]:
+    """NOTE: run by root, SVT-AV1 gives the thread that opens it real-time priority and leaves it with that."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_video(path: Path, encoder: str, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> Path:
     """A texture that moves, which is hard to code, with a keyframe every few frames."""
     texture = np.random.default_rng(0).integers(0, 255, (height + frames, width + frames, 3)).astype(np.uint8)
-    with av.open(str(path), "w") as container:
+    with same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=Fraction(25), options=dict(_OPTIONS.get(encoder, {})))
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.gop_size = height, width, max(6, frames // 4)

@@ -11,6 +11,7 @@ import numpy as np
 
 from magi.data.decoding.frames import VideoProbe
 from magi.data.decoding.probe import DecodeLimits, probe_file
+from studies.survival.hostile import same_priority
 
 COUNT, HEIGHT, WIDTH, BITS = 90, 64, 128, 8
 VP9 = {"deadline": "realtime", "cpu-used": "8"}
@@ -41,7 +42,7 @@ def write(
     draw: Callable[[int], np.ndarray] = numbered_frame,
     format: str | None = None,
 ) -> Path:
-    with av.open(str(path), "w", format=format, options=container_options or {}) as container:
+    with same_priority(), av.open(str(path), "w", format=format, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = draw(0).shape[:2]
         stream.pix_fmt, stream.gop_size, stream.thread_count = "yuv420p", 24, 1

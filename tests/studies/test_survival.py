@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import av
 import pytest
 
 from studies.survival import canaries, damage, hostile, kills, limits, memory, overwritten, sameness
@@ -32,6 +33,14 @@ def test_hostile_videos_harm_nobody(world: World, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(hostile, "MUTATIONS", (hostile.playlist, hostile.flipped_bits, hostile.spliced))
     report = conduct("hostile", hostile.trials(world, 6, seed=1), 1)
     assert (report["n"], report["failed"]) == (6, []) and set(report["kinds"].values()) == {2}
+
+
+@pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="this build of FFmpeg writes no AV1")
+def test_writing_av1_leaves_no_real_time_priority_behind(tmp_path: Path) -> None:
+    """All that comes later would take a core from everything else; only root can be given it."""
+    before = os.sched_getscheduler(0)
+    hostile.write_video(tmp_path / "av1.mp4", "libsvtav1")
+    assert os.sched_getscheduler(0) == before
 
 
 def test_what_lies_outside_is_seen(tmp_path: Path) -> None:
