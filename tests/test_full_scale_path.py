@@ -30,7 +30,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 STEPS = 20
-PATIENCE_S = 600  # on a machine that is busy with other things
 SHAPE = OmniShape(
     width=32,
     heads=2,
@@ -87,14 +86,12 @@ def training(world: Path, run: str, *more: str) -> ForkServerProcess:
 
 
 def finished(world: Path, run: str) -> None:
-    launcher = training(world, run)
-    launcher.join(PATIENCE_S)
-    assert launcher.exitcode == 0, (world / f"{run}.log").read_text()
+    assert launched.exit_code(training(world, run)) == 0, (world / f"{run}.log").read_text()
 
 
 def steps_seen(world: Path, run: str, steps: int, ended: Callable[[], int | None]) -> None:
     """Wait until the run has told of ``steps``, or fail if it has ended before."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + launched.PATIENCE_S
     while len(told(world / run)) < steps:
         assert ended() is None and time.monotonic() < deadline, (world / f"{run}.log").read_text()
         time.sleep(0.01)
@@ -141,8 +138,7 @@ def stopped_by_file(world: Path, run: str) -> int | None:
     launcher = training(world, run, "--training.steps", "100000")
     steps_seen(world, run, 1, lambda: launcher.exitcode)
     (world / run / STOP_FILE).touch()
-    launcher.join(PATIENCE_S)
-    return launcher.exitcode
+    return launched.exit_code(launcher)
 
 
 def stopped_by_signal(world: Path, run: str) -> int:
@@ -153,7 +149,7 @@ def stopped_by_signal(world: Path, run: str) -> int:
         launcher = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=ENVIRONMENT, cwd=ROOT)
     steps_seen(world, run, 1, launcher.poll)
     launcher.terminate()
-    return launcher.wait(PATIENCE_S)
+    return launcher.wait(launched.PATIENCE_S)
 
 
 def test_the_launcher_hides_the_exit_code_and_the_folder_tells_of_a_clean_stop(world: Path) -> None:

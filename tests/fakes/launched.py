@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import torch
 
+PATIENCE_S = 600  # on a machine that is busy with other things
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -33,6 +34,14 @@ def torchrun(work: Callable[..., int], *words: str, log: Path) -> ForkServerProc
     launcher = FORKS.Process(target=_launcher, args=(work, words, log))
     launcher.start()
     return launcher
+
+
+def exit_code(launcher: ForkServerProcess) -> int | None:
+    """What it ends with; None, and it is killed, if it does not end."""
+    launcher.join(PATIENCE_S)
+    if (code := launcher.exitcode) is None:
+        launcher.kill()
+    return code
 
 
 def magi(*words: str) -> int:
