@@ -80,7 +80,7 @@ def train_inverse_dynamics(
         target = torch.from_numpy(action_BT[clip, frame])
         loss = functional.cross_entropy(model(_windows(video_BTHWC, clip, frame)), target)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         on_step(step + 1, steps)

@@ -119,7 +119,8 @@ def test_the_page_says_how_it_was_measured(evaluated: tuple[EvaluationResult, Ev
     write_report(asked, result, {})
     assert all((asked.out / name).stat().st_size > 1000 for name in FILES)
     page = (asked.out / "report.html").read_text()
-    assert f"trained on {VIDEOS - CLIPS} other real videos" in page and "simulator" not in page and "Reaction" not in page
+    assert f"trained on {VIDEOS - CLIPS} other real videos" in page
+    assert "simulator" not in page and "Reaction" not in page
 
 
 def test_what_cannot_be_measured_is_refused(videos: Path, tmp_path: Path) -> None:
