@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,7 @@ def words(world: Path, run: str, *more: str) -> list[str]:
     return [*command, "--vae.weights", str(world / "omni"), *SHRUNK, *more]
 
 
-def training(world: Path, run: str, *more: str) -> ForkServerProcess:
+def training(world: Path, run: str, *more: str) -> SpawnProcess:
     return launched.torchrun(launched.magi, *words(world, run, *more), log=world / f"{run}.log")
 
 
@@ -97,7 +97,7 @@ def steps_seen(world: Path, run: str, steps: int, ended: Callable[[], int | None
         time.sleep(0.01)
 
 
-def kill_all(launcher: ForkServerProcess) -> None:
+def kill_all(launcher: SpawnProcess) -> None:
     """SIGKILL for the processes that the launcher started and, before it can do anything about that, for itself."""
     assert launcher.pid is not None
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "guidance": 3.0, "guidance_schedule": "constant", "noise_level": 2, "precision": "fp32", "context_frames": 2,
     "longer": "interpolate", "window_keep": 1, "first_timestep": 15, "last_timestep": 5,
     "first_frame_steps": 6, "fast_steps": 5, "fast_first_timestep": 12, "fast_last_timestep": 3,
+    "fast_score": 1.02,
     "prompt_change": "observe_anew",
 }  # fmt: skip
 """For every field a value that the tiny model's config has not."""

@@ -1,15 +1,13 @@
-"""``torchrun`` in a process forked from one that has loaded all that it needs, its workers forked in turn.
+"""``torchrun`` with workers that call a function; its arguments, rendezvous, signals and exit code are its own.
 
-A launch then takes no imports, which are most of the time of a short run. All else is torchrun's own: its arguments,
-its rendezvous, what it does with signals, and its exit code. Whether a program starts under it as a module is for
-``tests/cli`` to see.
+Whether a program starts under it as a module is for ``tests/cli`` to see.
 """
 
 import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,26 +15,17 @@ from unittest.mock import patch
 import torch
 
 PATIENCE_S = 600  # on a machine that is busy with other things
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "magi.cli.train",
-        "magi.sampling.pipeline",
-        "magi.vae.omnitokenizer.adapter",
-        "torch._dynamo",
-        "torch.distributed.run",
-    ]
-)
+FRESH = multiprocessing.get_context("spawn")  # forks of a process that has loaded torch die now and then
 
 
-def torchrun(work: Callable[..., int], *words: str, log: Path) -> ForkServerProcess:
+def torchrun(work: Callable[..., int], *words: str, log: Path) -> SpawnProcess:
     """Two processes that both call ``work(*words)``, under a launcher that says what they say in ``log``."""
-    launcher = FORKS.Process(target=_launcher, args=(work, words, log))
+    launcher = FRESH.Process(target=_launcher, args=(work, words, log))
     launcher.start()
     return launcher
 
 
-def exit_code(launcher: ForkServerProcess) -> int | None:
+def exit_code(launcher: SpawnProcess) -> int | None:
     """What it ends with; None, and it is killed, if it does not end."""
     launcher.join(PATIENCE_S)
     if (code := launcher.exitcode) is None:
@@ -59,10 +48,10 @@ def _launcher(work: Callable[..., int], words: tuple[str, ...], log: Path) -> No
         os.dup2(said.fileno(), 2)
     plain = run.elastic_launch
 
-    def forked(config: Any, entrypoint: str) -> Callable[..., None]:
-        return lambda *_: plain(replace(config, start_method="fork"), _worker)(work, words)
+    def spawned(config: Any, entrypoint: str) -> Callable[..., None]:
+        return lambda *_: plain(replace(config, start_method="spawn"), _worker)(work, words)
 
-    with patch.object(run, "elastic_launch", forked):
+    with patch.object(run, "elastic_launch", spawned):
         run.main(["--standalone", "--nproc-per-node=2", "-m", "magi"])
 
 
