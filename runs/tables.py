@@ -158,7 +158,7 @@ def play_table(report: dict[str, Any] | None) -> str:
 def few_steps_table(report: dict[str, Any] | None) -> str:
     """A row for each setting of ``runs/few_steps.py``; below, how they were measured."""
     if report is None:
-        return "Not measured yet."
+        return NOT_MEASURED
     columns = [(frames, metric) for metric, parts in FEW_STEPS.items() for frames in parts]
     titles = "".join(f"{METRIC_TITLES[metric]}, {frames} | " for frames, metric in columns)
     lines = [
@@ -188,7 +188,7 @@ def few_steps_table(report: dict[str, Any] | None) -> str:
 def first_frames_table(report: dict[str, Any] | None) -> str:
     """First frames from nothing by iterations."""
     if report is None:
-        return "Not measured yet."
+        return NOT_MEASURED
     found = report["first_frames"]
     head = "| iterations | " + " | ".join(found["in_one_piece"]) + " |"
     share = "| first frames in one piece | " + " | ".join(f"{one:.2f}" for one in found["in_one_piece"].values()) + " |"

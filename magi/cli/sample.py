@@ -1,7 +1,6 @@
 """``magi sample`` and ``magi export``: generate videos with a model, and write it for others to load."""
 
 import re
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 CONTEXT_SECONDS = 600.0  # to decode the context video, which may be long: one that was asked for is worth the wait
 SHEET = "contact_sheet.png"
 MOST_PROMPT_BYTES = 2**20
-LABEL_WIDTH, LABEL_LINES = 36, 4  # characters and lines of a prompt on the sheet
 FPS = 25.0  # of videos where neither the model's data nor a context video has a rate
 
 
@@ -266,7 +264,7 @@ def _write(
 ) -> None:
     """As mp4 and GIF at ``fps``, with their prompts, and a sheet; the first ``given`` frames are the context's."""
     from magi.data.captions import caption_path
-    from magi.data.sample_grid import contact_sheet
+    from magi.data.sample_grid import contact_sheet, prompt_label
     from magi.data.video_writer import write_gif, write_mp4, write_png
     from magi.files import write_text
 
@@ -279,14 +277,9 @@ def _write(
         if video.prompt is not None:
             write_text(caption_path(path), video.prompt + "\n")
     sheet = options.out / SHEET
-    labels = [f"seed {video.seed}" if options.prompts is None else _label(video.prompt or "") for video in asked]
+    labels = [f"seed {video.seed}" if options.prompts is None else prompt_label(video.prompt or "") for video in asked]
     write_png(sheet, contact_sheet(list(videos), given, labels=labels))
     print(sheet)
-
-
-def _label(prompt: str) -> str:
-    """Lines of a prompt on the sheet, what is longer cut."""
-    return "\n".join(textwrap.wrap(prompt, LABEL_WIDTH, max_lines=LABEL_LINES, placeholder=" ..."))
 
 
 def _tell_of_earlier_files(options: SampleOptions, asked: Sequence[AskedVideo]) -> None:

@@ -7,10 +7,10 @@ them, and held-out videos show nothing else.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,20 @@ SPEEDS: Mapping[str, tuple[float, float]] = {"slow": (0.7, 1.0), "fast": (1.8, 2
 ANGLE_JITTER = math.radians(8)
 
 
+class Captioned(Protocol):
+    """A video with a caption, as it is written."""
+
+    @property
+    def video_THWC(self) -> NDArray[np.uint8]:
+        """Its frames."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its sidecar tells."""
+        ...
+
+
 @dataclass(frozen=True)
 class CaptionedVideo:
     """What a video shows, its caption, the drawn video, its glyph and the exact (x, y) of that in every frame."""
@@ -58,6 +72,17 @@ class CaptionedVideo:
     @property
     def caption(self) -> str:
         return self.wording.caption(self.attributes)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its sidecar tells."""
+        return {
+            "class": self.attributes.digit,
+            "caption": self.caption,
+            "attributes": asdict(self.attributes),
+            "named": sorted(self.wording.named),
+            "glyphs": [asdict(self.glyph) | {"positions": self.centroids_T2.tolist()}],
+        }
 
 
 def is_held_out(attributes: DigitAttributes) -> bool:
@@ -120,26 +145,23 @@ def write_captioned_digits(
     combinations: Combinations = "seen",
     frames: int = FRAMES,
     progress: Progress | None = None,
+    draw: Callable[[int, int, Combinations, int, int], Captioned] = captioned_video,
+    kind: str = "",
 ) -> int:
     """Write ``clips`` videos as ``out/<digit>/<digit>_<clip>.mp4``, each beside a ``.txt`` of its caption and a
     ``.json`` of its attributes and exact positions.
 
-    Clips already there are kept, so a second call continues or does nothing. ``progress`` is called with (done, all).
-    Returns the number of videos written. Raises ``ValueError`` if ``out`` holds videos of other settings.
+    ``draw`` is ``captioned_video``, or makes other ones that ``kind`` tells apart. Clips already there are kept, so a
+    second call continues or does nothing. ``progress`` is called with (done, all). Returns the number of videos
+    written. Raises ``ValueError`` if ``out`` holds videos of other settings.
     """
     check_drawable(size, frames)
     # Without the count of glyphs that plain digits have, so that neither kind is taken for the other in one folder.
-    settings = {"size": size, "fps": FPS, "seed": seed, "frames": frames, "combinations": combinations}
+    settings = {"size": size, "fps": FPS, "seed": seed, "frames": frames, "combinations": combinations + kind}
 
     def make(clip_number: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        video = captioned_video(seed, clip_number, combinations, size, frames)
-        return video.video_THWC, {
-            "class": video.attributes.digit,
-            "caption": video.caption,
-            "attributes": asdict(video.attributes),
-            "named": sorted(video.wording.named),
-            "glyphs": [asdict(video.glyph) | {"positions": video.centroids_T2.tolist()}],
-        }
+        video = draw(seed, clip_number, combinations, size, frames)
+        return video.video_THWC, video.facts
 
     paths = [clip_path(out, number) for number in range(clips)]
     return write_built_in("captioned digits", out, paths, settings, make, captions=True, progress=progress)

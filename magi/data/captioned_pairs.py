@@ -5,17 +5,16 @@ are never the same digit, so a clause that names its digit is about one of them.
 from pixels (magi.evaluation.text.oracles); nothing here reads two.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from magi.data.built_in import Progress, write_built_in
-from magi.data.captioned_digits import FRAMES, CaptionedVideo, Combinations, draw_captioned
+from magi.data.captioned_digits import FRAMES, CaptionedVideo, Combinations, draw_captioned, write_captioned_digits
 from magi.data.digit_captions import joined_clauses
-from magi.data.moving_digits import CLASSES, FPS, check_drawable, clip_path
+from magi.data.moving_digits import CLASSES, check_drawable
 from magi.seeding import CAPTIONED_KEY, numpy_generator
 
 
@@ -38,6 +37,16 @@ class CaptionedPair:
         """A clause for each, in order."""
         one, other = self.digits
         return joined_clauses(one.wording, one.attributes, other.wording, other.attributes, self.conjunction)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its sidecar tells: of each digit, in order."""
+        return {
+            "class": self.digits[0].attributes.digit,
+            "caption": self.caption,
+            **{of: [one.facts[of] for one in self.digits] for of in ("attributes", "named")},
+            "glyphs": [glyph for one in self.digits for glyph in one.facts["glyphs"]],
+        }
 
 
 def captioned_pair(
@@ -62,28 +71,5 @@ def captioned_pair(
     return CaptionedPair((one, other), conjunction)
 
 
-def write_captioned_pairs(
-    out: Path,
-    clips: int,
-    size: int = 64,
-    seed: int = 0,
-    combinations: Combinations = "seen",
-    frames: int = FRAMES,
-    progress: Progress | None = None,
-) -> int:
-    """As ``write_captioned_digits`` of magi.data.captioned_digits; in a sidecar what is of a digit is a list of two."""
-    check_drawable(size, frames)
-    settings = {"size": size, "fps": FPS, "seed": seed, "frames": frames, "combinations": f"{combinations}, two digits"}
-
-    def make(clip_number: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        pair = captioned_pair(seed, clip_number, combinations, size, frames)
-        return pair.video_THWC, {
-            "class": pair.digits[0].attributes.digit,
-            "caption": pair.caption,
-            "attributes": [asdict(one.attributes) for one in pair.digits],
-            "named": [sorted(one.wording.named) for one in pair.digits],
-            "glyphs": [asdict(one.glyph) | {"positions": one.centroids_T2.tolist()} for one in pair.digits],
-        }
-
-    paths = [clip_path(out, number) for number in range(clips)]
-    return write_built_in("captioned digits", out, paths, settings, make, captions=True, progress=progress)
+write_captioned_pairs = partial(write_captioned_digits, draw=captioned_pair, kind=", two digits")
+"""As ``write_captioned_digits``; in a sidecar what is of a digit is a list of two."""

@@ -1,5 +1,6 @@
 """Grids of frames that people look at: a row a video, a column a frame, the context in a coloured box."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from magi.data.clips import evenly_spaced
 CONTEXT_COLOUR = (255, 170, 0)
 _PAPER, _INK, _GAP, _LINE = (255, 255, 255), (40, 40, 40), 4, 2
 _SHEET_FRAME = 96  # small frames are enlarged to about this many pixels on a contact sheet
+_LABEL_WIDTH, _LABEL_LINES = 36, 4  # characters and lines of a prompt beside its row
 
 
 def contact_sheet(
@@ -50,6 +52,11 @@ def contact_sheet(
         y = top + number * (height + _GAP) + height / 2
         draw.text((left - 2 * _GAP, y), label, fill=_INK, font=font, anchor="rm")
     return sheet
+
+
+def prompt_label(prompt: str) -> str:
+    """A prompt as the label of a row, in lines; what is longer is cut."""
+    return "\n".join(textwrap.wrap(prompt, _LABEL_WIDTH, max_lines=_LABEL_LINES, placeholder=" ..."))
 
 
 def sheet_frames(frames: int, context_frames: int, columns: int) -> list[int]:

@@ -6,7 +6,7 @@ them is said by an id of its weights and its tokenizer, and another one's are re
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ class FrozenEncoder:
     """Texts to states; ``source`` is where it was loaded from, ``id`` names its weights and tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any, source: str, id: str) -> None:
-        self.model, self.tokenizer, self.source, self.id = model.eval().requires_grad_(False), tokenizer, source, id
+        self.model, self.tokenizer, self.source, self.id = model, tokenizer, source, id
 
     @classmethod
     def load(cls, source: str, device: torch.device | None = None) -> Self:
@@ -55,22 +55,7 @@ class FrozenEncoder:
         ``ValueError`` where it is neither, cannot be used as an encoder, or transformers is missing;
         ``CheckpointError`` for weights that are no safetensors, damaged or incomplete.
         """
-        transformers = transformers_library()
-        folder = find_library_folder(source)
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            name = _CLASSES.get(config.model_type, "AutoModel")
-            if name == "AutoModel" and getattr(config, "is_encoder_decoder", False):
-                raise ValueError(f"a {config.model_type} has a decoder, expected {', '.join(_CLASSES)} or an encoder")
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-        except Exception as error:  # of any library below: whatever a folder lacks
-            raise ValueError(f"{source}: no text encoder ({short_reason(error)})") from None
-        model, unused = read_library_weights(getattr(transformers, name), folder)
-        state = {key: value for key, value in model.state_dict().items() if key not in unused}
-        id = f"{config.model_type}-{weights_hash(state)[:16]}-{tokenizer_hash(folder)}"
-        return cls(model.to(device or torch.device("cpu")), tokenizer, source, id)
+        return cls(*load_library_model(source, "text encoder", _text_side, "a frozen text encoder", device))
 
     @property
     def width(self) -> int:
@@ -105,18 +90,48 @@ class FrozenEncoder:
         return [states_LE[: len(found)].half() for found, states_LE in zip(ids, states_BLE, strict=True)]
 
 
-def transformers_library(what: str = "a frozen text encoder") -> Any:
+def _text_side(config: Any) -> str:
+    """The class of a model's text encoder; ``ValueError`` where an AutoModel would take a decoder with it."""
+    name = _CLASSES.get(config.model_type, "AutoModel")
+    if name == "AutoModel" and getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"a {config.model_type} has a decoder, expected {', '.join(_CLASSES)} or an encoder")
+    return name
+
+
+def load_library_model(
+    source: str, what: str, class_of: Callable[[Any], str], use: str, device: torch.device | None = None
+) -> tuple[Any, Any, str, str]:
+    """A model of transformers from a folder or a hub id, float32, for sampling alone; its tokenizer, source and id.
+
+    ``class_of`` tells the class from the config, or raises ``ValueError`` for one that will not do. ``ValueError`` also
+    where it is no ``what`` or transformers, which ``use`` needs, is missing; ``CheckpointError`` for weights that are
+    no safetensors, damaged or incomplete.
+    """
+    library, folder = _library(use), _find(source, what)
+    try:
+        config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        name = class_of(config)
+        tokenizer = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of any library below: whatever a folder lacks
+        raise ValueError(f"{source}: no {what} ({_short(error)})") from None
+    model, unused = _read_weights(getattr(library, name), folder)
+    state = {key: value for key, value in model.state_dict().items() if key not in unused}
+    id = f"{config.model_type}-{weights_hash(state)[:16]}-{_tokenizer_hash(folder)}"
+    return model.to(device or torch.device("cpu")).eval().requires_grad_(False), tokenizer, source, id
+
+
+def _library(use: str) -> Any:
     """Hugging Face's transformers, silent; ``ValueError`` where it is not installed."""
     try:
         import transformers
     except ImportError:
-        raise ValueError(f"{what} needs transformers; pip install -e '.[text]'") from None
+        raise ValueError(f"{use} needs transformers; pip install -e '.[text]'") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def find_library_folder(source: str, what: str = "text encoder") -> Path:
+def _find(source: str, what: str) -> Path:
     """Folder of a model of transformers, from the hub if it is a hub id; ``CheckpointError`` for pickled weights."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -130,7 +145,7 @@ def find_library_folder(source: str, what: str = "text encoder") -> Path:
     return folder
 
 
-def read_library_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
+def _read_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
     """The model, and the names of what its checkpoint lacks and nothing here needs."""
     with torch.random.fork_rng(devices=[]):  # layers draw initial weights, only to be overwritten
         try:
@@ -143,7 +158,7 @@ def read_library_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
                 output_loading_info=True,
             )
         except Exception as error:  # of any library below
-            raise CheckpointError(f"{folder}: weights cannot be read ({short_reason(error)})") from None
+            raise CheckpointError(f"{folder}: weights cannot be read ({_short(error)})") from None
     unused = {name for name in found["missing_keys"] if name.startswith(_UNUSED)}
     wrong = sorted(map(str, [*(found["missing_keys"] - unused), *found["mismatched_keys"]]))
     if wrong:
@@ -154,7 +169,7 @@ def read_library_weights(kind: Any, folder: Path) -> tuple[Any, set[str]]:
     return model, unused
 
 
-def tokenizer_hash(folder: Path) -> str:
+def _tokenizer_hash(folder: Path) -> str:
     """Of the files that a tokenizer is read from, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in _TOKENIZER_FILES:
@@ -164,6 +179,6 @@ def tokenizer_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def short_reason(error: Exception) -> str:
+def _short(error: Exception) -> str:
     """What an error of a library says, on one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__

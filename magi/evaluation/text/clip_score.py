@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magi.data.clips import evenly_spaced
-from magi.text.frozen import (
-    find_library_folder,
-    read_library_weights,
-    short_reason,
-    tokenizer_hash,
-    transformers_library,
-)
-from magi.weights import weights_hash
+from magi.text.frozen import load_library_model
 
 CLIP_FRAMES = 4
 """Of a clip, evenly spaced: neighbours are alike, and an image costs as much as a clip does elsewhere."""
@@ -46,7 +39,7 @@ class ClipScore:
     """``id`` names the weights and the tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any, id: str) -> None:
-        self.model, self.tokenizer, self.id = model.eval().requires_grad_(False), tokenizer, id
+        self.model, self.tokenizer, self.id = model, tokenizer, id
 
     @classmethod
     def load(cls, source: str, device: torch.device | None = None) -> Self:
@@ -55,19 +48,8 @@ class ClipScore:
         ``ValueError`` where it is no CLIP model or transformers is missing; ``CheckpointError`` for weights that are no
         safetensors, damaged or incomplete.
         """
-        library = transformers_library("a CLIP score")
-        folder = find_library_folder(source, "CLIP model")
-        try:
-            config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            if config.model_type != "clip":
-                raise ValueError(f"a {config.model_type}")
-            tokenizer = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # of any library below
-            raise ValueError(f"{source}: no CLIP model ({short_reason(error)})") from None
-        model, unused = read_library_weights(library.CLIPModel, folder)
-        state = {key: value for key, value in model.state_dict().items() if key not in unused}
-        id = f"clip-{weights_hash(state)[:16]}-{tokenizer_hash(folder)}"
-        return cls(model.to(device or torch.device("cpu")), tokenizer, id)
+        model, tokenizer, _, id = load_library_model(source, "CLIP model", _clip_class, "a CLIP score", device)
+        return cls(model, tokenizer, id)
 
     @torch.no_grad()
     def scores(self, video_BTHWC: NDArray[np.uint8], texts: Sequence[str]) -> NDArray[np.float64]:
@@ -105,3 +87,9 @@ class ClipScore:
         images_NCHW = images_NCHW[:, :, top : top + size, left : left + size].round().clamp(0, 255) / 255
         mean, std = (images_NCHW.new_tensor(of)[:, None, None] for of in (_MEAN, _STD))
         return (images_NCHW - mean) / std
+
+
+def _clip_class(config: Any) -> str:
+    if config.model_type != "clip":
+        raise ValueError(f"a {config.model_type}")
+    return "CLIPModel"

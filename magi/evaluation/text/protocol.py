@@ -71,7 +71,7 @@ def _clip_scores(evaluation: TextEvaluation, clip: ImageTextScore) -> dict[str, 
     for number, name in enumerate(SETS):
         evaluation.on_progress("CLIP scores", number, len(SETS))
         asked, one = evaluation.asked[name], next(one for one in evaluation.sets() if one.name == name)
-        prompts, real_BTHWC = [clip.prompt for clip in asked], np.stack([clip.real_THWC for clip in asked])
+        prompts, real_BTHWC = [each.prompt for each in asked], np.stack([each.real_THWC for each in asked])
         series = {REAL: (real_BTHWC, prompts), f"{REAL}, other prompts": (real_BTHWC, [*prompts[1:], prompts[0]])}
         series |= {title: (read_clips(evaluation, title, one), prompts) for title in evaluation.models}
         for title, given in series.items():

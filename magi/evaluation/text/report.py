@@ -4,13 +4,12 @@ Knows results (magi.evaluation.text.result) and clips on disk, and measures noth
 """
 
 import json
-import textwrap
 from collections.abc import Callable, Mapping
 
 from PIL import Image
 
 from magi.data.digit_captions import VALUES
-from magi.data.sample_grid import contact_sheet
+from magi.data.sample_grid import contact_sheet, prompt_label
 from magi.data.video_writer import write_png
 from magi.evaluation.metrics.bootstrap import Estimate
 from magi.evaluation.report import bounds_text, model_rows, png_base64, render_page
@@ -19,7 +18,7 @@ from magi.evaluation.text.samples import SETS, TextEvaluation, read_clips
 from magi.files import write_text
 
 PAGE, SHEET = "report.html", "prompts.png"
-SHEET_PROMPTS, SHEET_COLUMNS, _LABEL_WIDTH = 12, 8, 36
+SHEET_PROMPTS, SHEET_COLUMNS = 12, 8
 FIGURES = (*VALUES, ALL)
 TURN_HEAD = ("changed", "history", "clips", "new value", "old value", "digit kept")
 
@@ -44,7 +43,7 @@ def prompt_sheet(evaluation: TextEvaluation, name: str) -> Image.Image:
             first = 0 if one.name == "seen" else SHEET_PROMPTS // 2  # other digits than those above
             last = first + SHEET_PROMPTS // 2
             rows += list(read_clips(evaluation, name, one)[first:last])
-            labels += ["\n".join(textwrap.wrap(prompt, _LABEL_WIDTH)) for prompt in one.prompts[first:last]]
+            labels += [prompt_label(prompt) for prompt in one.prompts[first:last]]
     return contact_sheet(rows, columns=SHEET_COLUMNS, labels=labels)
 
 

@@ -69,16 +69,13 @@ def train_inverse_dynamics(
         model = InverseDynamics(actions)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
-    generator, counts_A = (
-        torch_generator("inverse dynamics", seed),
-        np.bincount(action_BT[:, 1:].ravel(), minlength=actions),
-    )
-    weights_N = torch.from_numpy(1 / counts_A[action_BT[:, 1:].ravel()])
+    generator, led_N = torch_generator("inverse dynamics", seed), action_BT[:, 1:].ravel()
+    weights_N = torch.from_numpy(1 / np.bincount(led_N)[led_N])
     for step in range(steps):
         places = torch.multinomial(weights_N, BATCH, replacement=True, generator=generator).numpy()
-        clip, frame = places // (action_BT.shape[1] - 1), places % (action_BT.shape[1] - 1) + 1
-        target = torch.from_numpy(action_BT[clip, frame])
-        loss = functional.cross_entropy(model(_windows(video_BTHWC, clip, frame)), target)
+        clip, frame = np.divmod(places, action_BT.shape[1] - 1)
+        windows, target = _windows(video_BTHWC, clip, frame + 1), torch.from_numpy(led_N[places])
+        loss = functional.cross_entropy(model(windows), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

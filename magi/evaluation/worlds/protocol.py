@@ -41,8 +41,7 @@ def score_world(evaluation: Evaluation) -> GroundTruthScores:
     clips = [read_clip(root / row.video, protocol.frames) for row in evaluation.predicted]
     world = find_world(clips[0].world)
     real_BTHWC = np.stack([clip.video_THWC for clip in clips])
-    videos = {REAL: real_BTHWC, REPEATED: np.repeat(real_BTHWC[:, context - 1 : context], protocol.frames, axis=1)}
-    videos |= {name: torch.cat(list(parts)).numpy() for name, parts in made_videos(evaluation).items()}
+    videos = compared_videos(evaluation, real_BTHWC)
     readings: dict[str, Readings] = {}
     for number, (name, video_BTHWC) in enumerate(videos.items()):
         evaluation.on_progress("reading states", number, len(videos))
@@ -59,6 +58,14 @@ def score_world(evaluation: Evaluation) -> GroundTruthScores:
         reactions={name: reactions(world, curves[name]["control"], clips, context) for name in videos},
         median_survival={name: _median_survival(curves[name]["alive"], context) for name in videos},
     )
+
+
+def compared_videos(evaluation: Evaluation, real_BTHWC: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """Video_BTHWC of each series: the real clips, their last context frame repeated, reconstructions and dreams."""
+    context = evaluation.protocol.context_frames
+    last_B1HWC = real_BTHWC[:, context - 1 : context]
+    videos = {REAL: real_BTHWC, REPEATED: np.repeat(last_B1HWC, evaluation.protocol.frames, axis=1)}
+    return videos | {name: torch.cat(list(parts)).numpy() for name, parts in made_videos(evaluation).items()}
 
 
 def _ranges(context: int, frames: int) -> list[FrameRange]:

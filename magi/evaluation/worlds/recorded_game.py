@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from magi.data.actions import video_track
 from magi.errors import DataError
 from magi.evaluation.protocol.clip_table import ClipRow
-from magi.evaluation.protocol.evaluation import REAL, RECONSTRUCTED, Evaluation
-from magi.evaluation.protocol.ground_truth import Curves, FrameRange, judge, made_videos, range_mean, score_series
+from magi.evaluation.protocol.evaluation import RECONSTRUCTED, Evaluation
+from magi.evaluation.protocol.ground_truth import Curves, FrameRange, judge, range_mean, score_series
 from magi.evaluation.protocol.result import GroundTruthScores, Target
 from magi.evaluation.worlds.ground_truth import BADNESS, psnr
 from magi.evaluation.worlds.inverse_dynamics import train_inverse_dynamics
-from magi.evaluation.worlds.protocol import REPEATED
+from magi.evaluation.worlds.protocol import compared_videos
 
 MOST_VIDEOS = 64
 """Videos that the network is trained on at most, so that they fit in memory."""
@@ -49,9 +49,8 @@ def score_game(evaluation: Evaluation) -> GroundTruthScores:
         on_step=lambda done, total: evaluation.on_progress("training inverse dynamics", done, total),
     )
     real_BTHWC = torch.cat(list(evaluation.real(protocol.context_set, 0, len(rows)))).numpy()
-    context, action_BT = protocol.context_frames, _tracks(evaluation, [row.video for row in rows], kinds)
-    videos = {REAL: real_BTHWC, REPEATED: np.repeat(real_BTHWC[:, context - 1 : context], protocol.frames, axis=1)}
-    videos |= {name: torch.cat(list(parts)).numpy() for name, parts in made_videos(evaluation).items()}
+    action_BT = _tracks(evaluation, [row.video for row in rows], kinds)
+    videos = compared_videos(evaluation, real_BTHWC)
     curves: dict[str, Curves] = {}
     for name, video_BTHWC in videos.items():
         read_BT = reader.read(video_BTHWC)
@@ -60,7 +59,7 @@ def score_game(evaluation: Evaluation) -> GroundTruthScores:
             "control_shuffled": _equal(read_BT, np.roll(action_BT, 1, axis=0)),
             "psnr": psnr(video_BTHWC, real_BTHWC),
         }
-    generated = FrameRange(context + 1, protocol.frames)
+    generated = FrameRange(protocol.context_frames + 1, protocol.frames)
     floor = next(curves[name] for name in videos if name.startswith(RECONSTRUCTED))
     least = round(range_mean(floor["control"], generated).value - BELOW_FLOOR, 3)
     badness = {metric: BADNESS[metric] for metric in floor}
