@@ -4,12 +4,10 @@ die, go on exactly, export, predict from five frames."""
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -27,8 +25,6 @@ from tests.fakes.training_runs import told
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 STEPS = 20
 SHAPE = OmniShape(
     width=32,
@@ -76,41 +72,37 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(world: Path, run: str, *more: str) -> list[str]:
+def training(world: Path, run: str, *more: str) -> "subprocess.Popen[bytes]":
     command = ["train", "k600-omni", "--run-dir", str(world / run), "--data.root", str(world / "latents")]
-    return [*command, "--vae.weights", str(world / "omni"), *SHRUNK, *more]
-
-
-def training(world: Path, run: str, *more: str) -> SpawnProcess:
-    return launched.torchrun(launched.magi, *words(world, run, *more), log=world / f"{run}.log")
+    words = [*command, "--vae.weights", str(world / "omni"), *SHRUNK, *more]
+    return launched.torchrun("magi", *words, log=world / f"{run}.log")
 
 
 def finished(world: Path, run: str) -> None:
     assert launched.exit_code(training(world, run)) == 0, (world / f"{run}.log").read_text()
 
 
-def steps_seen(world: Path, run: str, steps: int, ended: Callable[[], int | None]) -> None:
+def steps_seen(world: Path, run: str, steps: int, launcher: "subprocess.Popen[bytes]") -> None:
     """Wait until the run has told of ``steps``, or fail if it has ended before."""
     deadline = time.monotonic() + launched.PATIENCE_S
     while len(told(world / run)) < steps:
-        assert ended() is None and time.monotonic() < deadline, (world / f"{run}.log").read_text()
+        assert launcher.poll() is None and time.monotonic() < deadline, (world / f"{run}.log").read_text()
         time.sleep(0.01)
 
 
-def kill_all(launcher: SpawnProcess) -> None:
+def kill_all(launcher: "subprocess.Popen[bytes]") -> None:
     """SIGKILL for the processes that the launcher started and, before it can do anything about that, for itself."""
-    assert launcher.pid is not None
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(launcher.pid, signal.SIGSTOP)
     for process in (*map(int, children), launcher.pid):
         os.kill(process, signal.SIGKILL)
-    launcher.join()
+    launcher.wait()
 
 
 def test_trains_is_killed_resumes_exactly_exports_and_predicts(world: Path) -> None:
     finished(world, "whole")
     launcher = training(world, "killed")
-    steps_seen(world, "killed", 5, lambda: launcher.exitcode)  # past the checkpoint of step 3
+    steps_seen(world, "killed", 5, launcher)  # past the checkpoint of step 3
     kill_all(launcher)
     killed_at = told(world / "killed")[-1]["step"]
     assert 5 <= killed_at < STEPS
@@ -133,32 +125,21 @@ def test_trains_is_killed_resumes_exactly_exports_and_predicts(world: Path) -> N
     assert isinstance(probe, VideoProbe) and probe.frames == 17
 
 
-def stopped_by_file(world: Path, run: str) -> int | None:
+def stopped_by(world: Path, run: str, how: Callable[["subprocess.Popen[bytes]"], object]) -> int | None:
     """Exit code of a launcher whose run is asked to stop after its first step."""
     launcher = training(world, run, "--training.steps", "100000")
-    steps_seen(world, run, 1, lambda: launcher.exitcode)
-    (world / run / STOP_FILE).touch()
+    steps_seen(world, run, 1, launcher)
+    how(launcher)
     return launched.exit_code(launcher)
-
-
-def stopped_by_signal(world: Path, run: str) -> int:
-    """The same of torchrun itself, with processes of its own, and by SIGTERM."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magi"]
-    command = [*torchrun, *words(world, run, "--training.steps", "100000")]
-    with (world / f"{run}.log").open("a") as log:
-        launcher = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=ENVIRONMENT, cwd=ROOT)
-    steps_seen(world, run, 1, launcher.poll)
-    launcher.terminate()
-    return launcher.wait(launched.PATIENCE_S)
 
 
 def test_the_launcher_hides_the_exit_code_and_the_folder_tells_of_a_clean_stop(world: Path) -> None:
     """What docs/cluster.md says of torchrun: not 75, so scripts look for the file."""
     run = world / "stopped"
-    assert stopped_by_file(world, "stopped") == 1
+    assert stopped_by(world, "stopped", lambda _: (run / STOP_FILE).touch()) == 1
     first = int((run / STOPPED_FILE).read_text())
     assert first and (run / CHECKPOINTS_FOLDER / step_folder(first)).is_dir()
     (run / "metrics.jsonl").write_text("")  # so that the next first step is waited for
-    assert stopped_by_signal(world, "stopped") not in (0, 75)
+    assert stopped_by(world, "stopped", lambda launcher: launcher.terminate()) not in (None, 0, 75)
     second = int((run / STOPPED_FILE).read_text())
     assert second > first and (run / CHECKPOINTS_FOLDER / step_folder(second)).is_dir()

@@ -15,6 +15,7 @@ from magi.cli.options import SHORT
 from magi.cli.sample import ContextVideo
 from magi.config import SamplingConfig
 from magi.data.captions import read_caption
+from magi.data.sample_grid import prompt_label
 from magi.errors import NumericsError
 from magi.sampling.pipeline import MagiPipeline
 from magi.sampling.prepared import PreparedSampler
@@ -115,12 +116,18 @@ def test_a_wrong_setting_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_video_k_has_seed_k_in_batches_and_the_label_and_interval_asked_for(
-    pipeline: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def streams_of(pipeline: MagiPipeline, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each stream of the pipeline is asked for, from now on."""
     calls: list[dict[str, Any]] = []
     plain = pipeline.stream
     monkeypatch.setattr(pipeline, "stream", lambda **asked: calls.append(asked) or plain(**asked))
+    return calls
+
+
+def test_video_k_has_seed_k_in_batches_and_the_label_and_interval_asked_for(
+    pipeline: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = streams_of(pipeline, monkeypatch)
     assert run(tmp_path, "--count", 3, "--batch", 2, "--seed", 5, "--label", "dog", "--interval", 3) == 0
     assert [list(call["seeds"]) for call in calls] == [[5, 6], [7]]
     assert {(call["frames"], call["labels"], call["interval"], call["context"]) for call in calls} == {
@@ -204,9 +211,7 @@ def test_a_line_of_prompts_is_a_video_named_after_it(with_text: MagiPipeline, tm
 def test_every_video_is_asked_for_by_its_own_prompt(
     with_text: MagiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[dict[str, Any]] = []
-    plain = with_text.stream
-    monkeypatch.setattr(with_text, "stream", lambda **asked: calls.append(asked) or plain(**asked))
+    calls = streams_of(with_text, monkeypatch)
     (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
     options = ("--prompts", tmp_path / "prompts.txt", "--count", 2, "--batch", 4, "--negative-prompt", "d")
     assert run(tmp_path / "out", *options) == 0
@@ -218,8 +223,8 @@ def test_every_video_is_asked_for_by_its_own_prompt(
 
 
 def test_a_label_of_the_sheet_is_the_prompt_in_a_few_short_lines() -> None:
-    assert sample._label("a bold seven") == "a bold seven"
-    lines = sample._label("a seven that goes up " * 20).split("\n")
+    assert prompt_label("a bold seven") == "a bold seven"
+    lines = prompt_label("a seven that goes up " * 20).split("\n")
     assert len(lines) == 4 and max(map(len, lines)) <= 36 and lines[-1].endswith(" ...")
 
 

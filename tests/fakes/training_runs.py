@@ -1,10 +1,11 @@
 """A run so small that a step takes milliseconds: 16 channels wide, one block, 3 frames of 4 x 4 latents.
 
-``all_runs`` trains in two processes what ``test_parallelize`` compares; one launch for all of them, because starting
-processes takes longer than training these models.
+As a program, ``torchrun -m tests.fakes.training_runs FOLDER``, it trains the runs that ``test_parallelize`` compares;
+one launch for all of them, because starting processes takes longer than training these models.
 """
 
 import signal
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magi.__main__ import exit_process
 from magi.config import Config, DataConfig, LatentShape, ModelConfig, TrainingConfig
 from magi.data.clips import epoch_order
 from magi.errors import StoppedCleanly
@@ -148,14 +150,8 @@ def stopped_by_one(folder: Path, config: Config, process: Distributed, how: Call
         folder.with_name(f"{folder.name}-{process.rank}.txt").write_text(str(stopped))
 
 
-def all_runs(out: str) -> int:
-    """What ``test_parallelize`` compares, as one of two processes; its exit code."""
-    with init_distributed("cpu") as process:
-        _all_runs(Path(out), process)
-    return 0
-
-
-def _all_runs(folder: Path, process: Distributed) -> None:
+def all_runs(folder: Path, process: Distributed) -> None:
+    """What ``test_parallelize`` compares, in one launch of two processes."""
     in_two_parts(folder / "unequal", TOGETHER)
     in_two_parts(folder / "ddp", EVEN)
     fsdp = changed(EVEN, parallel="fsdp")
@@ -174,3 +170,10 @@ def _all_runs(folder: Path, process: Distributed) -> None:
         train_tiny(folder / "refused", changed(TOGETHER, parallel="fsdp"))
     except ValueError as refused:
         (folder / f"refused-{process.rank}.txt").write_text(str(refused))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with init_distributed("cpu") as together:
+        all_runs(Path(sys.argv[1]), together)
+    exit_process(0)

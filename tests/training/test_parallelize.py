@@ -14,7 +14,6 @@ from tests.fakes.training_runs import (
     EVEN,
     TOGETHER,
     Clips,
-    all_runs,
     changed,
     kept_bytes,
     tiny_config,
@@ -32,7 +31,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of two processes, in one launch."""
     folder = tmp_path_factory.mktemp("together")
     train_tiny(folder / "begun-alone", BEGUN, Clips(BROKEN))
-    code = launched.exit_code(launched.torchrun(all_runs, str(folder), log=folder / "launched.log"))
+    code = launched.exit_code(launched.torchrun("tests.fakes.training_runs", str(folder), log=folder / "launched.log"))
     said = (folder / "launched.log").read_text()
     assert code == 0 and "Warning" not in said, said
     return folder
