@@ -23,7 +23,7 @@ from magi.evaluation.protocol.result import EvaluationResult, GroundTruthScores,
 from magi.evaluation.protocol.samples import generate_samples
 from magi.evaluation.protocol.score import score
 from magi.evaluation.report import FILES, text_rows, write_report
-from magi.evaluation.worlds.protocol import read_clip
+from magi.evaluation.worlds.protocol import REPEATED, compared_videos, read_clip
 from magi.presets import preset
 from magi.vae.pixel import PixelVae
 
@@ -94,6 +94,14 @@ def test_the_simulator_itself_is_as_good_as_real(evaluated: tuple[EvaluationResu
     assert scores.series["good"].ranges["5-44"]["position_error"].value.value < 0.6
     assert scores.reactions["good"][0] > 10 > 3 * sum(scores.reactions["good"][1:])
     assert scores.median_survival["good"] == FRAMES - 4
+
+
+def test_the_last_frame_that_was_given_is_repeated(evaluated: tuple[EvaluationResult, Evaluation]) -> None:
+    asked = evaluated[1]
+    real_BTHWC = torch.cat(list(asked.real(asked.protocol.context_set, 0, CLIPS))).numpy()
+    repeated_BTHWC = compared_videos(asked, real_BTHWC)[REPEATED]
+    assert repeated_BTHWC.shape == real_BTHWC.shape and (repeated_BTHWC == real_BTHWC[:, 3:4]).all()
+    assert (real_BTHWC[:, 3] != real_BTHWC[:, 0]).any()
 
 
 def test_targets_are_judged(evaluated: tuple[EvaluationResult, Evaluation]) -> None:
