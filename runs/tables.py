@@ -128,7 +128,8 @@ def play_table(report: dict[str, Any] | None) -> str:
     if report is None:
         return NOT_MEASURED
     cases, machine, parts = report["cases"], report["machine"], report["frame_parts_ms"]
-    busy = [f"{case['busy_cores']} cores busy: {share}" for case in cases for share in ("half", "95 %")]
+    loads = [f"cores busy: {case['busy_cores']}" for case in cases]
+    busy = [f"{share}, {load}" for load in loads for share in ("half", "95 %")]
     lines = ["| within ms | " + " | ".join(busy) + " |", "|---" + "|---:" * len(busy) + "|"]
     for part, found in (
         *((name, [case["parts_ms"][name] for case in cases]) for name in cases[0]["parts_ms"]),
@@ -150,7 +151,7 @@ def play_table(report: dict[str, Any] | None) -> str:
             f"`{report['model']}` at {report['fps']:g} frames a second ({shown} shown), {cases[0]['keys']} keys each, "
             f"{machine['cores']} cores ({machine['processor']}); 95 % within {verdicts}. *wait* holds the way of the "
             f"key to the server, *network* what a frame took longer than the fastest. A frame alone, without a "
-            f"browser, on {machine['threads']} threads: {made}.",
+            f"browser (threads: {machine['threads']}): {made}.",
         ]
     )
 
