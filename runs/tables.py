@@ -128,8 +128,7 @@ def play_table(report: dict[str, Any] | None) -> str:
     if report is None:
         return NOT_MEASURED
     cases, machine, parts = report["cases"], report["machine"], report["frame_parts_ms"]
-    loads = [f"cores busy: {case['busy_cores']}" for case in cases]
-    busy = [f"{share}, {load}" for load in loads for share in ("half", "95 %")]
+    busy = [f"{share}, cores busy: {case['busy_cores']}" for case in cases for share in ("half", "95 %")]
     lines = ["| within ms | " + " | ".join(busy) + " |", "|---" + "|---:" * len(busy) + "|"]
     for part, found in (
         *((name, [case["parts_ms"][name] for case in cases]) for name in cases[0]["parts_ms"]),
