@@ -117,7 +117,7 @@ def test_a_key_is_followed_from_the_hand_to_the_pixels() -> None:
     )
     assert rows[2] == "| wait | 4 | 9 | 4 | 9 |" and rows[6] == "| **key to pixels** | 40 | 80 | 40 | 151 |"
     assert "95 % within 80 of 100 ms wanted, 151 of 150 ms wanted (missed)." in rows[-1]
-    assert rows[-1].endswith("on 1 threads: passes 5.0 ms, decode 2.0 ms.") and "(30.0 and 30.0 shown)" in rows[-1]
+    assert rows[-1].endswith("(threads: 1): passes 5.0 ms, decode 2.0 ms.") and "(30.0 and 30.0 shown)" in rows[-1]
     assert "2 CPU cores (a chip): 40 ms, 95 % within 80; with one of the cores busy 40, 95 % within 151." in (
         tables.latency_line(report)
     )
