@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 # Keep draws for different purposes apart: all are keyed by (seed, number).
-INTERVAL_KEY, START_KEY, EPOCH_KEY, POSTERIOR_KEY, RECORDED_KEY, ENCODED_KEY, CAPTIONED_KEY, PROMPT_KEY = range(1, 9)
+(INTERVAL_KEY, START_KEY, EPOCH_KEY, POSTERIOR_KEY, RECORDED_KEY, ENCODED_KEY, CAPTIONED_KEY, PROMPT_KEY,
+ SINK_KEY) = range(1, 10)  # fmt: skip
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 

@@ -113,7 +113,8 @@ def test_a_key_is_followed_from_the_hand_to_the_pixels() -> None:
     }  # fmt: skip
     rows = tables.play_table(report).splitlines()
     assert (
-        rows[0] == "| within ms | half, cores busy: 0 | 95 %, cores busy: 0 | half, cores busy: 1 | 95 %, cores busy: 1 |"
+        rows[0]
+        == "| within ms | half, cores busy: 0 | 95 %, cores busy: 0 | half, cores busy: 1 | 95 %, cores busy: 1 |"
     )
     assert rows[2] == "| wait | 4 | 9 | 4 | 9 |" and rows[6] == "| **key to pixels** | 40 | 80 | 40 | 151 |"
     assert "95 % within 80 of 100 ms wanted, 151 of 150 ms wanted (missed)." in rows[-1]
