@@ -206,7 +206,8 @@ def encode(words: list[str]) -> None:
     index, actions = _with_actions(_opened_index(data, worker), options.actions, data)
     settings = replace(settings, actions=actions)
     captions = _captions_beside(index, data)
-    print(f"captions of {captions.count} of {len(captions)} videos")
+    if captions.count:
+        print(f"captions of {captions.count} of {len(captions)} videos")
     with progress("encoding videos", "videos") as report:
         written = write_latents(index, options.out, data, vae, settings, worker, report, captions)
     print(f"{options.out}: {written} shards written")

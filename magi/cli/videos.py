@@ -86,6 +86,8 @@ class WorldOptions:
     """another seed gives other videos of the same world"""
     frames: int = 200
     """frames a video"""
+    round_trips: bool = False
+    """videos that turn round once, or walk away and back: 41 frames, of which the last shows what the first does"""
 
 
 def data_world(words: list[str]) -> None:
@@ -97,7 +99,8 @@ def data_world(words: list[str]) -> None:
 
     world = find_world(options.world)
     with progress("writing videos", "videos") as on_progress:
-        written = write_world(world, options.out, options.clips, options.seed, options.frames, on_progress)
+        frames = None if options.round_trips else options.frames
+        written = write_world(world, options.out, options.clips, options.seed, frames, on_progress)
     _say_written(options.out, written, options.clips)
 
 

@@ -71,6 +71,13 @@ class World(Protocol[S]):
         """
         ...
 
+    def round_trip(self, state: S, rng: np.random.Generator) -> list[int]:
+        """Actions after which the state is ``state`` again, and between which the view has left what it shows.
+
+        As many from every state; none where nothing ever leaves the view.
+        """
+        return []
+
     def draw(self, state: S) -> Frame:
         """The frame that shows ``state``."""
         ...

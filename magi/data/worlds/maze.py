@@ -103,6 +103,17 @@ class Maze(World[MazeState]):
         y = turned.y if _hits_wall(x, ahead.y, RADIUS) else ahead.y
         return replace(turned, x=x, y=y)
 
+    def round_trip(self, state: MazeState, rng: np.random.Generator) -> list[int]:
+        """A whole turn between stands, or a walk ahead and back where no wall is in the way; 40 frames."""
+        turn, whole, legs = int(rng.integers(1, 3)), int(360 / TURN), 5
+        turned = [0] * legs + [turn] * whole + [0] * legs
+        walked = ([3] * legs + [turn] * (whole // 2)) * 2
+        ends = state
+        for action in walked:
+            ends = self.step(ends, action)
+        returns = max(abs(ends.x - state.x), abs(ends.y - state.y)) < 1e-6
+        return walked if returns and rng.random() < 0.5 else turned
+
     def draw(self, state: MazeState) -> Frame:
         """The walls as the rays meet them, between a ceiling and a floor."""
         height_PW, colour_PWC = _cast(np.array([[state.x, state.y, state.heading]]))

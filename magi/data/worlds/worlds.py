@@ -24,11 +24,15 @@ def find_world(name: str) -> World[Any]:
     return WORLDS[name]
 
 
-def play_clip(world: World[Any], seed: int, clip_number: int, frames: int) -> tuple[list[int], list[WorldState]]:
-    """Actions (the first is never used) and states of a clip under the world's policy; more frames continue it."""
+def play_clip(world: World[Any], seed: int, clip_number: int, frames: int | None) -> tuple[list[int], list[WorldState]]:
+    """Actions (the first is never used) and states of a clip under the world's policy; more frames continue it.
+
+    Without ``frames``: a round trip from the same start, whose last frame shows what the first one does.
+    """
     rng = numpy_generator(seed_of("world", world.name, seed, clip_number))
     state = world.start(rng)
-    actions, states = world.policy(state, frames, rng), [state]
+    actions = [0, *world.round_trip(state, rng)] if frames is None else world.policy(state, frames, rng)
+    states = [state]
     for action in actions[1:]:
         state = world.step(state, action)
         states.append(state)
@@ -41,19 +45,24 @@ def world_path(out: Path, world: World[Any], clip_number: int) -> Path:
 
 
 def write_world(
-    world: World[Any], out: Path, clips: int, seed: int = 0, frames: int = 200, progress: Progress | None = None
+    world: World[Any], out: Path, clips: int, seed: int = 0, frames: int | None = 200, progress: Progress | None = None
 ) -> int:
-    """Write ``clips`` videos of ``world``, each beside a ``.json`` of its ``actions`` and exact ``states``.
+    """Write ``clips`` videos of ``world``, of ``frames`` frames or of a round trip each (``play_clip``), each beside a ``.json`` of its ``actions`` and exact ``states``.
 
     ``actions[t]`` leads into frame t; that of frame 0 is null. Colour is stored at full resolution (yuv444p), because
     an oracle reads it. Returns the number of videos written; see ``write_built_in`` for what is kept and refused.
     """
-    if frames < 2 or clips < 1:
+    if clips < 1 or (frames is not None and frames < 2):
         raise ValueError(f"expected at least 1 clip of 2 frames, got {clips} of {frames}")
+    length = len(play_clip(world, seed, 0, frames)[0])
+    if length == 1:
+        raise ValueError(f"the world '{world.name}' has no round trips: nothing ever leaves its view")
     settings = {
-        "world": world.name, "size": world.size, "fps": world.fps, "seed": seed, "frames": frames,
+        "world": world.name, "size": world.size, "fps": world.fps, "seed": seed, "frames": length,
         "action_names": list(world.actions),
     }  # fmt: skip
+    if frames is None:
+        settings["round_trips"] = True
 
     def make(clip_number: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         actions, states = play_clip(world, seed, clip_number, frames)

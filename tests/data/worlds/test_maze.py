@@ -41,6 +41,22 @@ def test_walls_stop_the_player_at_the_radius_and_let_him_slide() -> None:
     assert slid.x == stopped.x and slid.y > stopped.y
 
 
+def test_a_round_trip_leaves_the_view_and_ends_where_it_began() -> None:
+    walks = 0
+    for clip in range(40):
+        actions, states = play_clip(WORLD, 2, clip, None)
+        assert len(states) == len(actions) == 41
+        first, last = states[0], states[-1]
+        assert (last.x, last.y, last.heading) == pytest.approx((first.x, first.y, first.heading), abs=1e-6)
+        assert np.abs(WORLD.draw(first).astype(int) - WORLD.draw(last)).max() <= 1
+        turned = [abs((state.heading - first.heading + 180) % 360 - 180) for state in states]
+        assert max(turned) == pytest.approx(180), "looks the other way in between"
+        away = max(np.hypot(state.x - first.x, state.y - first.y) for state in states)
+        assert away == pytest.approx(0) or away == pytest.approx(5 * WALK)
+        walks += away > 1
+    assert 5 < walks < 30
+
+
 def test_a_frame_shows_the_wall_ahead_its_hue_and_its_height() -> None:
     near, far = WORLD.draw(MazeState(70.0, 25.0, 0.0)), WORLD.draw(MazeState(50.0, 25.0, 0.0))
     assert tuple(near[0, 32]) == CEILING and tuple(near[-1, 32]) == FLOOR

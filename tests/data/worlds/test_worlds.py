@@ -110,6 +110,15 @@ def test_videos_hold_their_actions_and_states(world: World[Any], tmp_path: Path)
         assert getattr(read, world.things) == getattr(state, world.things)
 
 
+def test_round_trips_are_written_where_the_view_moves(tmp_path: Path) -> None:
+    assert write_world(find_world("maze"), tmp_path, clips=2, frames=None) == 2
+    sidecar = json.loads(world_path(tmp_path, find_world("maze"), 1).with_suffix(".json").read_text())
+    assert sidecar["frames"] == len(sidecar["states"]) == 41 and sidecar["round_trips"]
+    with pytest.raises(ValueError, match="'platform' has no round trips: nothing ever leaves its view"):
+        write_world(find_world("platform"), tmp_path / "other", clips=2, frames=None)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
     world = find_world("platform")
     write_world(world, tmp_path, clips=2, frames=4)
