@@ -85,6 +85,11 @@ def world(root: Path = ROOT) -> None:
     write_markdown_block(root / "docs/worlds.md", "world", world_table(read_result(root / "results/world.json")))
 
 
+def game(root: Path = ROOT) -> None:
+    """A recorded game that a model was trained on (runs/game.sh), in the page on worlds."""
+    write_markdown_block(root / "docs/worlds.md", "game", world_table(read_result(root / "results/game.json")))
+
+
 def text(root: Path = ROOT) -> None:
     """How the shipped model of captioned digits obeys prompts, in the page on text."""
     result, page = read_text_result(root / TEXT), root / "docs/text.md"
@@ -270,16 +275,21 @@ def survival_table(reports: list[dict[str, Any]]) -> str:
 def world_table(result: EvaluationResult) -> str:
     """A row for each series, over all generated frames; below, how they were measured."""
     scores, protocol = result.ground_truth, result.protocol
-    assert scores is not None, "a table of a world needs a result of the protocol 'world'"
+    assert scores is not None, "a table of a world needs a result of the protocol 'world' or 'game'"
     frames = f"{protocol['context_frames'] + 1}-{protocol['frames']}"
-    titles = [*metric_titles(scores).values(), "obeyed at the first frame", "median survival (frames)"]
+    titles = list(metric_titles(scores).values())
+    titles += ["obeyed at the first frame", "median survival (frames)"] if scores.reactions else []
     lines = ["| " + " | ".join([f"frames {frames}", *titles]) + " |", "|---" + "|---:" * len(titles) + "|"]
     for name, series in scores.series.items():
         values = [found.value.value for found in series.ranges[frames].values()]
-        values.append(scores.reactions[name][0] / max(1, sum(scores.reactions[name])))
+        if scores.reactions:
+            values.append(scores.reactions[name][0] / max(1, sum(scores.reactions[name])))
         figures = [f"{value:.3f}" for value in values]
-        lines.append("| " + " | ".join([name, *figures, f"{scores.median_survival[name]:g}"]) + " |")
+        figures += [f"{scores.median_survival[name]:g}"] if scores.reactions else []
+        lines.append("| " + " | ".join([name, *figures]) + " |")
     how = f"{protocol['count']} held-out clips, {protocol['context_frames']} context frames, the clips' own actions."
+    if scores.inverse_dynamics_videos:
+        how += f" The network that reads the actions was trained on {scores.inverse_dynamics_videos} other videos, as recorded and as reconstructed."
     return "\n".join([*lines, "", f"{how}{_missed(result)}"])
 
 
@@ -390,8 +400,8 @@ def score_table(result: EvaluationResult) -> str:
 
 
 _TABLES = (
-    bench, digits, digits3d, few_steps, latency, play, play_load, speed, state, studies, survival, targets, text, world,
-    world_long,
+    bench, digits, digits3d, few_steps, game, latency, play, play_load, speed, state, studies, survival, targets, text,
+    world, world_long,
 )  # fmt: skip
 TABLES: dict[str, Callable[..., None]] = {table.__name__: table for table in _TABLES}
 

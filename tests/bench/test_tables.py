@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
         ("docs/performance.md", "state"),
         ("docs/performance.md", "few_steps"),
         ("docs/reliability.md", "survival"),
+        ("docs/worlds.md", "game"),
         ("README.md", "latency"),
         ("docs/play.md", "play"),
         ("docs/play.md", "play_load"),

@@ -131,7 +131,11 @@ class Evaluation:
 
     def reconstructed(self, model: MagiPipeline, name: str, first: int, last: int) -> Iterator[Tensor]:
         """The same clips through a model's autoencoder and back: what a perfect model with it would make."""
-        rows, size = self.rows(name)[first:last], (model.config.data.height, model.config.data.width)
+        yield from self.reconstructed_rows(model, self.rows(name)[first:last])
+
+    def reconstructed_rows(self, model: MagiPipeline, rows: list[ClipRow]) -> Iterator[Tensor]:
+        """Video_BTHWC of any rows through a model's autoencoder and back."""
+        size = (model.config.data.height, model.config.data.width)
         device = next(model.model.parameters()).device
         for start in range(0, len(rows), self.batch):
             video_BTHWC = torch.stack([self.clips.read(row, size) for row in rows[start : start + self.batch]])

@@ -1,8 +1,9 @@
 """A recorded game as a protocol: what a model dreams under recorded actions, read by inverse dynamics.
 
 A recording has no simulator to ask. The network that reads the actions (magi.evaluation.worlds.inverse_dynamics) is
-trained on real videos of the same folder that no clip is of, and how often it is right on the real clips is as much as
-a model can reach. Beside it stand the same under another clip's actions, and PSNR.
+trained on real videos of the same folder that no clip is of, as they are and as the autoencoders of the models leave
+them, or it would take what an autoencoder loses for another action. How often it is right on the real clips, and on
+their reconstructions, is as much as a model can reach. Beside it stand the same under another clip's actions, and PSNR.
 """
 
 from collections.abc import Sequence
@@ -41,10 +42,14 @@ def score_game(evaluation: Evaluation) -> GroundTruthScores:
         )
     (kinds,) = actions
     others = _other_rows(evaluation)
-    training_BTHWC = np.concatenate([part.numpy() for part in evaluation.clips.batches(others, evaluation.batch)])
+    by_autoencoder = {model.vae.id: model for model in evaluation.models.values()}.values()
+    training = [
+        evaluation.clips.batches(others, evaluation.batch),
+        *(evaluation.reconstructed_rows(model, others) for model in by_autoencoder),
+    ]
     reader = train_inverse_dynamics(
-        training_BTHWC,
-        _tracks(evaluation, [row.video for row in others], kinds),
+        torch.cat([part for parts in training for part in parts]).numpy(),
+        np.tile(_tracks(evaluation, [row.video for row in others], kinds), (len(training), 1)),
         kinds,
         on_step=lambda done, total: evaluation.on_progress("training inverse dynamics", done, total),
     )

@@ -60,6 +60,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class InvertedVae(PixelVae):
+    """One whose pictures are the negatives of the real ones."""
+
+    def decode(self, latents_BTCHW: Tensor) -> Tensor:
+        return 255 - super().decode(latents_BTCHW)
+
+
 class Player:
     """A pipeline that moves the last context frame by the actions it is given, ``late`` by frames, or not at all."""
 
@@ -111,6 +118,20 @@ def test_actions_are_read_from_the_dream(evaluated: tuple[EvaluationResult, Eval
     }
     assert max(others.values()) < 0.6
     assert [scores.targets[name][0].met for name in ("obeys", "deaf", "late")] == [True, False, False]
+
+
+def test_actions_are_read_as_well_from_what_the_autoencoder_leaves(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    player = Player()
+    player.vae = InvertedVae(8)
+    asked = evaluation(videos, tmp_path, {"obeys": player})
+    assert generate_samples(asked)
+    monkeypatch.setattr(recorded_game, "train_inverse_dynamics", partial(train_inverse_dynamics, steps=300))
+    scores = score(asked).ground_truth
+    assert scores is not None
+    for name in ("real", "vae"):
+        assert scores.series[name].ranges[f"5-{FRAMES}"]["control"].value.value > 0.95
 
 
 def test_the_page_says_how_it_was_measured(evaluated: tuple[EvaluationResult, Evaluation]) -> None:
