@@ -46,13 +46,6 @@ class DataConfig(Section):
     )
     interval_min: int = Field(1, ge=1, description="smallest interval between the frames of a clip")
     interval_max: int = Field(25, ge=1, description="largest interval (paper: dynamic interval, uniform in 1..25)")
-    sink_share: float = Field(
-        0,
-        ge=0,
-        le=1,
-        description="share of clips whose first frame is one from anywhere before it in the video, for models that "
-        "sample with sampling.sink_frames (not in the paper)",
-    )
     sample_posterior: bool = Field(
         True, description="latents are drawn from the autoencoder's posterior, anew for every clip; else its mean"
     )
@@ -288,12 +281,6 @@ class SamplingConfig(Section):
         "frames whenever it is full",
     )
     window_keep: int = Field(8, ge=1, description="latent frames kept when a full window slides")
-    sink_frames: int = Field(
-        0,
-        ge=0,
-        description="of those, the first frames of the video, which stay in view for ever (an attention sink); for "
-        "models trained with data.sink_share",
-    )
     prompt_change: Literal["keep", "observe_anew"] = Field(
         "keep",
         description="the frames in view where a prompt changes in the middle of a video: keep leaves them as observed "
@@ -322,12 +309,6 @@ class SamplingConfig(Section):
         return {key: value for key, value in values.items() if key not in older} | {
             "precision": "auto" if format == "model" else format
         }
-
-    @model_validator(mode="after")
-    def _sink_leaves_room(self) -> Self:
-        if self.sink_frames >= self.window_keep:
-            raise ValueError(f"sink_frames {self.sink_frames} must be below window_keep {self.window_keep}")
-        return self
 
     def changed(self, **fields: Any) -> "SamplingConfig":
         """These settings with other values of some fields; ValueError for an unknown field or a value out of range."""

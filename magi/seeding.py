@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 # Keep draws for different purposes apart: all are keyed by (seed, number).
-(INTERVAL_KEY, START_KEY, EPOCH_KEY, POSTERIOR_KEY, RECORDED_KEY, ENCODED_KEY, CAPTIONED_KEY, PROMPT_KEY,
- SINK_KEY) = range(1, 10)  # fmt: skip
+INTERVAL_KEY, START_KEY, EPOCH_KEY, POSTERIOR_KEY, RECORDED_KEY, ENCODED_KEY, CAPTIONED_KEY, PROMPT_KEY = range(1, 9)
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 

@@ -289,7 +289,10 @@ def world_table(result: EvaluationResult) -> str:
         lines.append("| " + " | ".join([name, *figures]) + " |")
     how = f"{protocol['count']} held-out clips, {protocol['context_frames']} context frames, the clips' own actions."
     if scores.inverse_dynamics_videos:
-        how += f" The network that reads the actions was trained on {scores.inverse_dynamics_videos} other videos, as recorded and as reconstructed."
+        how += (
+            f" The network that reads the actions was trained on {scores.inverse_dynamics_videos} other videos, as "
+            "recorded and as reconstructed."
+        )
     return "\n".join([*lines, "", f"{how}{_missed(result)}"])
 
 

@@ -114,7 +114,6 @@ MISTAKES: list[tuple[Any, str]] = [
     ({"model": {"width": 190}}, r"^f: model: .*width 190 must be divisible by heads 16"),
     ({"data": {"interval_min": 5, "interval_max": 3}}, r"^f: data: .*interval_max 3 is below interval_min 5"),
     ({"data": {"fps": 12}, "model": {"actions": 3}}, r"^f: config: .*data\.fps 12: actions are a row a stored frame"),
-    ({"sampling": {"sink_frames": 8}}, r"^f: sampling: .*sink_frames 8 must be below window_keep 8"),
     ({"data": {"interval_max": 30}}, r"^f: config: .*interval_max 30 exceeds model\.interval_vocabulary 25"),
     ({"data": None}, r"^f: data: .*\(got None\)$"),
     ([1], r"^f: expected a mapping of sections, got list$"),

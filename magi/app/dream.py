@@ -61,12 +61,10 @@ class DreamState:
     """The newest prompt that was asked for when a frame began; with a ``refusal`` the one before it goes on."""
     refusal: str = ""
 
-    def add(self, latents_CHW: Tensor, action: int, prompt: str, sink: int) -> None:
-        """Another frame; the oldest is forgotten, but for the first ``sink``."""
-        old = self.latents_TCHW
-        self.latents_TCHW = torch.cat([old[:sink], old[sink + 1 :], latents_CHW[None]])
-        self.actions = (*self.actions[:sink], *self.actions[sink + 1 :], action)
-        self.prompts = (*self.prompts[:sink], *self.prompts[sink + 1 :], prompt)
+    def add(self, latents_CHW: Tensor, action: int, prompt: str) -> None:
+        """Another frame; the oldest is forgotten."""
+        self.latents_TCHW = torch.cat([self.latents_TCHW[1:], latents_CHW[None]])
+        self.actions, self.prompts = (*self.actions[1:], action), (*self.prompts[1:], prompt)
 
 
 @dataclass(eq=False)
@@ -229,7 +227,7 @@ class Dream:
                     raise NumericsError("a frame is not finite; lower guidance or temperature")
                 for state, latents_CHW, action, prompt in zip(states, latents_BCHW, asked, prompts, strict=True):
                     if action is not None:
-                        state.add(latents_CHW, action, prompt, self.settings.sink_frames)
+                        state.add(latents_CHW, action, prompt)
                 yield self.pipeline.vae.decode(latents_BCHW.float()[:, None])[:, 0].cpu().numpy()
         finally:
             frames.close()  # type: ignore[attr-defined]  # puts the sampler back

@@ -23,7 +23,7 @@ from magi.data.index.index import VideoIndex
 from magi.data.index.records import VideoRecord
 from magi.data.index.sources import ListedFile
 from magi.errors import DataError
-from magi.seeding import EPOCH_KEY, INTERVAL_KEY, SINK_KEY, START_KEY, bits, integer, permutation
+from magi.seeding import EPOCH_KEY, INTERVAL_KEY, START_KEY, integer, permutation
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,6 @@ class ClipDraw:
     video: int
     start: int
     interval: int
-    sink: int | None = None
-    """An earlier frame that stands in the place of the first one."""
 
 
 class ClipSampler:
@@ -98,18 +96,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def draw_clip(seed: int, sample: int, video: int, length: int, config: DataConfig) -> ClipDraw:
-    """Interval uniform in what fits into ``length`` frames, then a start uniform in what is left.
-
-    Of ``sink_share`` of the clips that have frames before them, one of these is the first frame.
-    """
+    """Interval uniform in what fits into ``length`` frames, then a start uniform in what is left."""
     fits = (length - 1) // max(1, config.frames - 1)
     largest = max(config.interval_min, min(config.interval_max, fits))
     interval = integer(config.interval_min, largest, seed, sample, INTERVAL_KEY)
     start = integer(0, length - clip_span(config.frames, interval), seed, sample, START_KEY)
-    sink = None
-    if start and bits(seed, sample, SINK_KEY) < config.sink_share * 2**64:
-        sink = integer(0, start - 1, seed, sample, SINK_KEY, 1)
-    return ClipDraw(video, start, interval, sink)
+    return ClipDraw(video, start, interval)
 
 
 def clip_span(frames: int, interval: int) -> int:
@@ -149,8 +141,6 @@ class ClipDataset:
     def __getitem__(self, sample: int) -> Clip:
         draw = self.draws.draw(sample)
         clip = read_clip(self.index, draw.video, draw.start, self.config.frames, draw.interval, self.config, sample)
-        if draw.sink is not None:
-            clip.video_THWC[0] = read_clip(self.index, draw.video, draw.sink, 1, 1, self.config).video_THWC[0]
         if self.captions is not None:
             last = draw.start + clip_span(self.config.frames, draw.interval) - 1
             caption = self.captions.of_clip(draw.video, draw.start, last)

@@ -168,10 +168,7 @@ class LatentDataset:
         """latents_TCHW float32, a copy; only the frames of the clip are touched."""
         first, step = int(self._table.first_V[draw.video]) + draw.start, 1 if self.header.by_clips else draw.interval
         last = first + (self._shape[0] - 1) * step
-        latents_TCHW = latents_FCHW[first : last + 1 : step].to(torch.float32, copy=True)
-        if draw.sink is not None:
-            latents_TCHW[0] = latents_FCHW[first - draw.start + draw.sink]
-        return latents_TCHW
+        return latents_FCHW[first : last + 1 : step].to(torch.float32, copy=True)
 
     def _shard(self, video: int) -> ShardTensors:
         """The tensors that hold a video; they stay mapped."""

@@ -84,9 +84,9 @@ class Conditions:
         """The conditions of one latent frame, without an axis of frames."""
         return self._cut(lambda values: values[:, number])
 
-    def at(self, numbers: Sequence[int]) -> Conditions:
-        """The conditions of latent frames by their numbers; what is constant stays so."""
-        return self._cut(lambda values: values[:, list(numbers)])
+    def between(self, first: int, last: int) -> Conditions:
+        """The conditions of latent frames first..last - 1; what is constant stays so."""
+        return self._cut(lambda values: values[:, first:last])
 
     def _cut(self, function: Callable[[Tensor], Tensor]) -> Conditions:
         given = self._given().items()

@@ -3,6 +3,7 @@
 Knows the model's passes over a frame and which frames they are given; no masks, no denoising.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,10 +42,8 @@ def observation_noise(model: Magi, noise_level: int) -> float:
 class History:
     """The frames before the one being generated, of B videos under ``conditions`` (G x B: guidance doubles the batch).
 
-    In "window" mode a full window slides: ``window_keep`` frames are observed anew as a fresh context from position 0,
-    so everything the model sees, it has seen in training, and the cost a frame stays the same for ever. They are the
-    newest, or the first ``sink_frames`` of the video and the newest others (attention sink: Xiao et al. 2024,
-    "Efficient Streaming Language Models with Attention Sinks").
+    In "window" mode a full window slides: the newest ``window_keep`` frames are observed anew as a fresh context from
+    position 0, so everything the model sees, it has seen in training, and the cost a frame stays the same for ever.
     ``generators`` (one a video) give the noise of observations at noise levels above 1; a frame's noise is drawn once.
     ``execution`` says how the passes over a frame run (the plain way if None); graphs share the memory of ``pool``.
     """
@@ -60,7 +59,7 @@ class History:
         pool: Any = None,
     ) -> None:
         execution = execution or Execution.plain(model)
-        self.model, self.keep, self.sink = model, config.window_keep, config.sink_frames
+        self.model, self.keep = model, config.window_keep
         self.observes_anew = config.prompt_change == "observe_anew"
         self.halves = conditions.batch // len(generators)
         self.time_T = time_positions(frames, model.config.frames, config).to(model.mask_token.device)
@@ -80,7 +79,7 @@ class History:
         self.amplitudes = [observation_noise(self.model, level) for level in conditions.noise_level_B[:videos].tolist()]
         self.recent_BTNC: Tensor | None = None
         self.finished = 0
-        self.led: list[dict[str, Tensor]] = []
+        self.led: deque[dict[str, Tensor]] = deque(maxlen=self.cache.capacity)
         self.cache.clear()
         self.frame_pass.set_conditions(conditions.frame(0))
         self.frame_pass.set_time(self.time_T[0])
@@ -95,7 +94,7 @@ class History:
 
         One call a frame, from frame 0 on; those of a context come before it is observed.
         """
-        self.led = self._in_view([*self.led, dict(values)], self.cache.capacity)
+        self.led.append(dict(values))
         self._set_conditions(self.finished)
         self.frame_pass.set_time(self.time_T[self.cache.length])
 
@@ -109,24 +108,23 @@ class History:
         if count := self.cache.length:
             assert self.recent_BTNC is not None
             self.cache.clear()
-            self._observe_together(self._frames_in_view(self.recent_BTNC, count))
+            self._observe_together(self.recent_BTNC[:, -count:])
 
     def observe(self, tokens_BTNC: Tensor) -> None:
         """Add finished frames, under the conditions that led to them.
 
-        Of a first context longer than the window only those that fit are seen: the sink and the newest.
+        Of a first context longer than the window only the newest that fit are seen.
         """
         self.finished += tokens_BTNC.shape[1]
         if self.recent_BTNC is None:
-            tokens_BTNC = self._frames_in_view(tokens_BTNC, self.cache.capacity)
+            tokens_BTNC = tokens_BTNC[:, -self.cache.capacity :]
         tokens_BTNC = self._with_noise(tokens_BTNC)
         recent_BTNC = tokens_BTNC if self.recent_BTNC is None else torch.cat([self.recent_BTNC, tokens_BTNC], dim=1)
         # All that may be in view, where it may have to be observed anew.
-        room = self.cache.capacity if self.observes_anew else self.keep
-        self.recent_BTNC = self._frames_in_view(recent_BTNC, room)
+        self.recent_BTNC = recent_BTNC[:, -(self.cache.capacity if self.observes_anew else self.keep) :]
         if self.cache.length + tokens_BTNC.shape[1] > self.cache.capacity:
             self.cache.clear()
-            tokens_BTNC = self._frames_in_view(self.recent_BTNC, self.keep)
+            tokens_BTNC = self.recent_BTNC[:, -self.keep :]
         if tokens_BTNC.shape[1] == 1:
             self._set_frame(self.finished - 1, self.cache.length)
             self._observe(tokens_BTNC[:, 0], key=self._graph_key(), arguments=(self.cache,))
@@ -138,10 +136,12 @@ class History:
     def _observe_together(self, tokens_BTNC: Tensor) -> None:
         """Add the newest finished frames after those in the cache."""
         first, count = self.cache.length, tokens_BTNC.shape[1]
-        conditions = self.conditions.at(self._in_view(range(self.finished), first + count)[first:])
+        conditions = self.conditions.between(self.finished - count, self.finished)
         if self.led:
-            led = self._in_view(self.led, first + count)[first:]
-            changed: dict[str, Any] = {name: torch.stack([values[name] for values in led], dim=1) for name in led[0]}
+            newest = list(self.led)[-count:]
+            changed: dict[str, Any] = {
+                name: torch.stack([values[name] for values in newest], dim=1) for name in newest[0]
+            }
             conditions = replace(conditions, **changed)
         self.model.observe(self._double(tokens_BTNC), self.time_T[first : first + count], conditions, self.cache)
 
@@ -157,14 +157,6 @@ class History:
         inputs = (tokens_BNC, masked_BN, picked_Bm)
         z_GBmD: Tensor = self._predict(*inputs, key=self._graph_key(), arguments=(self.cache,))
         return z_GBmD[:, :, :count]
-
-    def _in_view(self, items: Sequence[Any], most: int) -> list[Any]:
-        """Of items, one a frame in view: those of the sink and the newest others, ``most`` in all."""
-        left = max(0, len(items) - most)
-        return [*items[: self.sink], *items[self.sink + left :]] if left else list(items)
-
-    def _frames_in_view(self, tokens_BTNC: Tensor, most: int) -> Tensor:
-        return tokens_BTNC[:, self._in_view(range(tokens_BTNC.shape[1]), most)]
 
     def _set_frame(self, number: int, position: int) -> None:
         """The next passes are about frame ``number`` of the video, at ``position`` of those in view."""

@@ -162,11 +162,6 @@ def check_latents(latents_BTCHW: torch.Tensor, channels: int) -> None:
 def latent_shape(vae: VideoAutoencoder, config: DataConfig) -> LatentShape:
     """Return the size of an encoded clip of ``config``; ``ValueError`` where the autoencoder cannot encode it."""
     vae.check_frame_size(config.height, config.width)
-    if config.sink_share and vae.temporal_stride > 1:
-        raise ValueError(
-            f"data.sink_share {config.sink_share:g}: the autoencoder '{vae.id}' encodes {vae.temporal_stride} frames "
-            "together, so no frame can stand in the place of another; set it to 0"
-        )
     return LatentShape(
         frames=vae.latent_frames(config.frames),
         channels=vae.channels,

@@ -82,7 +82,7 @@ def played(dream: Dream, players: list[int], legs: int, absent: dict[int, set[in
     return got
 
 
-@pytest.mark.parametrize("sampling", [{}, {"guidance": 2.0}, {"sink_frames": 1}])
+@pytest.mark.parametrize("sampling", [{}, {"guidance": 2.0}])
 @pytest.mark.parametrize("players", [[0], [0, 1, 2]])
 def test_legs_are_one_long_stream(sampling: dict[str, Any], players: list[int]) -> None:
     pipe, clips = pipeline(**sampling), starts()

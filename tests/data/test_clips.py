@@ -146,26 +146,6 @@ def test_interval_and_start_are_uniform_in_what_fits() -> None:
     assert sum((count - expected) ** 2 / expected for count in starts.values()) < 32.9
 
 
-def test_a_share_of_the_clips_begins_with_an_earlier_frame_and_is_else_the_same() -> None:
-    config = replace_config(sink_share=0.5)
-    draws = [draw_clip(0, sample, 0, 1000, config) for sample in range(2000)]
-    sinks = [(draw.sink, draw.start) for draw in draws if draw.sink is not None]
-    assert abs(len(sinks) / len(draws) - 0.5) < 0.05 and all(0 <= sink < start for sink, start in sinks)
-    assert abs(np.mean([sink / (start - 1) for sink, start in sinks if start > 1]) - 0.5) < 0.03
-    plain = [draw_clip(0, sample, 0, 1000, CONFIG) for sample in range(2000)]
-    assert [replace(draw, sink=None) for draw in draws] == plain
-    assert draw_clip(0, 0, 0, clip_span(CONFIG.frames, 1), replace_config(sink_share=1.0, interval_max=1)).sink is None
-
-
-def test_the_earlier_frame_stands_first_in_the_clip(index: VideoIndex) -> None:
-    dataset = ClipDataset(index, replace_config(sink_share=1.0), seed=0)
-    clips = [(dataset.draws.draw(sample), numbers_in(dataset[sample].video_THWC)) for sample in range(8)]
-    assert any(draw.sink is not None for draw, _ in clips)
-    for draw, numbers in clips:
-        plain = [draw.start + place * draw.interval for place in range(CONFIG.frames)]
-        assert numbers == [plain[0] if draw.sink is None else draw.sink, *plain[1:]]
-
-
 def test_interval_and_start_do_not_follow_the_sample_number_or_each_other() -> None:
     draws = [draw_clip(0, sample, 0, 1000, CONFIG) for sample in range(2000)]
     together = np.corrcoef([[draw.interval for draw in draws], [draw.start for draw in draws], range(2000)])
@@ -183,7 +163,7 @@ def test_short_videos_are_left_out_and_none_left_is_an_error(index: VideoIndex) 
         ClipSampler([], CONFIG, 0)
 
 
-def replace_config(**changes: float) -> DataConfig:
+def replace_config(**changes: int) -> DataConfig:
     return CONFIG.model_copy(update=changes)
 
 

@@ -42,11 +42,9 @@ def open_latents(folder: Path, config: DataConfig = CONFIG, seed: int = 0) -> La
     return LatentDataset(folder, config, seed, "mean-1", in_raw_units(folder) if is_latents(folder) else None)
 
 
-@pytest.mark.parametrize("sink_share", [0.0, 0.5])
-def test_clips_from_latents_are_those_from_videos(index: VideoIndex, tmp_path: Path, sink_share: float) -> None:
+def test_clips_from_latents_are_those_from_videos(index: VideoIndex, tmp_path: Path) -> None:
     write(index, tmp_path / "out", frames_per_batch=7)
-    config = replace(sink_share=sink_share)
-    raw, latents = ClipDataset(index, config, seed=3), open_latents(tmp_path / "out", config, seed=3)
+    raw, latents = ClipDataset(index, CONFIG, seed=3), open_latents(tmp_path / "out", seed=3)
     assert (len(latents), latents.too_short) == (len(raw), raw.too_short) == (5, 1)
     intervals = set()
     for sample in range(40):

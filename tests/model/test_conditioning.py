@@ -93,7 +93,7 @@ def test_every_tensor_is_mapped_joined_and_cut() -> None:
     assert twice.batch == 4 and twice.label_B is not None and twice.label_B[2:].eq(CLASSES).all()
     assert twice.interval_B.tolist() == [1, 7, 1, 7] and twice.noise_level_B.tolist() == [1, 5, 1, 5]
     assert BY_FRAME.frame(2).label_B.tolist() == [2, 0] and BY_FRAME.frame(2).interval_B.tolist() == [1, 7]
-    assert BY_FRAME.at([0, 2]).label_B.tolist() == [[0, 2], [1, 0]]
+    assert BY_FRAME.between(1, 3).label_B.tolist() == [[1, 2], [1, 0]]
     doubled = BY_FRAME.map(lambda values: values * 2)
     assert doubled.interval_B.tolist() == [2, 14] and doubled.label_B.tolist() == [[0, 2, 4, 0], [2, 2, 0, 4]]
     without = replace(CONSTANT, label_B=None)
@@ -154,7 +154,7 @@ def test_actions_are_cut_and_left_out_with_the_other_conditions() -> None:
     given = replace(CONSTANT, action_BA=rows_BTA)
     assert given.frames == 4 and replace(CONSTANT, action_BA=rows_BTA[:, 0]).frames is None
     assert given.frame(2).action_BA.tolist() == [[4, 5, 0], [12, 13, 0]]
-    assert given.at(range(1, 3)).action_BA.shape == (2, 2, 3)
+    assert given.between(1, 3).action_BA.shape == (2, 2, 3)
     nothing = given.null(ModelConfig(classes=CLASSES, actions=2))
     assert nothing.action_BA[..., -1].eq(1).all() and nothing.action_BA[..., :-1].eq(0).all()
     assert nothing.label_B.tolist() == [CLASSES] * 2 and given.can_guide

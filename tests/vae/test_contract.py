@@ -26,14 +26,6 @@ def test_latent_shape_is_what_encode_returns(vae: VideoAutoencoder) -> None:
     assert shape == LatentShape(frames=3, channels=vae.channels, height=4, width=6)
 
 
-def test_an_earlier_frame_needs_frames_that_are_encoded_alone() -> None:
-    vae, config = PixelVae(4), DataConfig(frames=3, height=16, width=24, sink_share=0.5)
-    assert latent_shape(vae, config).frames == 3
-    vae.temporal_stride = 4
-    with pytest.raises(ValueError, match=r"data.sink_share 0.5: the autoencoder '.*' encodes 4 frames together"):
-        latent_shape(vae, config)
-
-
 def test_a_draw_is_the_generators_and_lies_where_the_posterior_says() -> None:
     posterior = Posterior(torch.full((1, 1, 2, 50, 50), 3.0), torch.full((1, 1, 2, 50, 50), 0.5))
     first, again, other = (posterior.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))

@@ -47,10 +47,11 @@ def world_path(out: Path, world: World[Any], clip_number: int) -> Path:
 def write_world(
     world: World[Any], out: Path, clips: int, seed: int = 0, frames: int | None = 200, progress: Progress | None = None
 ) -> int:
-    """Write ``clips`` videos of ``world``, of ``frames`` frames or of a round trip each (``play_clip``), each beside a ``.json`` of its ``actions`` and exact ``states``.
+    """Write ``clips`` videos of ``world``, each beside a ``.json`` of its ``actions`` and exact ``states``.
 
-    ``actions[t]`` leads into frame t; that of frame 0 is null. Colour is stored at full resolution (yuv444p), because
-    an oracle reads it. Returns the number of videos written; see ``write_built_in`` for what is kept and refused.
+    They are of ``frames`` frames, or without them of a round trip each (``play_clip``). ``actions[t]`` leads into
+    frame t; that of frame 0 is null. Colour is stored at full resolution (yuv444p), because an oracle reads it. Returns
+    the number of videos written; see ``write_built_in`` for what is kept and refused.
     """
     if clips < 1 or (frames is not None and frames < 2):
         raise ValueError(f"expected at least 1 clip of 2 frames, got {clips} of {frames}")
