@@ -84,10 +84,10 @@ class WorldOptions:
     """number of videos"""
     seed: int = 0
     """another seed gives other videos of the same world"""
-    frames: int = 200
-    """frames a video"""
+    frames: int | None = None
+    """frames a video: 200, or those of a round trip"""
     round_trips: bool = False
-    """videos that turn round once, or walk away and back: 41 frames, of which the last shows what the first does"""
+    """videos that turn round once, or walk away and back, so that their last frame shows what the first one does"""
 
 
 def data_world(words: list[str]) -> None:
@@ -95,11 +95,13 @@ def data_world(words: list[str]) -> None:
     options = parse(WorldOptions, "data world", words)
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: expected 0 or more")
+    if options.round_trips and options.frames is not None:
+        raise ValueError(f"--frames {options.frames}: a round trip has a length of its own; leave one of the two out")
     from magi.data.worlds.worlds import find_world, write_world
 
     world = find_world(options.world)
     with progress("writing videos", "videos") as on_progress:
-        frames = None if options.round_trips else options.frames
+        frames = None if options.round_trips else (200 if options.frames is None else options.frames)
         written = write_world(world, options.out, options.clips, options.seed, frames, on_progress)
     _say_written(options.out, written, options.clips)
 
