@@ -1,10 +1,14 @@
+import gc
 import io
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from magi.files import METRICS_FILE
 from magi.training.log import TrainingLog, draw_losses, drop_metrics_after, read_metrics, readable_time
+from magi.training.run_folder import LOSS_FILE
 
 LINE = {"loss": 1.0, "mse": 0.9, "vlb": 0.1, "gradient_norm": 0.5, "learning_rate": 1e-3, "clips_per_second": 7.0}
 
@@ -83,3 +87,18 @@ def test_what_cannot_be_told_does_not_end_a_run(name: str, tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert f"{name}: not written (Is a directory); training goes on" in said or name == "loss.png"
     assert "step 2/9" in said and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_no_picture_stays_in_memory(tmp_path: Path) -> None:
+    """Even where the collector does not come by, as in training."""
+    from matplotlib.figure import Figure
+
+    line = json.dumps({"step": 1, "loss": 1.0, "mse": 1.0, "gradient_norm": 1.0})
+    (tmp_path / METRICS_FILE).write_text(line + "\n")
+    gc.collect()
+    gc.disable()
+    try:
+        draw_losses(tmp_path)
+        assert (tmp_path / LOSS_FILE).stat().st_size and not any(isinstance(one, Figure) for one in gc.get_objects())
+    finally:
+        gc.enable()
