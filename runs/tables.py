@@ -281,11 +281,10 @@ def world_table(result: EvaluationResult) -> str:
     titles += ["obeyed at the first frame", "median survival (frames)"] if scores.reactions else []
     lines = ["| " + " | ".join([f"frames {frames}", *titles]) + " |", "|---" + "|---:" * len(titles) + "|"]
     for name, series in scores.series.items():
-        values = [found.value.value for found in series.ranges[frames].values()]
+        figures = [f"{found.value.value:.3f}" for found in series.ranges[frames].values()]
         if scores.reactions:
-            values.append(scores.reactions[name][0] / max(1, sum(scores.reactions[name])))
-        figures = [f"{value:.3f}" for value in values]
-        figures += [f"{scores.median_survival[name]:g}"] if scores.reactions else []
+            at_once = scores.reactions[name][0] / max(1, sum(scores.reactions[name]))
+            figures += [f"{at_once:.3f}", f"{scores.median_survival[name]:g}"]
         lines.append("| " + " | ".join([name, *figures]) + " |")
     how = f"{protocol['count']} held-out clips, {protocol['context_frames']} context frames, the clips' own actions."
     if scores.inverse_dynamics_videos:

@@ -97,11 +97,12 @@ def data_world(words: list[str]) -> None:
         raise ValueError(f"--seed {options.seed}: expected 0 or more")
     if options.round_trips and options.frames is not None:
         raise ValueError(f"--frames {options.frames}: a round trip has a length of its own; leave one of the two out")
-    from magi.data.worlds.worlds import find_world, write_world
+    from magi.data.worlds.worlds import FRAMES, find_world, write_world
 
-    world = find_world(options.world)
+    world, frames = find_world(options.world), options.frames
+    if frames is None and not options.round_trips:
+        frames = FRAMES
     with progress("writing videos", "videos") as on_progress:
-        frames = None if options.round_trips else (200 if options.frames is None else options.frames)
         written = write_world(world, options.out, options.clips, options.seed, frames, on_progress)
     _say_written(options.out, written, options.clips)
 

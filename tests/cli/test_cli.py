@@ -263,6 +263,7 @@ MISTAKES = [
     ("data index . --max-bad-fraction 2", 2, "--max-bad-fraction 2.0: expected a share"),
     ("data digits x --size 63", 2, "size must be even"),
     ("data digits x --seed -1", 2, "--seed -1: expected 0 or more"),
+    ("data world maze x --round-trips --frames 30", 2, "--frames 30: a round trip has a length of its own"),
     ("encode nowhere x --vae pixel", 2, "nowhere: no such folder"),
     ("encode . x --vae pixel --worker 4/4", 2, "--worker 4/4: expected i/N"),
     ("train-vae nowhere x", 2, "nowhere: no such folder"),

@@ -1,14 +1,11 @@
 import gc
 import io
-import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from magi.files import METRICS_FILE
 from magi.training.log import TrainingLog, draw_losses, drop_metrics_after, read_metrics, readable_time
-from magi.training.run_folder import LOSS_FILE
 
 LINE = {"loss": 1.0, "mse": 0.9, "vlb": 0.1, "gradient_norm": 0.5, "learning_rate": 1e-3, "clips_per_second": 7.0}
 
@@ -93,12 +90,11 @@ def test_no_picture_stays_in_memory(tmp_path: Path) -> None:
     """Even where the collector does not come by, as in training."""
     from matplotlib.figure import Figure
 
-    line = json.dumps({"step": 1, "loss": 1.0, "mse": 1.0, "gradient_norm": 1.0})
-    (tmp_path / METRICS_FILE).write_text(line + "\n")
+    write(tmp_path, [1])
     gc.collect()
     gc.disable()
     try:
         draw_losses(tmp_path)
-        assert (tmp_path / LOSS_FILE).stat().st_size and not any(isinstance(one, Figure) for one in gc.get_objects())
+        assert (tmp_path / "loss.png").stat().st_size and not any(isinstance(one, Figure) for one in gc.get_objects())
     finally:
         gc.enable()

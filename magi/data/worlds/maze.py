@@ -8,7 +8,7 @@ map, and a heading of 0 looks along x.
 
 import colorsys
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,7 @@ class Maze(World[MazeState]):
         turn, whole, legs = int(rng.integers(1, 3)), int(360 / TURN), 5
         turned = [0] * legs + [turn] * whole + [0] * legs
         walked = ([3] * legs + [turn] * (whole // 2)) * 2
-        ends = state
-        for action in walked:
-            ends = self.step(ends, action)
+        ends = reduce(self.step, walked, state)
         returns = max(abs(ends.x - state.x), abs(ends.y - state.y)) < 1e-6
         return walked if returns and rng.random() < 0.5 else turned
 

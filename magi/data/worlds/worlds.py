@@ -14,6 +14,8 @@ from magi.data.worlds.platform import Platform
 from magi.errors import hint
 from magi.seeding import numpy_generator, seed_of
 
+FRAMES = 200
+"""Of a video, where nothing else is asked."""
 WORLDS: dict[str, World[Any]] = {world.name: world for world in (Platform(), Paddle(), Maze())}
 
 
@@ -45,7 +47,12 @@ def world_path(out: Path, world: World[Any], clip_number: int) -> Path:
 
 
 def write_world(
-    world: World[Any], out: Path, clips: int, seed: int = 0, frames: int | None = 200, progress: Progress | None = None
+    world: World[Any],
+    out: Path,
+    clips: int,
+    seed: int = 0,
+    frames: int | None = FRAMES,
+    progress: Progress | None = None,
 ) -> int:
     """Write ``clips`` videos of ``world``, each beside a ``.json`` of its ``actions`` and exact ``states``.
 
@@ -55,15 +62,15 @@ def write_world(
     """
     if clips < 1 or (frames is not None and frames < 2):
         raise ValueError(f"expected at least 1 clip of 2 frames, got {clips} of {frames}")
-    length = len(play_clip(world, seed, 0, frames)[0])
-    if length == 1:
-        raise ValueError(f"the world '{world.name}' has no round trips: nothing ever leaves its view")
     settings = {
-        "world": world.name, "size": world.size, "fps": world.fps, "seed": seed, "frames": length,
+        "world": world.name, "size": world.size, "fps": world.fps, "seed": seed, "frames": frames,
         "action_names": list(world.actions),
     }  # fmt: skip
     if frames is None:
-        settings["round_trips"] = True
+        length = len(play_clip(world, seed, 0, None)[0])
+        if length == 1:
+            raise ValueError(f"the world '{world.name}' has no round trips: nothing ever leaves its view")
+        settings |= {"frames": length, "round_trips": True}
 
     def make(clip_number: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         actions, states = play_clip(world, seed, clip_number, frames)

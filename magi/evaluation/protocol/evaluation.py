@@ -106,6 +106,14 @@ class Evaluation:
         return make_card(self.protocol, self.overrides, self.metrics.described(), data, self.seed)
 
     @property
+    def by_autoencoder(self) -> dict[str, MagiPipeline]:
+        """Of each autoencoder the first model that has it, by that model's name."""
+        found: dict[str, tuple[str, MagiPipeline]] = {}
+        for name, model in self.models.items():
+            found.setdefault(model.vae.id, (name, model))
+        return dict(found.values())
+
+    @property
     def unused_videos(self) -> list[str]:
         """Videos long enough for a clip that no clip is of."""
         used, least = {row.video for row in self.table.rows}, clip_span(self.protocol.frames, self.protocol.interval)

@@ -93,14 +93,11 @@ def judge(curves: Curves, targets: Sequence[Target], ranges: Sequence[FrameRange
 
 def made_videos(evaluation: Evaluation) -> dict[str, Iterator[Tensor]]:
     """Video_BTHWC of each series but the real clips: every autoencoder's reconstructions, every model's samples."""
-    users: dict[str, list[str]] = {}
-    for name, model in evaluation.models.items():
-        users.setdefault(model.vae.id, []).append(name)
-    clips = (0, len(evaluation.predicted))
+    clips, users = (0, len(evaluation.predicted)), evaluation.by_autoencoder
     videos = {}
-    for first, *_ in users.values():
+    for first, model in users.items():
         name = RECONSTRUCTED if len(users) == 1 else f"{RECONSTRUCTED} {first}"
-        videos[name] = evaluation.reconstructed(evaluation.models[first], REAL, *clips)
+        videos[name] = evaluation.reconstructed(model, REAL, *clips)
     return videos | {
         name: read_samples(evaluation, sample_plan(evaluation, name), *clips) for name in evaluation.models
     }

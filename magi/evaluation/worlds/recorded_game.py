@@ -42,10 +42,9 @@ def score_game(evaluation: Evaluation) -> GroundTruthScores:
         )
     (kinds,) = actions
     others = _other_rows(evaluation)
-    by_autoencoder = {model.vae.id: model for model in evaluation.models.values()}.values()
     training = [
         evaluation.clips.batches(others, evaluation.batch),
-        *(evaluation.reconstructed_rows(model, others) for model in by_autoencoder),
+        *(evaluation.reconstructed_rows(model, others) for model in evaluation.by_autoencoder.values()),
     ]
     reader = train_inverse_dynamics(
         torch.cat([part for parts in training for part in parts]).numpy(),
